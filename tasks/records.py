@@ -1,0 +1,268 @@
+"""What is kept about a deletion: its requests, its attempts, its outcome. Pure data, no I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Any
+
+from tasks.durations import iso
+from tasks.errors import InvalidRequest
+
+MAX_ID_LENGTH = 255
+MAX_REQUEST_ID_LENGTH = 128
+MAX_TEXT_LENGTH = 500
+DEFAULT_ACCOUNT = "default"
+
+
+class State(StrEnum):
+    """Where a deletion stands; `TRANSITIONS` says who may follow whom."""
+
+    SCHEDULED = "scheduled"  # waits for its time: a grace period, or a long backoff
+    QUEUED = "queued"  # due; runs when a worker and a permit are free
+    RUNNING = "running"  # claimed; an attempt may be under way until the lease ends
+    DELETED = "deleted"  # BFL confirmed it, or a read-back showed it gone after an attempt of ours
+    NOT_FOUND = "not_found"  # BFL does not know it, and no attempt of ours removed it
+    SUPERSEDED = "superseded"  # the name belongs to another incarnation; nothing was deleted
+    FAILED = "failed"  # refused for good, or given up at its deadline
+    REVIEW = "review"  # the outcome could not be established; a person must look
+    CANCELLED = "cancelled"  # withdrawn, and not deleted
+
+    @property
+    def is_final(self) -> bool:
+        return self not in (State.SCHEDULED, State.QUEUED, State.RUNNING)
+
+
+FINAL = frozenset(state for state in State if state.is_final)
+
+# A final state never changes, except that a late 200 for our own attempt turns any other into `deleted`.
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.SCHEDULED: FINAL | {State.QUEUED},
+    State.QUEUED: FINAL | {State.RUNNING, State.SCHEDULED},
+    State.RUNNING: FINAL | {State.QUEUED, State.SCHEDULED},
+    **{state: frozenset({State.DELETED} - {state}) for state in FINAL},
+}
+
+
+class Evidence(StrEnum):
+    """How it is known that a finetune is deleted."""
+
+    RESPONSE = "response"  # BFL said so in its answer
+    READ_BACK = "read-back"  # a look after an attempt of ours showed it gone
+
+
+@dataclass(frozen=True)
+class Request:
+    """One asking for a deletion: who, why, when, how soon."""
+
+    id: str
+    at: datetime
+    requested_by: str | None
+    reason: str | None
+    source: str
+    due_at: datetime
+    missing_ok: bool
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "id": self.id,
+            "at": iso(self.at),
+            "requested_by": self.requested_by,
+            "reason": self.reason,
+            "source": self.source,
+            "due_at": iso(self.due_at),
+            "missing_ok": self.missing_ok,
+        }
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One delete call to the API. `sent` is false where it is known that the request never left."""
+
+    at: datetime
+    sent: bool
+    http_status: int | None = None
+    error: str | None = None
+    message: str | None = None
+    seconds: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "at": iso(self.at),
+            "sent": self.sent,
+            "http_status": self.http_status,
+            "error": self.error,
+            "message": self.message,
+            "seconds": self.seconds,
+        }
+
+
+@dataclass(frozen=True)
+class Deletion:
+    """The record of one deletion, as it is answered to whoever asks for it."""
+
+    id: str
+    finetune_id: str
+    account: str
+    state: State
+    created_at: datetime
+    due_at: datetime
+    deadline: datetime
+    status: str | None = None
+    message: str | None = None
+    timestamp: str | None = None
+    evidence: Evidence | None = None
+    finished_at: datetime | None = None
+    looked_at: datetime | None = None
+    fingerprint: str | None = None
+    cancel_requested_at: datetime | None = None
+    requests: tuple[Request, ...] = field(default=())
+    attempts: tuple[Attempt, ...] = field(default=())
+
+    def request(self, request_id: str) -> Request | None:
+        return next((request for request in self.requests if request.id == request_id), None)
+
+    def is_done(self, *, missing_ok: bool) -> bool:
+        """Whether it ended as asked: deleted, or not there where that is fine."""
+        return self.state is State.DELETED or (missing_ok and self.state is State.NOT_FOUND)
+
+    def to_json(self) -> dict[str, Any]:
+        """The stable JSON form: times in UTC, ISO 8601, milliseconds."""
+        return {
+            "id": self.id,
+            "finetune_id": self.finetune_id,
+            "account": self.account,
+            "state": self.state.value,
+            "status": self.status,
+            "message": self.message,
+            "timestamp": self.timestamp,
+            "evidence": self.evidence.value if self.evidence else None,
+            "created_at": iso(self.created_at),
+            "due_at": iso(self.due_at),
+            "deadline": iso(self.deadline),
+            "finished_at": iso(self.finished_at),
+            "looked_at": iso(self.looked_at),
+            "fingerprint": self.fingerprint,
+            "cancel_requested_at": iso(self.cancel_requested_at),
+            "requests": [request.to_json() for request in self.requests],
+            "attempts": [attempt.to_json() for attempt in self.attempts],
+        }
+
+
+@dataclass(frozen=True)
+class NewRequest:
+    """A request on its way into the ledger; `checked()` is what makes it acceptable."""
+
+    id: str
+    finetune_id: str
+    account: str = DEFAULT_ACCOUNT
+    source: str = "command"
+    requested_by: str | None = None
+    reason: str | None = None
+    due_at: datetime | None = None
+    delay: timedelta | None = None
+    requested_at: datetime | None = None
+    missing_ok: bool = False
+    fingerprint: str | None = None
+    bulk: bool = False
+    callbacks: Mapping[str, Any] | None = None
+
+    def checked(self, *, allow_org_ids: bool) -> NewRequest:
+        """Itself; raises `InvalidRequest` with what was given and what is accepted."""
+        check_request_id(self.id)
+        check_finetune_id(self.finetune_id, allow_org_ids=allow_org_ids)
+        check_account(self.account)
+        for name in ("reason", "requested_by"):
+            _check_text(name, getattr(self, name))
+        if not isinstance(self.missing_ok, bool):
+            raise InvalidRequest(f"missing_ok is {_shown(self.missing_ok)}: give true or false")
+        if self.due_at is not None and self.delay is not None:
+            raise InvalidRequest("a time and a delay are both given: give one of them")
+        if self.delay is not None and self.delay < timedelta(0):
+            raise InvalidRequest(f"the delay is {self.delay.total_seconds():g} seconds: give 0 or more")
+        return self
+
+
+def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> str:
+    """`finetune_id` if the API could know it; raises `InvalidRequest`.
+
+    Names chosen by people use lowercase letters, digits, `-` and `_`, older ids are UUIDs; `org/name` is
+    another organisation's (public reports; the API's reference does not say).
+    """
+    accepted = f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
+    if not isinstance(finetune_id, str):
+        raise InvalidRequest(f"the finetune id {_shown(finetune_id)} is no text: {accepted}")
+    if not finetune_id:
+        raise InvalidRequest(f"the finetune id is empty: {accepted}")
+    if len(finetune_id) > MAX_ID_LENGTH:
+        raise InvalidRequest(
+            f"the finetune id {_shown(finetune_id)} has {len(finetune_id)} characters: {accepted}"
+        )
+    if not finetune_id.isprintable() or re.search(r"\s", finetune_id):
+        raise InvalidRequest(
+            f"the finetune id {_shown(finetune_id)} has a space or a control character: {accepted}"
+        )
+    if "/" in finetune_id and not allow_org_ids:
+        raise InvalidRequest(
+            f"the finetune id {_shown(finetune_id)} names another organisation's finetune (org/name): give one of "
+            "your own, or set JANITOR_ALLOW_ORG_IDS=true if that is meant"
+        )
+    return finetune_id
+
+
+def check_request_id(request_id: object) -> str:
+    """`request_id` if it can be one; raises `InvalidRequest`."""
+    fine = (
+        isinstance(request_id, str) and 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH and request_id.isprintable()
+    )
+    if not fine:
+        raise InvalidRequest(
+            f"the request id {_shown(request_id)} is not accepted: give 1 to {MAX_REQUEST_ID_LENGTH} printable "
+            "characters, such as a UUID"
+        )
+    return str(request_id)
+
+
+def check_account(account: object, known: Iterable[str] | None = None) -> str:
+    """`account` if it is a name, and one of `known` where that is given; raises `InvalidRequest`."""
+    if not isinstance(account, str) or not re.fullmatch(r"[a-z0-9_]{1,40}", account):
+        raise InvalidRequest(
+            f"the account {_shown(account)} is not a name: give lowercase letters, digits and _, at most 40"
+        )
+    if known is not None and account not in known:
+        raise InvalidRequest(f"the account {account!r} is not known: give one of {', '.join(sorted(known))}")
+    return account
+
+
+def check_state(state: str) -> State:
+    """The `State` called so; raises `InvalidRequest`."""
+    try:
+        return State(state)
+    except ValueError:
+        raise InvalidRequest(f"{_shown(state)} is not a state: give one of {', '.join(State)}") from None
+
+
+def from_ms(milliseconds: float | str) -> datetime:
+    """An aware UTC datetime; the ledger's scripts count milliseconds since the epoch."""
+    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
+
+
+def to_ms(moment: datetime) -> int:
+    return round(moment.timestamp() * 1000)
+
+
+def _check_text(name: str, text: object) -> None:
+    if text is None:
+        return
+    if not isinstance(text, str) or len(text) > MAX_TEXT_LENGTH or not text.isprintable():
+        raise InvalidRequest(
+            f"{name} is {_shown(text)}: give one line of at most {MAX_TEXT_LENGTH} printable characters"
+        )
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
