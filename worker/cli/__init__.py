@@ -1,5 +1,90 @@
-"""The `janitor` command; each subcommand is imported only when it is called."""
+"""The `janitor` command; each subcommand is imported only when it is called, so that help is quick."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+# command: (module below worker.cli, what it does)
+_COMMANDS = {
+    "demo": ("demo", "Show the whole system on this machine, against a simulated API."),
+    "up": ("processes", "Run Redis, worker and beat here, in one foreground process tree."),
+    "delete": ("enqueue", "Ask for finetunes to be deleted."),
+    "show": ("records", "Show one record."),
+    "list": ("records", "List records, newest first."),
+    "wait": ("records", "Wait until deletions are concluded."),
+    "cancel": ("enqueue", "Withdraw deletions."),
+    "retry": ("enqueue", "Ask again for what failed or needs review."),
+    "doctor": ("doctor", "Check settings, Redis, the API and the workers."),
+    "worker": ("processes", "Run a worker."),
+    "beat": ("processes", "Run beat, which starts scheduled cleanups."),
+    "sandbox": ("processes", "Run a simulated BFL API."),
+}
+_WRONG_USAGE, _UNREACHABLE = 2, 3
 
 
-def main() -> None:
-    raise SystemExit("not built yet")
+class _LazyGroup(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
+        return list(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 -- click's
+        if cmd_name not in _COMMANDS:
+            return None
+        module = import_module(f"worker.cli.{_COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name if cmd_name != "list" else "list_")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- click's
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
+
+
+@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="finetune-janitor", prog_name="janitor")
+def cli() -> None:
+    """Delete finetunes at the BFL API: queued, carried out by workers, every outcome on record.
+
+    \b
+    janitor demo                        see it work, nothing needed
+    janitor up                          run it here
+    janitor delete my-finetune --wait   delete one and see its record
+
+    Settings come from the environment; `janitor doctor --settings` lists them. Exit codes: 0 done as asked,
+    1 a deletion ended otherwise, 2 wrong usage, 3 Redis or the API cannot be reached, 4 not done in time.
+    """
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command; every foreseen error ends in one line on stderr and its exit code."""
+    from tasks.errors import JanitorError  # noqa: PLC0415 -- after --help has been answered
+
+    try:
+        result: Any = cli.main(argv, prog_name="janitor", standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        sys.exit(stop.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except JanitorError as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(exit_code(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def exit_code(error: Exception) -> int:
+    """The exit code for an error: 1 unknown deletion, 3 unreachable, 2 anything a person can correct."""
+    from tasks.errors import ApiError, LedgerUnavailable, UnknownDeletion  # noqa: PLC0415 -- as above
+
+    if isinstance(error, LedgerUnavailable | ApiError):
+        return _UNREACHABLE
+    return 1 if isinstance(error, UnknownDeletion) else _WRONG_USAGE

@@ -1,0 +1,87 @@
+"""How long to wait before trying again: full jitter, within a budget, and what the API itself asks for."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
+from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
+
+from tasks.errors import JanitorError
+
+LONGEST_RETRY_AFTER = timedelta(hours=1)
+_FIRST_WAIT_SECONDS = 0.5
+_LONGEST_WAIT_SECONDS = 8.0
+_FIRST_DELAY = timedelta(seconds=30)
+_LONGEST_DELAY = timedelta(hours=1)
+
+
+class Again(JanitorError):
+    """Not now: try again, after `wait` where the API named a time."""
+
+    def __init__(self, why: str, wait: timedelta | None = None) -> None:
+        super().__init__(why)
+        self.wait = wait
+
+
+def retrying(budget: timedelta, sleep: Callable[[float], None], before_sleep: Callable[[], None]) -> Retrying:
+    """tenacity's loop over what raises `Again`; past the budget it raises the last one, to wait in the ledger."""
+    return Retrying(
+        retry=retry_if_exception_type(Again),
+        wait=_wait,
+        stop=stop_before_delay(budget),
+        sleep=sleep,
+        before_sleep=lambda _: before_sleep(),
+        reraise=True,
+    )
+
+
+def long_delay(backoffs: int, asked: timedelta | None = None) -> timedelta:
+    """How long the ledger keeps a deletion after the budget is used up, for the n-th time; full jitter."""
+    if asked is not None and asked > _FIRST_DELAY:
+        return asked
+    longest = min(_FIRST_DELAY * 2 ** min(backoffs, 20), _LONGEST_DELAY)
+    jittered: timedelta = longest * random.random()  # noqa: S311 -- jitter, not a secret
+    return max(jittered, asked or timedelta(seconds=1))
+
+
+def retry_after(headers: Mapping[str, str]) -> timedelta | None:
+    """`Retry-After` (RFC 9110, 10.2.3): seconds, or a date measured against the answer's own `Date`.
+
+    None where it is absent or makes no sense (`nan`, negative, no date); at most an hour.
+    """
+    text = headers.get("Retry-After", "").strip()
+    if not text:
+        return None
+    seconds = _seconds(text, headers.get("Date"))
+    if seconds is None or not math.isfinite(seconds) or seconds < 0:
+        return None
+    return min(timedelta(seconds=min(seconds, 1e9)), LONGEST_RETRY_AFTER)
+
+
+def _wait(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome else None
+    wait = error.wait if isinstance(error, Again) else None
+    if wait is not None:
+        return wait.total_seconds()
+    return wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)(state)
+
+
+def _seconds(text: str, date: str | None) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        pass
+    then, now = _date(text), _date(date or "") or datetime.now(UTC)
+    return max((then - now).total_seconds(), 0.0) if then else None
+
+
+def _date(text: str) -> datetime | None:
+    try:
+        moment = parsedate_to_datetime(text)
+    except (TypeError, ValueError):
+        return None
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -1,0 +1,243 @@
+"""The BFL API: three calls on `requests`, each bounded in time and size, each answer mapped to one error.
+
+Contract: BFL API 0.0.1, `POST /v1/delete_finetune` (tests/contract/); the other two calls are from BFL's public
+reference. What is known only from public reports is said where it is used, and not relied on.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from threading import local
+from typing import Any
+
+import requests
+from requests import exceptions as http
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, SSLError
+
+from tasks import errors
+from tasks.backoff import retry_after
+from tasks.watchdog import Watchdog, guarded_pools
+
+BODY_LIMIT = 1 << 20
+_CHUNK = 1 << 16
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Bounds of one call. Name resolution is not covered: no library can bound it."""
+
+    connect: timedelta = timedelta(seconds=5)
+    read: timedelta = timedelta(seconds=15)
+    total: timedelta = timedelta(seconds=20)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """BFL's own words on a deletion (contract: `DeleteFinetuneResponse`)."""
+
+    status: str
+    message: str
+    timestamp: str
+    http_status: int
+    seconds: float
+
+
+class BflReader:
+    """The calls that change nothing; a planner holds only this. One session a thread, kept alive."""
+
+    def __init__(self, url: str, key: str, timeouts: Timeouts | None = None, *, pool_size: int = 1) -> None:
+        self._url = url.rstrip("/")
+        self._key = key
+        self._timeouts = timeouts or Timeouts()
+        self._pool_size = pool_size
+        self._watchdog = Watchdog()
+        self._local = local()
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._url!r})"
+
+    def my_finetunes(self) -> list[Any]:
+        """Everything the account has; seen: names as strings. Raises `errors.ApiError`."""
+        body, status, seconds = self._call("GET", "/v1/my_finetunes")
+        if not isinstance(body, dict) or not isinstance(body.get("finetunes"), list):
+            raise errors.Unclear("my_finetunes answered without a list", http_status=status, seconds=seconds)
+        return list(body["finetunes"])
+
+    def finetune_details(self, finetune_id: str) -> dict[str, Any]:
+        """The details of one finetune, free in form. Raises `errors.ApiError`; `NotFound` for an unknown id."""
+        body, status, seconds = self._call("GET", "/v1/finetune_details", params={"finetune_id": finetune_id})
+        if not isinstance(body, dict) or not isinstance(body.get("finetune_details"), dict):
+            raise errors.Unclear("finetune_details answered without details", http_status=status, seconds=seconds)
+        return dict(body["finetune_details"])
+
+    def _call(self, method: str, path: str, **content: Any) -> tuple[Any, int, float]:
+        began = time.monotonic()
+        deadline = began + self._timeouts.total.total_seconds()
+        request = requests.Request(method, self._url + path, headers=self._headers(), **content).prepare()
+        with self._translated(began), self._watchdog.guard(deadline):
+            response = self._session().send(
+                request,
+                timeout=(self._timeouts.connect.total_seconds(), self._timeouts.read.total_seconds()),
+                allow_redirects=False,
+                stream=True,
+            )
+            with response:
+                raw = _body(response, deadline)
+        seconds = time.monotonic() - began
+        return _parsed(response, raw, seconds), response.status_code, seconds
+
+    def _headers(self) -> dict[str, str]:
+        return {"x-key": self._key, "accept": "application/json", "accept-encoding": "identity"}
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            # Proxies and netrc would be looked up in the environment at each call, and netrc may send a password.
+            session.trust_env = False
+            session.mount("https://", _Adapter(self._watchdog, self._pool_size))
+            session.mount("http://", _Adapter(self._watchdog, self._pool_size))
+            self._local.session = session
+        return session
+
+    @contextmanager
+    def _translated(self, began: float) -> Iterator[None]:
+        """`requests` errors to ours. The originals are dropped: they carry the request and so the key."""
+        try:
+            yield
+        except (http.RequestException, HTTPError, OSError) as error:
+            kind = errors.NotSent if _never_left(error) else errors.Unclear
+            raise kind(_in_words(error), seconds=time.monotonic() - began) from None
+
+
+class BflClient(BflReader):
+    """All the calls, the one that deletes included."""
+
+    def delete_finetune(self, finetune_id: str) -> Answer:
+        """Delete one finetune, at once and for good. Raises `errors.ApiError`."""
+        body, status, seconds = self._call("POST", "/v1/delete_finetune", json={"finetune_id": finetune_id})
+        named = body.get("deleted_finetune_id") if isinstance(body, dict) else None
+        if isinstance(named, str) and named != finetune_id:
+            raise errors.WrongFinetune(
+                f"asked to delete {finetune_id!r}, the API says it deleted {named!r}",
+                http_status=status,
+                seconds=seconds,
+            )
+        if status != 200 or not _is_complete(body):
+            raise errors.Unclear("the answer is not a complete confirmation", http_status=status, seconds=seconds)
+        return Answer(body["status"], body["message"], body["timestamp"], http_status=status, seconds=seconds)
+
+
+class _Adapter(HTTPAdapter):
+    """An adapter whose connections the watchdog can cut."""
+
+    def __init__(self, watchdog: Watchdog, pool_size: int) -> None:
+        self._watchdog = watchdog
+        super().__init__(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        super().init_poolmanager(*args, **kwargs)
+        self.poolmanager.pool_classes_by_scheme = guarded_pools(self._watchdog)
+
+
+def _is_complete(body: Any) -> bool:
+    fields = ("status", "message", "deleted_finetune_id", "timestamp")
+    return isinstance(body, dict) and all(isinstance(body.get(field), str) for field in fields)
+
+
+def _body(response: requests.Response, deadline: float) -> bytes:
+    raw = b""
+    for chunk in response.iter_content(_CHUNK):
+        raw += chunk
+        if len(raw) > BODY_LIMIT:
+            response.close()
+            raise http.ContentDecodingError(f"the answer is larger than {BODY_LIMIT} bytes")
+        if time.monotonic() > deadline:
+            response.close()
+            raise http.ReadTimeout("the answer was not complete at the call's deadline")
+    return raw
+
+
+def _parsed(response: requests.Response, raw: bytes, seconds: float) -> Any:
+    """The JSON of a 2xx; anything else as the error it stands for."""
+    try:
+        body = json.loads(raw)
+    except ValueError:
+        body = None
+    status = response.status_code
+    if 200 <= status < 300:
+        if body is None:
+            raise errors.Unclear("the answer is not JSON", http_status=status, seconds=seconds)
+        return body
+    wait = retry_after(response.headers)
+    kind = _kind(status, told_to_wait=wait is not None)
+    has_detail = isinstance(body, dict) and "detail" in body
+    raise kind(
+        _detail(body) or response.reason or "no reason given",
+        http_status=status, retry_after=wait, seconds=seconds, from_api=has_detail,
+    )  # fmt: skip
+
+
+def _kind(status: int, *, told_to_wait: bool) -> type[errors.ApiError]:
+    """Which error a status that is not 2xx stands for; 402 as back-pressure is known from public reports."""
+    if status in (429, 402) or (status == 503 and told_to_wait):
+        return errors.Throttled
+    if status in (408, 425):
+        return errors.TryAgain
+    if status == 404:
+        return errors.NotFound
+    if status in (401, 403):
+        return errors.KeyRefused
+    if 300 <= status < 500:
+        return errors.Refused
+    return errors.Unclear
+
+
+def _detail(body: object) -> str | None:
+    """One line from either of the API's error shapes: `detail` as a string, or as a list of problems."""
+    detail = body.get("detail") if isinstance(body, dict) else None
+    if isinstance(detail, list):
+        return _line("; ".join(_problem(item) for item in detail))
+    return _line(detail if isinstance(detail, str) else json.dumps(detail)) if detail else None
+
+
+def _problem(item: object) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    place = ".".join(str(part) for part in item.get("loc") or ())
+    return f"{place}: {item.get('msg', '')}" if place else str(item.get("msg", ""))
+
+
+def _line(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 500 else f"{line[:497]}..."
+
+
+def _never_left(error: BaseException) -> bool:
+    """Whether the request cannot have reached the API: no connection, no name, no TLS."""
+    if isinstance(error, http.SSLError | http.ConnectTimeout | http.InvalidURL | http.MissingSchema):
+        return True
+    reason = getattr(error.args[0], "reason", error.args[0]) if error.args else error
+    return isinstance(reason, NewConnectionError | NameResolutionError | SSLError)
+
+
+def _in_words(error: BaseException) -> str:
+    reason = getattr(error.args[0], "reason", error.args[0]) if error.args else error
+    words = {
+        http.ConnectTimeout: "no connection within the connect timeout",
+        http.ReadTimeout: "no complete answer in time",
+        NameResolutionError: "the host name was not resolved",
+        NewConnectionError: "the connection was refused or not possible",
+        http.SSLError: "TLS failed",
+        http.ContentDecodingError: f"the answer is larger than {BODY_LIMIT} bytes or cannot be decoded",
+    }
+    for kind, text in words.items():
+        if isinstance(error, kind) or isinstance(reason, kind):
+            return text
+    return f"the connection broke ({type(reason if isinstance(reason, BaseException) else error).__name__})"

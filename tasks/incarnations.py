@@ -1,0 +1,55 @@
+"""Which life of a name this is: a fingerprint of its details, since BFL lets a name be used again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+# Seen in BFL's finetune_details; the comment is left out on purpose, it can hold personal data.
+FIELDS = ("timestamp", "finetune_type", "trigger_word", "mode", "iterations", "learning_rate", "lora_rank")
+CLOCK_TOLERANCE = timedelta(seconds=60)
+_VERSION = "v1"
+
+
+def fingerprint(details: Mapping[str, Any]) -> str:
+    """`v1:timestamp=1f0c...,mode=93ab...`: a short hash of each field that is present."""
+    parts = [f"{field}={_short_hash(details[field])}" for field in FIELDS if details.get(field) is not None]
+    return f"{_VERSION}:{','.join(parts)}"
+
+
+def is_weak(stored: str) -> bool:
+    """Whether a fingerprint lacks the timestamp, which tells lives apart best."""
+    return "timestamp=" not in stored
+
+
+def differing_fields(one: str, other: str) -> list[str]:
+    """The fields in which two fingerprints differ, present in one only included."""
+    ours, theirs = _parts(one), _parts(other)
+    return [field for field in FIELDS if ours.get(field) != theirs.get(field)]
+
+
+def api_timestamp(details: Mapping[str, Any], now: datetime) -> datetime | None:
+    """When the API says this life began; None where that is absent, unparseable, without an offset or future."""
+    text = details.get("timestamp")
+    if not isinstance(text, str):
+        return None
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None or moment > now + CLOCK_TOLERANCE:
+        return None
+    return moment.astimezone(UTC)
+
+
+def _short_hash(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _parts(stored: str) -> dict[str, str]:
+    _, _, body = stored.partition(":")
+    return dict(part.split("=", 1) for part in body.split(",") if "=" in part)

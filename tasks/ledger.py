@@ -1,0 +1,305 @@
+"""The store: records of deletions and their order, in Redis. Every change of state is one atomic script.
+
+Keys, all behind the prefix `janitor:`:
+
+    d:<id>                   hash    one deletion
+    r:<request>              string  the deletion that a joined request belongs to
+    cb:<request>             string  the Celery callbacks of a by-name request, until they ran
+    open:<account>           hash    finetune -> its one unfinished deletion
+    wait:<account>           zset    scheduled deletions by due time
+    queue:<account>:<lane>   zset    queued deletions by due time; lanes: resolve, single, bulk
+    looks:<account>          zset    deletions whose first look is due, by time
+    leases:<account>         zset    running deletions by the end of their lease
+    permits:<account>        zset    who may call the API now, by expiry
+    ix:<account>:<state>     zset    deletions by time of creation, for lists
+    names:<account>          zset    finetune, creation and id in one member, for lists by finetune
+    finished                 zset    final deletions by time of conclusion, for pruning
+    outbox                   zset    by-name requests whose Celery result is still to be written
+    account:<account>        hash    cool-down, parking, permits, missed wake-ups
+    accounts, paused         set, hash
+    workers                  zset    worker processes by when they count as gone
+    wakeups:<account>        zset    wake-ups sent and not begun, by when they count as lost
+
+The scripts compute keys from the prefix, so Redis Cluster is not supported.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import cache
+from importlib.resources import files
+from typing import Any, NamedTuple
+
+import redis
+from redis.exceptions import RedisError
+
+from tasks.errors import LedgerUnavailable
+from tasks.records import TRANSITIONS, NewRequest, to_ms
+
+PREFIX = "janitor:"
+MOST_CRASHES = 5
+ANSWER_WITHIN = timedelta(seconds=5)
+ANSWER_AGAIN = timedelta(seconds=60)
+_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The durations the ledger works with; `worker.settings` says what each means."""
+
+    lease: timedelta = timedelta(seconds=30)
+    call_deadline: timedelta = timedelta(seconds=20)
+    give_up_after: timedelta = timedelta(days=7)
+    retention: timedelta = timedelta(days=90)
+    first_look_after: timedelta = timedelta(seconds=30)
+
+
+class Accepted(NamedTuple):
+    """What became of one request: the deletion it belongs to, and whether that is new."""
+
+    deletion_id: str
+    created: bool
+    known: bool
+
+
+class WakeUp(NamedTuple):
+    """A Celery message to send: this account has work."""
+
+    account: str
+    id: str
+
+
+class Claimed(NamedTuple):
+    """What a worker holds: a first look, a delete, or the probe of a parked account. Times: ms, Redis's clock."""
+
+    kind: str
+    id: str
+    token: int
+    finetune_id: str = ""
+    lane: str = ""
+    created_at: int = 0
+    asked_at: int = 0
+    due_at: int = 0
+    deadline: int = 0
+    fingerprint: str = ""
+    looked_at: int = 0
+    unclear_at: int = 0
+    cancel_requested_at: int = 0
+    backoffs: int = 0
+    last_tried: int = 0
+    claimed_at: int = 0
+    account: str = ""
+
+
+class Verdict(NamedTuple):
+    """Whether a call may start: `go`, `lost`, `cancelled`, `paused`, `cooling`, `parked` or `full`."""
+
+    word: str
+    wait: timedelta
+
+
+class Dispatched(NamedTuple):
+    """What a round of dispatch found: wake-ups to send, results to write, records pruned."""
+
+    wakeups: list[WakeUp]
+    owed: list[str]
+    pruned: int
+
+
+class Ledger:
+    """The changes of state; `tasks.queries` reads.
+
+    redis: a client with `decode_responses=True`. skew: added to Redis's clock, for tests of long waits.
+    Every method raises `LedgerUnavailable` where Redis cannot be reached or refuses to write.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        terms: Terms | None = None,
+        *,
+        skew: timedelta = timedelta(0),
+        prefix: str = PREFIX,
+    ) -> None:
+        self.redis = client
+        self.terms = terms or Terms()
+        self.skew = skew
+        self.prefix = prefix
+        self._scripts = {name: client.register_script(text) for name, text in _script_texts().items()}
+
+    def accept(self, requests: Sequence[NewRequest]) -> tuple[list[Accepted], list[WakeUp]]:
+        """Write checked requests, each once; answers in their order, and the wake-ups to send."""
+        accepted: list[Accepted] = []
+        wakeups: list[WakeUp] = []
+        for start in range(0, len(requests), _BATCH):
+            batch = [_request_input(request) for request in requests[start : start + _BATCH]]
+            answers, sent = self._run("accept", requests=batch, nonce=uuid.uuid4().hex, **self._lives())
+            accepted += [Accepted(id_, bool(created), bool(known)) for id_, created, known in answers]
+            wakeups += [WakeUp(*pair) for pair in sent]
+        return accepted, wakeups
+
+    def claim(self, account: str, owner: str, want: int, *, begun: str | None = None) -> tuple[list[Claimed], str]:
+        """At most `want` of what can start now, each with a lease, a token and a permit; and why not more."""
+        now, why, *claimed = self._run(
+            "claim", account=account, owner=owner, want=want, begun=begun, nonce=uuid.uuid4().hex, **self._holds()
+        )
+        return [Claimed(*row)._replace(claimed_at=now, account=account) for row in claimed], why
+
+    def check(self, calls: Iterable[Claimed]) -> list[Verdict]:
+        """Just before calls: renew the leases, take the permits, mark the attempts as sent, or say why not."""
+        answers = self._run("check", calls=_tokens(calls), **self._holds())
+        return [Verdict(word, timedelta(milliseconds=wait_ms)) for word, wait_ms in answers]
+
+    def renew(self, claims: Iterable[Claimed]) -> set[str]:
+        """Renew the leases of `claims`; the ids of those that are lost."""
+        return set(self._run("renew", calls=_tokens(claims), **self._holds()))
+
+    def wait(self, claimed: Claimed, attempts: str, unclear_at: int) -> bool:
+        """Before a wait between attempts: keep what is known, free the permit; false if it is no longer ours."""
+        return bool(
+            self._run(
+                "wait",
+                id=claimed.id,
+                token=claimed.token,
+                attempts=attempts,
+                unclear_at=unclear_at,
+                **self._holds(),
+            )
+        )
+
+    def conclude(self, outcomes: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
+        """Write outcomes: `done`, `again`, `late` or `gone` for each, and the requests whose answers are owed.
+
+        The caller writes those answers; what it leaves undone, dispatch does after `ANSWER_WITHIN`.
+        """
+        words, owed = self._run(
+            "conclude", outcomes=list(outcomes), answer_within_ms=_ms(ANSWER_WITHIN), **self._lives()
+        )
+        return list(words), list(owed)
+
+    def cancel(self, ids: Sequence[str]) -> list[tuple[str, str]]:
+        """(answer, deletion id) for each: `cancelled`, `requested`, `final` or `unknown`."""
+        return [(answer, id_) for answer, id_ in self._run("cancel", ids=list(ids), **self._lives())]
+
+    def dispatch(self, processes: Sequence[str], *, alive_for: timedelta, most: int = 500) -> Dispatched:
+        """One round for these worker processes: take back ended leases, prune, note which wake-ups to send."""
+        sent, owed, pruned = self._run(
+            "dispatch",
+            processes=list(processes),
+            nonce=uuid.uuid4().hex,
+            workers_ttl_ms=_ms(alive_for),
+            retention_ms=_ms(self.terms.retention),
+            answer_again_ms=_ms(ANSWER_AGAIN),
+            most_crashes=MOST_CRASHES,
+            most=most,
+            **self._lives(),
+        )
+        return Dispatched([WakeUp(*pair) for pair in sent], list(owed), pruned)
+
+    def account(self, account: str, action: str, **details: Any) -> Any:
+        """Cool an account down, park or unpark it, pause or resume it: see `account.lua`."""
+        return self._run("account", account=account, action=action, **details)
+
+    def release(self, account: str, holder: str) -> None:
+        """Give back a permit that no deletion holds (a probe's)."""
+        with unavailable():
+            self.redis.zrem(f"{self.prefix}permits:{account}", holder)
+
+    def answered(self, request_ids: Sequence[str], *, callbacks_ran: bool = False) -> None:
+        """The Celery results of these requests are written; with `callbacks_ran` their callbacks are done too."""
+        with unavailable(), self.redis.pipeline(transaction=True) as pipe:
+            pipe.zrem(f"{self.prefix}outbox", *request_ids)
+            if callbacks_ran:
+                pipe.delete(*(f"{self.prefix}cb:{id_}" for id_ in request_ids))
+            pipe.execute()
+
+    def owe_again(self, request_ids: Sequence[str]) -> None:
+        """These answers are owed once more after `ANSWER_AGAIN`: their callbacks have yet to run."""
+        at = self.now_ms() + _ms(ANSWER_AGAIN)
+        with unavailable():
+            self.redis.zadd(f"{self.prefix}outbox", dict.fromkeys(request_ids, at), xx=True)
+
+    def callbacks(self, request_id: str) -> dict[str, Any] | None:
+        """The callbacks stored with a by-name request, None where there are none or they ran."""
+        with unavailable():
+            stored = self.redis.get(f"{self.prefix}cb:{request_id}")
+        return json.loads(stored) if stored else None
+
+    def now_ms(self) -> int:
+        """Redis's clock, in milliseconds since the epoch."""
+        with unavailable():
+            seconds, micros = self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000 + _ms(self.skew)
+
+    def _lives(self) -> dict[str, int]:
+        return {
+            "give_up_after_ms": _ms(self.terms.give_up_after),
+            "first_look_after_ms": _ms(self.terms.first_look_after),
+        }
+
+    def _holds(self) -> dict[str, int]:
+        return {"lease_ms": _ms(self.terms.lease), "permit_ms": _ms(self.terms.call_deadline)}
+
+    def _run(self, script: str, **given: Any) -> Any:
+        with unavailable():
+            return self._scripts[script](
+                keys=[self.prefix], args=[json.dumps({**given, "skew_ms": _ms(self.skew)})]
+            )
+
+
+@contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn redis-py's errors into `LedgerUnavailable` with one line."""
+    try:
+        yield
+    except RedisError as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise LedgerUnavailable(f"Redis did not take it: {reason}") from error
+
+
+def _tokens(claims: Iterable[Claimed]) -> list[dict[str, Any]]:
+    return [{"id": claimed.id, "token": claimed.token} for claimed in claims]
+
+
+def _request_input(request: NewRequest) -> dict[str, Any]:
+    return {
+        "id": request.id,
+        "finetune_id": request.finetune_id,
+        "account": request.account,
+        "source": request.source,
+        "requested_by": request.requested_by,
+        "reason": request.reason,
+        "due_at": _moment(request.due_at),
+        "delay_ms": _ms(request.delay) if request.delay else None,
+        "requested_at": _moment(request.requested_at),
+        "missing_ok": request.missing_ok,
+        "fingerprint": request.fingerprint,
+        "bulk": request.bulk,
+        "callbacks": json.dumps(request.callbacks) if request.callbacks else None,
+    }
+
+
+def _moment(moment: datetime | None) -> int | None:
+    return to_ms(moment) if moment else None
+
+
+def _ms(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1000)
+
+
+@cache
+def _script_texts() -> dict[str, str]:
+    folder = files("tasks") / "lua"
+    common = (folder / "common.lua").read_text(encoding="utf-8")
+    allowed = {state: dict.fromkeys(sorted(after), 1) for state, after in TRANSITIONS.items()}
+    table = f"local NEXT = cjson.decode('{json.dumps(allowed)}')\n"
+    return {
+        path.name.removesuffix(".lua"): table + common + path.read_text(encoding="utf-8")
+        for path in folder.iterdir()
+        if path.name.endswith(".lua") and path.name != "common.lua"
+    }

@@ -1,0 +1,77 @@
+"""Looks: what the API shows of a finetune, before a delete and after an unclear answer."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from tasks import errors
+from tasks.bfl import BflReader
+from tasks.incarnations import CLOCK_TOLERANCE, api_timestamp, differing_fields, fingerprint
+from tasks.records import from_ms
+
+
+class Look(NamedTuple):
+    """What the API showed. `details` is None where it is gone, or where only the list could be asked."""
+
+    there: bool
+    details: dict[str, Any] | None = None
+
+
+class Other(NamedTuple):
+    """Why a finetune is not the one asked for; `since_ms`: later requests mean this one."""
+
+    why: str
+    since_ms: int
+
+
+GONE = Look(there=False)
+
+
+def look(api: BflReader, finetune_id: str) -> Look:
+    """Is it there? Gone is: details answers 404 and the list is without it. Raises `errors.ApiError` if unclear.
+
+    Where details does not work at all (405, or a 404 that is not the API's own), the list alone decides.
+    """
+    try:
+        return Look(there=True, details=api.finetune_details(finetune_id))
+    except errors.NotFound as error:
+        details_work = error.from_api
+    except errors.Refused as error:
+        if error.http_status != 405:
+            raise
+        details_work = False
+    if finetune_id not in names(api.my_finetunes()):
+        return GONE
+    if details_work:
+        raise errors.Unclear("details answers 404, yet the list has it")
+    return Look(there=True)
+
+
+def names(listed: list[Any]) -> set[str]:
+    """The ids in an answer of `my_finetunes` (seen: strings); raises `Unclear` where it has another shape."""
+    if not all(isinstance(item, str) for item in listed):
+        raise errors.Unclear("my_finetunes answered in a shape that is not known")
+    return set(listed)
+
+
+def other_incarnation(found: Look, known: str, looked_at_ms: int, asked_at_ms: int, now: datetime) -> Other | None:
+    """Why what was found is not the incarnation asked for, None where nothing says so."""
+    if found.details is None:
+        return None
+    seen = fingerprint(found.details)
+    if known and seen != known:
+        fields = ", ".join(differing_fields(known, seen)) or "the form of its fingerprint"
+        return Other(f"the name belongs to another finetune now: {fields} changed", looked_at_ms)
+    began = api_timestamp(found.details, now)
+    if began is not None and began > from_ms(asked_at_ms) + CLOCK_TOLERANCE:
+        why = f"the name belongs to another finetune now: this one began {began.isoformat()}, after the request"
+        return Other(why, round(began.timestamp() * 1000))
+    return None
+
+
+def too_late_to_know(found: Look, known: str, asked_at_ms: int, now: datetime, within: timedelta) -> bool:
+    """Whether a first look comes so late that only a sound API timestamp could show whom the request meant."""
+    if known or now - from_ms(asked_at_ms) <= within:
+        return False
+    return found.details is None or api_timestamp(found.details, now) is None

@@ -1,0 +1,26 @@
+-- Accept requests, each once: {requests = [...], nonce, give_up_after_ms, first_look_after_ms}.
+-- Answers {[id of the deletion, created 0|1, known 0|1] ...}, then wake-ups {[account, id] ...}.
+
+local answers, touched = {}, {}
+for i, request in ipairs(input.requests) do
+  local d = find(request.id)
+  if d then
+    -- The same call again, its first answer lost on the way, is told what it would have been told.
+    local mine = redis.call('HGET', prefix .. 'd:' .. d.id, 'nonce') == input.nonce
+    answers[i] = {d.id, mine and 1 or 0, mine and 0 or 1}
+  else
+    request.at = math.min(given(request.requested_at) or now, now)
+    request.due_at = given(request.due_at) or (now + (given(request.delay_ms) or 0))
+    request.nonce = input.nonce
+    if given(request.callbacks) then redis.call('SET', prefix .. 'cb:' .. request.id, request.callbacks) end
+    local created
+    d, created = add(request)
+    answers[i] = {d.id, created, 0}
+  end
+  touched[d.account] = true
+end
+local sent = {}
+for account in pairs(touched) do
+  for _, id in ipairs(wakeups(account)) do sent[#sent + 1] = {account, id} end
+end
+return {answers, sent}

@@ -1,0 +1,29 @@
+-- Withdraw deletions by the id of any of their requests: {ids, give_up_after_ms, first_look_after_ms}.
+-- Answers for each: unknown, final, cancelled, or requested (a call may be under way; a read-back decides).
+
+local function cancel(d)
+  if is_final(d.state) then return 'final' end
+  if d.cancel_requested_at then return 'requested' end
+  if d.unclear_at or (d.state == 'running' and d.calling) then
+    set(d, {cancel_requested_at = now})
+    if d.state ~= 'running' then
+      if d.state == 'scheduled' then move(d, 'queued', now, 'resolve')
+      else
+        redis.call('ZREM', order_key(d, d.state), d.id)
+        set(d, {lane = 'resolve'})
+        enter(d, d.state, now)
+      end
+    end
+    return 'requested'
+  end
+  set(d, {cancel_requested_at = now})
+  finish(d, {state = 'cancelled', message = 'withdrawn on request before anything was deleted'})
+  return 'cancelled'
+end
+
+local answers = {}
+for i, id in ipairs(input.ids) do
+  local d = find(id)
+  answers[i] = d and {cancel(d), d.id} or {'unknown', id}
+end
+return answers

@@ -1,0 +1,27 @@
+-- Just before calls: {calls = [{id, token}], lease_ms, permit_ms}.
+-- Renews the lease, takes the permit and marks the attempt as sent, or says why not.
+-- Answers {verdict, wait_ms} for each: go, lost, cancelled, paused, cooling, parked or full.
+
+local answers = {}
+for i, call in ipairs(input.calls) do
+  local d = read(call.id)
+  if not d or d.state ~= 'running' or tonumber(d.token) ~= call.token then
+    answers[i] = {'lost', 0}
+  elseif d.cancel_requested_at then
+    answers[i] = {'cancelled', 0}
+  else
+    local permits = prefix .. 'permits:' .. d.account
+    local why, wait_ms, limit = stopped(d.account)
+    local holds = redis.call('ZSCORE', permits, d.id)
+    if not why and not holds and live(d.account, now) >= limit then why = 'full' end
+    if why then
+      answers[i] = {why, wait_ms}
+    else
+      redis.call('ZADD', permits, now + input.permit_ms, d.id)
+      redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
+      set(d, {calling = now})
+      answers[i] = {'go', 0}
+    end
+  end
+end
+return answers

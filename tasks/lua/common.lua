@@ -1,0 +1,265 @@
+-- Shared by every script of the ledger; `ledger.py` puts it in front of each and explains the keys.
+-- KEYS[1] is the prefix of all keys, ARGV[1] the input as JSON, NEXT the transition table of records.py.
+-- A script runs alone in Redis, so each change of state below is atomic; times are Redis's own.
+
+local prefix = KEYS[1]
+local input = cjson.decode(ARGV[1])
+local clock = redis.call('TIME')
+local now = clock[1] * 1000 + math.floor(clock[2] / 1000) + (input.skew_ms or 0)
+local NEVER = '-inf'
+local owed = {}  -- by-name requests whose answers this script made due
+local LANES = {'resolve', 'single', 'bulk'}
+
+local function given(value)
+  if value == nil or value == false or value == cjson.null or value == '' then return nil end
+  return value
+end
+
+local function is_final(state)
+  return not (state == 'scheduled' or state == 'queued' or state == 'running')
+end
+
+-- What every script needs of a deletion; numbers stay text until they are counted with.
+local FIELDS = {
+  'finetune_id', 'account', 'state', 'lane', 'created_at', 'due_at', 'token', 'calling', 'unclear_at',
+  'cancel_requested_at', 'named', 'joined', 'crashes', 'fingerprint', 'looked_at', 'asked_at', 'deadline',
+  'backoffs', 'last_tried', 'concluded',
+}
+
+local function read(id)
+  local values = redis.call('HMGET', prefix .. 'd:' .. id, unpack(FIELDS))
+  if not values[1] then return nil end
+  local d = {id = id}
+  for i, name in ipairs(FIELDS) do d[name] = given(values[i]) end
+  return d
+end
+
+local function find(id)
+  local d = read(id)
+  if d then return d end
+  local owner = redis.call('GET', prefix .. 'r:' .. id)
+  return owner and read(owner) or nil
+end
+
+local function set(d, changes)
+  local flat = {}
+  for name, value in pairs(changes) do
+    flat[#flat + 1] = name
+    flat[#flat + 1] = given(value) and tostring(value) or ''
+    d[name] = given(value) and tostring(value) or nil
+  end
+  redis.call('HSET', prefix .. 'd:' .. d.id, unpack(flat))
+end
+
+local function append(d, field, lines)
+  if not given(lines) then return end
+  local old = given(redis.call('HGET', prefix .. 'd:' .. d.id, field))
+  redis.call('HSET', prefix .. 'd:' .. d.id, field, old and (old .. '\n' .. lines) or lines)
+end
+
+local function index_key(d, state)
+  return prefix .. 'ix:' .. d.account .. ':' .. state
+end
+
+local function order_key(d, state)
+  if state == 'scheduled' then return prefix .. 'wait:' .. d.account end
+  if state == 'queued' then return prefix .. 'queue:' .. d.account .. ':' .. d.lane end
+  if state == 'running' then return prefix .. 'leases:' .. d.account end
+  return prefix .. 'finished'
+end
+
+local function name_entry(d)
+  return string.format('%s\n%015d\n%s', d.finetune_id, d.created_at, d.id)
+end
+
+local function enter(d, state, score)
+  redis.call('ZADD', order_key(d, state), score, d.id)
+  redis.call('ZADD', index_key(d, state), d.created_at, d.id)
+end
+
+-- The only way from one state to another. `lane` may change with it, once the old order is left.
+local function move(d, to, score, lane)
+  if not NEXT[d.state][to] then error('no way from ' .. d.state .. ' to ' .. to .. ': ' .. d.id) end
+  redis.call('ZREM', order_key(d, d.state), d.id)
+  redis.call('ZREM', index_key(d, d.state), d.id)
+  if lane and lane ~= d.lane then set(d, {lane = lane}) end
+  set(d, {state = to})
+  enter(d, to, score)
+end
+
+local function free_permit(d)
+  redis.call('ZREM', prefix .. 'permits:' .. d.account, d.id)
+end
+
+-- A request as it is stored: one line of JSON.
+local function request_line(request)
+  return cjson.encode({
+    id = request.id, at = request.at, due_at = request.due_at, requested_by = request.requested_by,
+    reason = request.reason, source = request.source, missing_ok = request.missing_ok,
+  })
+end
+
+local function remember_named(d, request)
+  if request.source ~= 'name' then return end
+  set(d, {named = d.named and (d.named .. '\n' .. request.id) or request.id})
+end
+
+local function schedule_look(d, at)
+  redis.call('ZADD', prefix .. 'looks:' .. d.account, at, d.id)
+end
+
+-- What starts at once is looked at then; what waits longer gets a first look of its own.
+local function look_in_time(d)
+  schedule_look(d, d.state == 'queued' and now + input.first_look_after_ms or now)
+end
+
+local function create(request)
+  local d = {id = request.id, finetune_id = request.finetune_id, account = request.account}
+  local due = math.max(request.due_at, now)
+  local state = due > now and 'scheduled' or 'queued'
+  d.created_at, d.lane, d.state = now, request.bulk and 'bulk' or 'single', state
+  set(d, {
+    finetune_id = d.finetune_id, account = d.account, state = state, lane = d.lane, created_at = now,
+    due_at = due, deadline = due + input.give_up_after_ms, asked_at = request.at, token = 0,
+    fingerprint = request.fingerprint, looked_at = request.looked_at, requests = request_line(request),
+    nonce = request.nonce,
+  })
+  remember_named(d, request)
+  redis.call('HSET', prefix .. 'open:' .. d.account, d.finetune_id, d.id)
+  redis.call('ZADD', prefix .. 'names:' .. d.account, 0, name_entry(d))
+  redis.call('SADD', prefix .. 'accounts', d.account)
+  enter(d, state, due)
+  if not given(request.fingerprint) then look_in_time(d) end
+  return d
+end
+
+local function bring_forward(d, due)
+  if due >= tonumber(d.due_at) then return end
+  if d.state == 'scheduled' then
+    if due <= now then move(d, 'queued', due) else redis.call('ZADD', order_key(d, d.state), due, d.id) end
+  elseif d.state == 'queued' then
+    redis.call('ZADD', order_key(d, d.state), due, d.id)
+  end
+  set(d, {due_at = due, deadline = due + input.give_up_after_ms})
+end
+
+local function join(d, request)
+  append(d, 'requests', request_line(request))
+  redis.call('SET', prefix .. 'r:' .. request.id, d.id)
+  set(d, {joined = (tonumber(d.joined) or 0) + 1, asked_at = math.min(d.asked_at, request.at)})
+  remember_named(d, request)
+  bring_forward(d, math.max(request.due_at, now))
+  if not request.bulk and d.lane == 'bulk' then
+    if d.state == 'queued' then redis.call('ZREM', order_key(d, d.state), d.id) end
+    set(d, {lane = 'single'})
+    if d.state == 'queued' then enter(d, d.state, d.due_at) end
+  end
+  -- A person or a service means the finetune of now: it is looked at anew.
+  if not given(request.fingerprint) and d.state ~= 'running' then look_in_time(d) end
+end
+
+local function add(request)
+  local open = redis.call('HGET', prefix .. 'open:' .. request.account, request.finetune_id)
+  if not open then return create(request), 1 end
+  local d = read(open)
+  join(d, request)
+  return d, 0
+end
+
+-- Requests that this outcome does not answer: made after a cancel, or meant for a later incarnation.
+local function leftovers(d, state, since)
+  if not d.joined then return {} end
+  if state == 'cancelled' then since = d.cancel_requested_at end
+  if not given(since) or not (state == 'cancelled' or state == 'superseded') then return {} end
+  local kept, left = {}, {}
+  for line in string.gmatch(redis.call('HGET', prefix .. 'd:' .. d.id, 'requests'), '[^\n]+') do
+    local request = cjson.decode(line)
+    if request.id ~= d.id and request.at > tonumber(since) then left[#left + 1] = request
+    else kept[#kept + 1] = line end
+  end
+  set(d, {requests = table.concat(kept, '\n')})
+  return left
+end
+
+local function drop_named(d, request)
+  local kept = {}
+  for id in string.gmatch(d.named or '', '[^\n]+') do
+    if id ~= request.id then kept[#kept + 1] = id end
+  end
+  set(d, {named = table.concat(kept, '\n')})
+end
+
+-- A deletion ends: its order, its name, its permit and its looks are freed, its answers are owed.
+local function finish(d, outcome)
+  local left = leftovers(d, outcome.state, outcome.since_ms)
+  move(d, outcome.state, now)
+  set(d, {
+    status = outcome.status, message = outcome.message, timestamp = outcome.timestamp,
+    evidence = outcome.evidence, finished_at = now, calling = '',
+  })
+  free_permit(d)
+  redis.call('ZREM', prefix .. 'looks:' .. d.account, d.id)
+  if redis.call('HGET', prefix .. 'open:' .. d.account, d.finetune_id) == d.id then
+    redis.call('HDEL', prefix .. 'open:' .. d.account, d.finetune_id)
+  end
+  for _, request in ipairs(left) do
+    request.finetune_id, request.account = d.finetune_id, d.account
+    drop_named(d, request)
+    redis.call('DEL', prefix .. 'r:' .. request.id)
+    add(request)
+  end
+  for id in string.gmatch(d.named or '', '[^\n]+') do
+    redis.call('ZADD', prefix .. 'outbox', now + (input.answer_within_ms or 0), id)
+    owed[#owed + 1] = id
+  end
+end
+
+local function live(account, at)
+  redis.call('ZREMRANGEBYSCORE', prefix .. 'permits:' .. account, NEVER, at)
+  return redis.call('ZCARD', prefix .. 'permits:' .. account)
+end
+
+-- Why an account may not be called now, if it may not; and for how long, where that is known.
+local function stopped(account)
+  local a = redis.call('HMGET', prefix .. 'account:' .. account, 'parked_at', 'cool_until', 'max_concurrent', 'probe_at')
+  local limit = tonumber(a[3]) or 1
+  if given(a[1]) then return 'parked', math.max(0, (tonumber(a[4]) or 0) - now), limit end
+  local cool = (tonumber(a[2]) or 0) - now
+  if cool > 0 then return 'cooling', cool, limit end
+  local paused = redis.call('HMGET', prefix .. 'paused', account, '*')
+  if paused[1] or paused[2] then return 'paused', 0, limit end
+  return nil, 0, limit
+end
+
+local function due_count(account)
+  local why, wait_ms = stopped(account)
+  if why == 'cooling' then return 0 end
+  if why == 'parked' then return wait_ms == 0 and 1 or 0 end
+  local due = redis.call('ZCOUNT', prefix .. 'looks:' .. account, NEVER, now)
+  for _, lane in ipairs(LANES) do
+    if why ~= 'paused' or lane == 'resolve' then
+      due = due + redis.call('ZCARD', prefix .. 'queue:' .. account .. ':' .. lane)
+    end
+  end
+  if why ~= 'paused' then due = due + redis.call('ZCOUNT', prefix .. 'wait:' .. account, NEVER, now) end
+  return due
+end
+
+-- Wake-ups to send now, noted as sent: no more than there are processes, nor than the work asks for.
+local function wakeups(account)
+  local due = due_count(account)
+  if due == 0 then return {} end
+  local _, _, limit = stopped(account)
+  if live(account, now) >= limit then return {} end
+  local sent, name = prefix .. 'wakeups:' .. account, prefix .. 'account:' .. account
+  if redis.call('ZREMRANGEBYSCORE', sent, NEVER, now) > 0 then redis.call('HINCRBY', name, 'misses', 1) end
+  local processes = redis.call('ZCOUNT', prefix .. 'workers', now, '+inf')
+  local misses = tonumber(redis.call('HGET', name, 'misses')) or 0
+  local patience = math.min(10000 * 2 ^ misses, 300000)
+  local ids = {}
+  for i = 1, math.min(processes, math.ceil(due / 100)) - redis.call('ZCARD', sent) do
+    ids[i] = input.nonce .. ':' .. i
+    redis.call('ZADD', sent, now + patience, ids[i])
+  end
+  return ids
+end

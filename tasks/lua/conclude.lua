@@ -1,0 +1,69 @@
+-- Write what came of calls: {outcomes = [{id, token, state, ...}], give_up_after_ms, first_look_after_ms}.
+-- `token` is absent for a first look, which only concludes what still is as it was seen (`expected`).
+-- Answers {done, again (handed back), late (noted, changed nothing) or gone (no such record), ...}, {owed ...}.
+
+local function keep_findings(d, o)
+  append(d, 'attempts', o.attempts)
+  local changes = {}
+  for _, name in ipairs({'fingerprint', 'looked_at', 'unclear_at', 'last_tried'}) do
+    if o[name] ~= nil then changes[name] = given(o[name]) or '' end
+  end
+  if next(changes) then set(d, changes) end
+end
+
+local function late(d, o)
+  append(d, 'attempts', o.attempts)
+  if o.state == 'deleted' and o.evidence == 'response' and d.state ~= 'deleted' then
+    finish(d, o)
+    return 'done'
+  end
+  return 'late'
+end
+
+local function hand_back(d, o)
+  free_permit(d)
+  if d.cancel_requested_at and not d.unclear_at then
+    finish(d, {state = 'cancelled', message = 'withdrawn on request before anything was deleted'})
+    return 'done'
+  end
+  local due, lane = tonumber(d.due_at), d.cancel_requested_at and 'resolve' or d.lane
+  local delay = given(o.delay_ms)
+  if delay then due = now + delay end
+  set(d, {calling = '', message = o.message, backoffs = delay and (tonumber(d.backoffs) or 0) + 1 or d.backoffs})
+  if delay then set(d, {due_at = due}) end
+  move(d, due > now and 'scheduled' or 'queued', due, lane)
+  return 'again'
+end
+
+local function after_look(d, o)
+  redis.call('ZREM', prefix .. 'permits:' .. d.account, 'look:' .. d.id)
+  if d.state == 'running' or is_final(d.state) or (d.fingerprint or '') ~= o.expected then return 'late' end
+  if given(o.state) then
+    finish(d, o)
+    return 'done'
+  end
+  keep_findings(d, o)
+  if given(o.delay_ms) then schedule_look(d, now + o.delay_ms)
+  else redis.call('ZREM', prefix .. 'looks:' .. d.account, d.id) end
+  return 'again'
+end
+
+local function conclude(o)
+  local d = read(o.id)
+  if not d then return 'gone' end
+  if not given(o.token) then return after_look(d, o) end
+  -- A delete that happened is a fact, whoever holds the lease by now; anything else needs the token.
+  -- The same outcome again, its first answer lost on the way, changes nothing.
+  if tonumber(d.concluded) == o.token then return 'done' end
+  local mine = d.state == 'running' and tonumber(d.token) == o.token
+  if not mine then return late(d, o) end
+  set(d, {concluded = o.token})
+  keep_findings(d, o)
+  if o.state == 'queued' then return hand_back(d, o) end
+  finish(d, o)
+  return 'done'
+end
+
+local answers = {}
+for i, o in ipairs(input.outcomes) do answers[i] = conclude(o) end
+return {answers, owed}

@@ -1,0 +1,10 @@
+-- A worker waits between two attempts: {id, token, attempts, unclear_at, lease_ms}.
+-- What is known so far is kept and the permit freed; answers 1, or 0 where the deletion is no longer its own.
+
+local d = read(input.id)
+if not d or d.state ~= 'running' or tonumber(d.token) ~= input.token then return 0 end
+append(d, 'attempts', input.attempts)
+set(d, {calling = '', unclear_at = given(input.unclear_at) or d.unclear_at})
+redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
+free_permit(d)
+return 1

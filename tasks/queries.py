@@ -1,0 +1,254 @@
+"""Reading the ledger: by id, finetune, state, account and time, newest first, without scanning everything."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from heapq import merge
+from itertools import islice
+from typing import Any, NamedTuple
+
+from tasks.durations import iso
+from tasks.errors import InvalidRequest, UnknownDeletion
+from tasks.ledger import Ledger, unavailable
+from tasks.records import (
+    DEFAULT_ACCOUNT,
+    Attempt,
+    Deletion,
+    Evidence,
+    Request,
+    State,
+    from_ms,
+    to_ms,
+)
+
+_CHUNK = 200
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which deletions to list; None leaves a filter out. `since` and `until` are about their creation."""
+
+    account: str | None = None
+    states: tuple[State, ...] = ()
+    finetune_id: str | None = None
+    since: datetime | None = None
+    until: datetime | None = None
+
+
+class Page(NamedTuple):
+    """Deletions, newest first; `cursor` asks for the next page, None on the last."""
+
+    deletions: list[Deletion]
+    cursor: str | None
+
+
+class _Entry(NamedTuple):
+    created_at: int
+    id: str
+
+
+def get(ledger: Ledger, deletion_id: str) -> Deletion:
+    """The deletion with this id, or to which the request with this id belongs; raises `UnknownDeletion`."""
+    found = get_many(ledger, [deletion_id])[0]
+    if found is None:
+        raise UnknownDeletion(f"no deletion has the id {deletion_id!r}")
+    return found
+
+
+def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Deletion | None]:
+    """A deletion for each id of a deletion or request, None where there is none; two round trips."""
+    rows = _hashes(ledger, ids)
+    missing = [i for i, row in enumerate(rows) if not row]
+    if missing:
+        with unavailable():
+            owners: list[Any] = ledger.redis.mget([f"{ledger.prefix}r:{ids[i]}" for i in missing])
+        found = dict(zip(missing, owners, strict=True))
+        ids = [found.get(i) or id_ for i, id_ in enumerate(ids)]
+        rows = _hashes(ledger, ids)
+    return [_deletion(id_, row) if row else None for id_, row in zip(ids, rows, strict=True)]
+
+
+def list_deletions(ledger: Ledger, where: Filter, *, limit: int = 50, cursor: str | None = None) -> Page:
+    """One page of what matches, newest first.
+
+    The work depends on the page and on the number of accounts and states, not on the number of records.
+    """
+    after = _parse_cursor(cursor) if cursor else None
+    entries = _by_finetune(ledger, where, after) if where.finetune_id else _by_state(ledger, where, after)
+    found: list[Deletion] = []
+    while len(found) <= limit:
+        chunk = list(islice(entries, min(_CHUNK, limit + 1)))
+        if not chunk:
+            break
+        found += [d for d in get_many(ledger, [entry.id for entry in chunk]) if d and _matches(d, where)]
+    last = found[limit - 1] if len(found) > limit else None
+    return Page(found[:limit], f"{to_ms(last.created_at)}:{last.id}" if last else None)
+
+
+def known_accounts(ledger: Ledger) -> set[str]:
+    """The accounts workers have registered, and `default`."""
+    with unavailable():
+        members: Any = ledger.redis.smembers(f"{ledger.prefix}accounts")
+        names = sorted(members)
+        with ledger.redis.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.hexists(f"{ledger.prefix}account:{name}", "registered")
+            registered = pipe.execute()
+    return {DEFAULT_ACCOUNT} | {name for name, known in zip(names, registered, strict=True) if known}
+
+
+def open_deletions(ledger: Ledger, account: str, finetune_ids: Sequence[str]) -> dict[str, str]:
+    """The unfinished deletion of each finetune that has one."""
+    with unavailable():
+        found: Any = ledger.redis.hmget(f"{ledger.prefix}open:{account}", list(finetune_ids))
+    return {finetune_id: id_ for finetune_id, id_ in zip(finetune_ids, found, strict=True) if id_}
+
+
+def workers_seen(ledger: Ledger) -> list[str]:
+    """The worker processes that dispatch has heard of lately."""
+    with unavailable():
+        found: Any = ledger.redis.zrangebyscore(f"{ledger.prefix}workers", ledger.now_ms(), "+inf")
+    return list(found)
+
+
+def oldest_due(ledger: Ledger) -> datetime | None:
+    """Since when the longest waiting deletion that may start is due, over all accounts; None if none is."""
+    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+        for account in sorted(_all_accounts(ledger)):
+            for lane in ("resolve", "single", "bulk"):
+                pipe.zrange(f"{ledger.prefix}queue:{account}:{lane}", 0, 0, withscores=True)
+        scores = [score for rows in pipe.execute() for _, score in rows]
+    return from_ms(min(scores)) if scores else None
+
+
+def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
+    accounts = [where.account] if where.account else sorted(_all_accounts(ledger))
+    keys = [
+        f"{ledger.prefix}ix:{account}:{state}" for account in accounts for state in where.states or tuple(State)
+    ]
+    high = min((to_ms(where.until) if where.until else float("inf")), after.created_at if after else float("inf"))
+    low = to_ms(where.since) if where.since else "-inf"
+
+    def pages(key: str) -> Iterator[_Entry]:
+        def page(offset: int) -> list[_Entry]:
+            rows: Any = ledger.redis.zrevrangebyscore(key, high, low, offset, _CHUNK, withscores=True)
+            return [_Entry(int(score), id_) for id_, score in rows]
+
+        return _paged(page, after)
+
+    return merge(*map(pages, keys), reverse=True)
+
+
+def _by_finetune(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
+    accounts = [where.account] if where.account else sorted(_all_accounts(ledger))
+
+    def pages(account: str) -> Iterator[_Entry]:
+        def page(offset: int) -> list[_Entry]:
+            rows: Any = ledger.redis.zrevrangebylex(
+                f"{ledger.prefix}names:{account}",
+                f"[{where.finetune_id}\n:",
+                f"[{where.finetune_id}\n",
+                offset,
+                _CHUNK,
+            )
+            parts = [row.split("\n") for row in rows]
+            return [_Entry(int(created_at), id_) for _, created_at, id_ in parts]
+
+        return _paged(page, after)
+
+    return merge(*map(pages, accounts), reverse=True)
+
+
+def _paged(page: Callable[[int], list[_Entry]], after: _Entry | None) -> Iterator[_Entry]:
+    offset = 0
+    while True:
+        with unavailable():
+            entries = page(offset)
+        yield from (entry for entry in entries if after is None or entry < after)
+        if len(entries) < _CHUNK:
+            return
+        offset += len(entries)
+
+
+def _all_accounts(ledger: Ledger) -> set[str]:
+    with unavailable():
+        members: Any = ledger.redis.smembers(f"{ledger.prefix}accounts")
+    return set(members)
+
+
+def _matches(deletion: Deletion, where: Filter) -> bool:
+    return (
+        (not where.states or deletion.state in where.states)
+        and (where.since is None or deletion.created_at >= where.since)
+        and (where.until is None or deletion.created_at <= where.until)
+    )
+
+
+def _parse_cursor(cursor: str) -> _Entry:
+    created_at, _, id_ = cursor.partition(":")
+    if not created_at.isdigit() or not id_:
+        raise InvalidRequest(f"the cursor {cursor!r} is not one that a list answered: leave it out to start anew")
+    return _Entry(int(created_at), id_)
+
+
+def _hashes(ledger: Ledger, ids: Sequence[str]) -> list[dict[str, str]]:
+    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+        for id_ in ids:
+            pipe.hgetall(f"{ledger.prefix}d:{id_}")
+        return pipe.execute()
+
+
+def _deletion(id_: str, row: dict[str, str]) -> Deletion:
+    state = State(row["state"])
+    finished_at = _time(row, "finished_at")
+    return Deletion(
+        id=id_,
+        finetune_id=row["finetune_id"],
+        account=row["account"],
+        state=state,
+        status=row.get("status") or (state.value if state.is_final else None),
+        message=row.get("message") or None,
+        timestamp=row.get("timestamp") or iso(finished_at),
+        evidence=Evidence(row["evidence"]) if row.get("evidence") else None,
+        created_at=from_ms(row["created_at"]),
+        due_at=from_ms(row["due_at"]),
+        deadline=from_ms(row["deadline"]),
+        finished_at=finished_at,
+        looked_at=_time(row, "looked_at"),
+        fingerprint=row.get("fingerprint") or None,
+        cancel_requested_at=_time(row, "cancel_requested_at"),
+        requests=tuple(_request(line) for line in row["requests"].split("\n")),
+        attempts=tuple(_attempt(line) for line in row.get("attempts", "").split("\n") if line),
+    )
+
+
+def _time(row: dict[str, str], name: str) -> datetime | None:
+    return from_ms(row[name]) if row.get(name) else None
+
+
+def _request(line: str) -> Request:
+    stored = json.loads(line)
+    return Request(
+        id=stored["id"],
+        at=from_ms(stored["at"]),
+        requested_by=stored.get("requested_by"),
+        reason=stored.get("reason"),
+        source=stored["source"],
+        due_at=from_ms(stored["due_at"]),
+        missing_ok=stored["missing_ok"],
+    )
+
+
+def _attempt(line: str) -> Attempt:
+    stored = json.loads(line)
+    return Attempt(
+        at=from_ms(stored["at"]),
+        sent=stored["sent"],
+        http_status=stored.get("http_status"),
+        error=stored.get("error"),
+        message=stored.get("message"),
+        seconds=stored.get("seconds"),
+    )

@@ -1,0 +1,203 @@
+"""The loop of a wake-up: claim what can start, run it on threads, conclude in groups, until nothing is left."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from queue import Empty, SimpleQueue
+from typing import Any
+
+import structlog
+
+from tasks.bfl import BflClient
+from tasks.deletion import Outcome, Rules, Run
+from tasks.errors import ApiError, LedgerUnavailable
+from tasks.gate import HandBack
+from tasks.ledger import Claimed, Ledger
+
+log = structlog.get_logger()
+
+MOST_AT_ONCE = 100
+WORK_FOR = timedelta(seconds=10)
+_CONCLUDE_EVERY_SECONDS = 0.5
+_STOPPING_GRACE = timedelta(seconds=4)
+
+
+_Done = tuple[Claimed, dict[str, Any] | None]
+
+
+@dataclass
+class Shift:
+    """One wake-up's work: what is in hand, and what has come back."""
+
+    in_hand: int = 0
+    done: SimpleQueue[_Done] = field(default_factory=SimpleQueue)
+
+
+class Crew:
+    """The threads of one process. answer: writes the Celery results of these requests."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        clients: Mapping[str, BflClient],
+        rules: Rules,
+        owner: str,
+        threads: int,
+        answer: Callable[[Sequence[str]], None],
+        stopping: Any,
+    ) -> None:
+        self.ledger = ledger
+        self.clients = clients
+        self.rules = rules
+        self.owner = owner
+        self.threads = threads
+        self.answer = answer
+        self.stopping = stopping
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deletion")
+        self._busy = 0
+        self._held: dict[str, Claimed] = {}
+        self._lock = threading.Lock()
+        self._renewing = False
+
+    def work(self, account: str, wakeup_id: str | None = None) -> bool:
+        """Work off what is due for `account`; true where more was left when the time was over."""
+        if account not in self.clients:
+            log.warning("work.no_key", account=account)
+            return False
+        shift, until, begun = Shift(), time.monotonic() + WORK_FOR.total_seconds(), wakeup_id
+        while True:
+            open_for_more = time.monotonic() < until and not self.stopping.is_set()
+            claimed = self._claim(account, begun) if open_for_more else []
+            begun = None
+            self._start(shift, claimed)
+            if not shift.in_hand:
+                return not open_for_more
+            self._conclude(_collect(shift))
+
+    def _claim(self, account: str, begun: str | None) -> list[Claimed]:
+        with self._lock:
+            want = min(self.threads - self._busy, MOST_AT_ONCE)
+            if want <= 0 and begun is None:
+                return []
+            claimed, _ = self.ledger.claim(account, self.owner, want, begun=begun)
+            self._busy += len(claimed)
+            self._held.update((_hold(one), one) for one in claimed)
+        self._keep_renewing()
+        return claimed
+
+    def _start(self, shift: Shift, claimed: Iterable[Claimed]) -> None:
+        for one in claimed:
+            shift.in_hand += 1
+            self._pool.submit(self._carry_out, one, shift)
+
+    def _carry_out(self, claimed: Claimed, shift: Shift) -> None:
+        result: dict[str, Any] | None = None
+        try:
+            client = self.clients[claimed.account]
+            if claimed.kind == "probe":
+                self._probe(claimed, client)
+            else:
+                run = Run(claimed, api=client, ledger=self.ledger, rules=self.rules, sleep=self._sleep)
+                outcome = run.first_look() if claimed.kind == "look" else run.run()
+                result = run.input(outcome)
+                _log(claimed, outcome)
+        finally:
+            with self._lock:
+                self._busy -= 1
+            shift.done.put((claimed, result))
+
+    def _probe(self, claimed: Claimed, client: BflClient) -> None:
+        """Does the parked account's key work again?"""
+        try:
+            client.my_finetunes()
+            self.ledger.account(claimed.account, "unpark")
+            log.info("account.unparked", account=claimed.account)
+        except (ApiError, LedgerUnavailable) as error:
+            log.warning("account.parked", account=claimed.account, error=str(error))
+        finally:
+            self.ledger.release(claimed.account, claimed.id)
+
+    def _sleep(self, seconds: float) -> None:
+        if self.stopping.wait(seconds):
+            raise HandBack("the worker is stopping")
+
+    def _conclude(self, done: list[_Done]) -> None:
+        outcomes = [outcome for _, outcome in done if outcome is not None]
+        owed = self._write(outcomes) if outcomes else []
+        with self._lock:
+            for claimed, _ in done:
+                self._held.pop(_hold(claimed), None)
+        if owed:
+            self._answer(owed)
+
+    def _write(self, outcomes: list[dict[str, Any]]) -> list[str]:
+        """Write outcomes, however long Redis is away; a stopping worker leaves them to the next one's look."""
+        patience = _STOPPING_GRACE.total_seconds()
+        while patience > 0:
+            try:
+                return self.ledger.conclude(outcomes)[1]
+            except LedgerUnavailable as error:
+                log.warning("conclude.waits", outcomes=len(outcomes), error=str(error))
+                time.sleep(_CONCLUDE_EVERY_SECONDS)
+                patience -= _CONCLUDE_EVERY_SECONDS if self.stopping.is_set() else 0
+        return []
+
+    def _answer(self, owed: Sequence[str]) -> None:
+        try:
+            self.answer(owed)
+        except Exception as error:
+            log.warning("answers.not_written", requests=len(owed), error=str(error))
+
+    def _keep_renewing(self) -> None:
+        with self._lock:
+            if self._renewing or not self._held:
+                return
+            self._renewing = True
+        threading.Thread(target=self._renew, name="leases", daemon=True).start()
+
+    def _renew(self) -> None:
+        """One thread renews all leases of the process, as long as it holds any."""
+        while True:
+            time.sleep(self.ledger.terms.lease.total_seconds() / 3)
+            with self._lock:
+                held = [claimed for claimed in self._held.values() if claimed.kind == "delete"]
+                if not self._held:
+                    self._renewing = False
+                    return
+            try:
+                self.ledger.renew(held)
+            except LedgerUnavailable as error:
+                log.warning("leases.not_renewed", leases=len(held), error=str(error))
+
+
+def _collect(shift: Shift) -> list[_Done]:
+    """What has come back, at least one unless a second passes without."""
+    done = []
+    with suppress(Empty):
+        done.append(shift.done.get(timeout=1))
+        while len(done) < MOST_AT_ONCE:
+            done.append(shift.done.get_nowait())
+    shift.in_hand -= len(done)
+    return done
+
+
+def _hold(claimed: Claimed) -> str:
+    return f"{claimed.kind}:{claimed.account}:{claimed.id}"
+
+
+def _log(claimed: Claimed, outcome: Outcome) -> None:
+    log.info(
+        "deletion.looked" if claimed.kind == "look" else "deletion.carried_out",
+        deletion=claimed.id,
+        finetune=claimed.finetune_id,
+        account=claimed.account,
+        state=outcome.state.value if outcome.state else None,
+        message=outcome.message,
+    )

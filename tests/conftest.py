@@ -1,0 +1,78 @@
+"""Shared by all tiers: one real Redis for the session, emptied for each test."""
+
+import itertools
+from datetime import timedelta
+
+import pytest
+import redis
+
+from tasks.ledger import Ledger, Terms
+from tasks.records import NewRequest
+from worker import embedded
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory):
+    with embedded.running(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def redis_client(redis_url):
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        client.flushall()
+        yield client
+
+
+class Clocked:
+    """Ledgers on one Redis that see its clock shifted: time passes without waiting for it."""
+
+    def __init__(self, client):
+        self.client = client
+        self.passed = timedelta(0)
+
+    def __call__(self, **terms):
+        return Ledger(self.client, Terms(**terms), skew=self.passed)
+
+    def after(self, **duration):
+        self.passed += timedelta(**duration)
+        return self()
+
+
+@pytest.fixture
+def clocked(redis_client):
+    return Clocked(redis_client)
+
+
+@pytest.fixture
+def ledger(clocked):
+    """A ledger with one account of 8 permits and one worker process seen."""
+    ledger = clocked()
+    ledger.account("default", "register", max_concurrent=8)
+    ledger.dispatch(["worker/0"], alive_for=timedelta(days=400))
+    return ledger
+
+
+_numbers = itertools.count()
+
+
+def asking(finetune_id="my-finetune", **fields):
+    """A request; its id is unique unless given."""
+    return NewRequest(**{"id": f"request-{next(_numbers)}", "finetune_id": finetune_id, **fields})
+
+
+def outcome(claimed, state, **fields):
+    """An outcome as `Run.input` makes it."""
+    return {
+        "id": claimed.id,
+        "token": claimed.token if claimed.kind == "delete" else None,
+        "expected": claimed.fingerprint,
+        "state": state,
+        "message": "as the test says",
+        "fingerprint": claimed.fingerprint,
+        "looked_at": claimed.looked_at or "",
+        "unclear_at": claimed.unclear_at or "",
+        "last_tried": "",
+        "attempts": "",
+        **fields,
+    }

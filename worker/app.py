@@ -1,0 +1,212 @@
+"""The Celery app: standard Celery, each unusual setting with its reason (docs/design.md has the measurements)."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import structlog
+from celery import Celery, signals
+from kombu import Queue
+
+from tasks import definitions
+from tasks.bfl import BflClient, Timeouts
+from tasks.deletion import Rules
+from tasks.dispatch import Dispatcher
+from tasks.intake import Intake
+from tasks.ledger import Ledger, Terms, WakeUp
+from tasks.work import Crew
+from worker.connections import CONNECT_SECONDS, SOCKET_SECONDS, celery_url, connect, redis_url
+from worker.logs import configure as configure_logs
+from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
+
+log = structlog.get_logger()
+
+POOLS = ("threads", "prefork")
+# Celery's own slots: they accept and wake; API calls run on JANITOR_THREADS threads beside them.
+_SLOTS = 4
+
+
+class Services:
+    """What one process works with, made when first asked for: after any fork, and only what is used."""
+
+    def __init__(self, settings: Settings, url: str, app: Celery, stopping: Any) -> None:
+        self.settings = settings
+        self.app = app
+        self.stopping = stopping
+        self._url = url
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        return Ledger(connect(self._url), terms(self.settings))
+
+    @cached_property
+    def intake(self) -> Intake:
+        return Intake(self.ledger, self.wake, allow_org_ids=self.settings.allow_org_ids)
+
+    @cached_property
+    def crew(self) -> Crew:
+        settings = self.settings
+        clients = {name: client(settings, account) for name, account in settings.accounts.items()}
+        rules = Rules(settings.look_first, settings.first_look_within, settings.retry_budget)
+        return Crew(
+            ledger=self.ledger, clients=clients, rules=rules, owner=_process_name(), threads=settings.threads,
+            answer=self.answer, stopping=self.stopping,
+        )  # fmt: skip
+
+    def wake(self, wakeup: WakeUp) -> None:
+        definitions.wake(self.app, wakeup)
+
+    def answer(self, request_ids: Sequence[str]) -> None:
+        definitions.answer(self.app, self.ledger, request_ids)
+
+    def dispatcher(self, processes: int) -> Dispatcher:
+        name = _process_name()
+        return Dispatcher(
+            ledger=self.ledger, accounts=self.settings.accounts, max_concurrent=self.settings.max_concurrent,
+            processes=[f"{name}/{n}" for n in range(processes)], wake=self.wake, answer=self.answer,
+            every=self.settings.dispatch_every, stopping=self.stopping,
+        )  # fmt: skip
+
+
+def create_app(settings: Settings, url: str | None = None) -> Celery:
+    """A Celery app for workers, beat and producers; raises `LedgerUnavailable` where no Redis is named."""
+    url = url or redis_url(settings)
+    app = Celery("finetunes", broker=celery_url(url), backend=celery_url(url), set_as_current=False)
+    app.conf.update(configuration(settings, url))
+    # Shared with the children of a prefork pool, so that one signal interrupts every wait.
+    stopping = multiprocessing.get_context("fork").Event()
+    services = _per_process(lambda: Services(settings, url, app, stopping))
+    definitions.register(app, services)
+    app.set_current()
+    _follow_worker(services, stopping)
+    return app
+
+
+def configuration(settings: Settings, url: str) -> dict[str, Any]:
+    """Celery's settings, for this Redis."""
+    unix = url.startswith("unix")
+    seconds = int(settings.visibility_timeout.total_seconds())
+    return {
+        "task_serializer": "json",
+        "result_serializer": "json",
+        "accept_content": ["json"],  # a pickle would run code
+        "task_queues": [Queue(name) for name in (definitions.DELETIONS, definitions.WAKEUPS, definitions.TOUCHES)],
+        "task_default_queue": definitions.DELETIONS,
+        "task_routes": definitions.ROUTES,
+        "task_create_missing_queues": True,  # a producer's `link` names its own queue
+        "task_ignore_result": True,  # the record is the result; the tasks that answer say so themselves
+        "task_acks_on_failure_or_timeout": True,  # False would drop the message on Redis
+        "task_reject_on_worker_lost": True,
+        "task_publish_retry_policy": {
+            "max_retries": 3,
+            "interval_start": 0,
+            "interval_step": 0.2,
+            "interval_max": 1,
+        },
+        "result_expires": settings.retention,  # results live as long as records
+        "result_backend_always_retry": True,
+        "result_backend_max_retries": 20,
+        "redis_socket_timeout": SOCKET_SECONDS,
+        "redis_socket_connect_timeout": CONNECT_SECONDS,
+        "redis_backend_health_check_interval": 30,
+        **({} if unix else {"redis_socket_keepalive": True}),
+        "worker_pool": "threads",
+        "worker_concurrency": _SLOTS,
+        "worker_prefetch_multiplier": 1,  # the fewest messages with a worker that may die
+        "worker_cancel_long_running_tasks_on_connection_loss": False,  # True would cut a call in flight
+        "worker_send_task_events": True,
+        "task_send_sent_event": True,
+        "worker_hijack_root_logger": False,
+        "broker_connection_retry_on_startup": True,
+        "broker_connection_max_retries": None,  # the default gives up after 100
+        "broker_channel_error_retry": True,  # the default leaves a worker dead when Redis is full
+        "broker_transport_options": {
+            # The shortest of any app on this Redis wins, and it delivers again: far above any task's time.
+            "visibility_timeout": seconds,
+            "unacked_restore_interval": 30,
+            "unacked_restore_throttle": 1,
+            "socket_timeout": SOCKET_SECONDS,  # kombu's default is none: an ack blocks for ever on a dead path
+            "socket_connect_timeout": CONNECT_SECONDS,
+            "socket_keepalive": True,
+            "health_check_interval": 10,
+            "retry_on_timeout": False,  # True may publish twice
+        },
+        "beat_sync_every": 1,  # else the last run is saved every three minutes only
+        "beat_schedule_filename": str(settings.state_dir / "beat-schedule"),
+    }
+
+
+def terms(settings: Settings) -> Terms:
+    """The ledger's durations, from the settings."""
+    return Terms(
+        lease=settings.lease,
+        call_deadline=settings.call_deadline,
+        give_up_after=settings.give_up_after,
+        retention=settings.retention,
+    )
+
+
+def client(settings: Settings, account: Account) -> BflClient:
+    """An API client for one account."""
+    timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
+    return BflClient(account.url, account.key.get_secret_value(), timeouts)
+
+
+def require_accounts(settings: Settings) -> None:
+    """Raise `SettingsError` where there is no API key: only workers and what looks at the API need one."""
+    if not settings.accounts:
+        raise SettingsError(
+            "no API key: set BFL_API_KEY, or BFL_API_KEY_FILE to a file that holds it "
+            f"(the API is {DEFAULT_API_URL} unless BFL_API_URL says otherwise); `janitor demo` needs none"
+        )
+
+
+def _per_process(make: Callable[[], Services]) -> Callable[[], Services]:
+    made: dict[int, Services] = {}
+
+    def services() -> Services:
+        pid = os.getpid()
+        if pid not in made:
+            made.clear()
+            made[pid] = make()
+        return made[pid]
+
+    return services
+
+
+def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
+    """Start dispatch with a worker, and stop all waiting with it."""
+
+    def check(sender: Any = None, **_: Any) -> None:
+        settings = services().settings
+        require_accounts(settings)
+        pool = (
+            sender.pool_cls if isinstance(sender.pool_cls, str) else sender.pool_cls.__module__.rpartition(".")[2]
+        )
+        if pool not in POOLS:
+            raise SettingsError(f"the pool {pool!r} is not supported: give one of {', '.join(POOLS)}")
+
+    def ready(sender: Any = None, **_: Any) -> None:
+        pool = sender.pool
+        forks = type(pool).__module__.endswith("prefork")
+        services().dispatcher(pool.limit if forks else 1).start()
+
+    def stop(**_: Any) -> None:
+        stopping.set()
+
+    def logs(**_: Any) -> None:
+        configure_logs(services().settings.log_level)
+
+    signals.celeryd_after_setup.connect(lambda instance=None, **_: check(instance), weak=False)
+    signals.worker_ready.connect(ready, weak=False)
+    signals.worker_shutting_down.connect(stop, weak=False)
+    signals.setup_logging.connect(logs, weak=False)
+
+
+def _process_name() -> str:
+    return f"{socket.gethostname()}:{os.getpid()}"

@@ -1,0 +1,107 @@
+"""What commands share: settings, a ledger that answers or says at once that it cannot, options, waiting."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import click
+
+from tasks.durations import parse_duration, parse_time
+from tasks.errors import InvalidRequest
+from tasks.ledger import Ledger, WakeUp
+from tasks.queries import get, get_many
+from tasks.records import DEFAULT_ACCOUNT, Deletion
+from worker.connections import connect, redis_url
+from worker.settings import Settings, load_settings
+
+NOT_IN_TIME = 4
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What a command works with."""
+
+    settings: Settings
+    url: str
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        from worker.app import terms  # noqa: PLC0415 -- brings in Celery
+
+        return Ledger(connect(self.url, patient=False), terms(self.settings))
+
+    def wake(self, wakeup: WakeUp) -> None:
+        from tasks.definitions import wake  # noqa: PLC0415 -- brings in Celery
+        from worker.app import create_app  # noqa: PLC0415
+
+        wake(create_app(self.settings, self.url), wakeup)
+
+
+def open_desk() -> Desk:
+    """Settings and Redis of this environment; raises `SettingsError` or `LedgerUnavailable`."""
+    settings = load_settings()
+    return Desk(settings, redis_url(settings))
+
+
+class _Parsed(click.ParamType):
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except InvalidRequest as error:
+            self.fail(str(error), param, ctx)
+
+
+DURATION = _Parsed("duration", parse_duration)
+TIME = _Parsed("time", parse_time)
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print records as JSON, one per line.")
+account_option = click.option("--account", default=DEFAULT_ACCOUNT, show_default=True, help="The account.")
+timeout_option = click.option("--timeout", type=float, metavar="S", help="Wait at most S seconds, then exit 4.")
+
+
+def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> tuple[list[Deletion], bool]:
+    """The deletions of these ids once all are final, or as they stand when the time is over (then false).
+
+    Unknown ids raise `UnknownDeletion`. A bar shows the progress of many, on a terminal only.
+    """
+    deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
+    found: dict[str, Deletion] = {}
+    with _progress(len(ids)) as advance:
+        while True:
+            open_ids = [id_ for id_ in ids if id_ not in found or not found[id_].state.is_final]
+            before = len(ids) - len(open_ids)
+            for id_, deletion in zip(open_ids, get_many(ledger, open_ids), strict=True):
+                found[id_] = deletion or get(ledger, id_)
+            done = sum(1 for id_ in ids if found[id_].state.is_final)
+            advance(done - before)
+            if done == len(ids):
+                return [found[id_] for id_ in ids], True
+            if deadline is not None and time.monotonic() >= deadline:
+                return [found[id_] for id_ in ids], False
+            time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[int], None]]:
+    if total < 2 or not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console  # noqa: PLC0415 -- heavy
+    from rich.progress import Progress  # noqa: PLC0415
+
+    with Progress(console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("deletions", total=total)
+        yield lambda done: progress.advance(task, done)

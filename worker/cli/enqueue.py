@@ -1,0 +1,238 @@
+"""Commands that ask for something: delete, cancel, retry."""
+
+from __future__ import annotations
+
+import getpass
+import socket
+import uuid
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any
+
+import click
+
+from tasks.errors import InvalidRequest, UnknownDeletion
+from tasks.intake import BULK, Intake
+from tasks.ledger import Accepted
+from tasks.queries import Filter, get_many, known_accounts, list_deletions, open_deletions, workers_seen
+from tasks.records import Deletion, NewRequest, State, check_account, check_state
+from worker.cli.common import (
+    DURATION,
+    NOT_IN_TIME,
+    TIME,
+    Desk,
+    account_option,
+    json_option,
+    open_desk,
+    timeout_option,
+    wait_for,
+)
+from worker.cli.output import note, print_json, print_record, print_table
+
+_SHOWN = 20
+_RETRIABLE = (State.FAILED, State.REVIEW)
+
+
+@click.command()
+@click.argument("ids", nargs=-1, metavar="ID...")
+@click.option("--file", "file", type=click.File("r"), help="Read more ids from a file, one a line; - is stdin.")
+@click.option("--in", "delay", type=DURATION, metavar="24h", help="Delete after this time.")
+@click.option(
+    "--at", "due_at", type=TIME, metavar="T", help="Delete at this time (ISO 8601; UTC without an offset)."
+)
+@click.option("--reason", metavar="R", help="Why; kept in the record.")
+@click.option("--requested-by", metavar="WHO", help="Who asks; your login name unless given.")
+@account_option
+@click.option("--missing-ok", is_flag=True, help="It is fine if the finetune does not exist.")
+@click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
+@click.option("--wait", "wait", is_flag=True, help="Wait for the outcome and show it.")
+@timeout_option
+@json_option
+def delete(
+    *, ids: tuple[str, ...], file: Any, delay: timedelta | None, due_at: datetime | None, reason: str | None,
+    requested_by: str | None, account: str, missing_ok: bool, dry_run: bool, wait: bool, timeout: float | None,
+    as_json: bool,
+) -> int:  # fmt: skip
+    """Ask for finetunes to be deleted, for good.
+
+    \b
+    janitor delete my-finetune --wait
+    janitor delete old-1 old-2 --in 24h --reason "trial over"
+    janitor delete --file ids.txt --missing-ok --json
+    """
+    wanted = list(dict.fromkeys([*ids, *_lines(file)]))
+    if not wanted:
+        raise click.UsageError("no finetune id is given: name at least one, or a file with --file")
+    who = requested_by or f"{getpass.getuser()}@{socket.gethostname()}"
+    requests = [
+        NewRequest(
+            id=str(uuid.uuid4()), finetune_id=id_, account=account, source="command", requested_by=who,
+            reason=reason, due_at=due_at, delay=delay, missing_ok=missing_ok, bulk=len(wanted) > BULK,
+        )
+        for id_ in wanted
+    ]  # fmt: skip
+    desk = open_desk()
+    if dry_run:
+        return _show_dry_run(desk, requests, as_json=as_json)
+    return _accept(desk, requests, wait=wait, timeout=timeout, as_json=as_json)
+
+
+@click.command()
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@json_option
+def cancel(*, ids: tuple[str, ...], as_json: bool) -> int:
+    """Withdraw deletions, by the id of any of their requests.
+
+    Immediate while no call is under way; else nothing further is sent, and a look decides how it ended.
+    Exit code 1 where one had ended already, or is not known.
+
+    \b
+    janitor cancel 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10
+    """
+    desk = open_desk()
+    answers = desk.ledger.cancel(ids)
+    for id_, (answer, _) in zip(ids, answers, strict=True):
+        if answer in ("unknown", "final"):
+            note(f"{id_}: {'no deletion has this id' if answer == 'unknown' else 'it had ended already'}")
+    found = [d for d in get_many(desk.ledger, [id_ for _, id_ in answers]) if d]
+    _print(found, as_json=as_json)
+    return 0 if all(answer in ("cancelled", "requested") for answer, _ in answers) else 1
+
+
+@click.command()
+@click.argument("ids", nargs=-1, metavar="ID...")
+@click.option("--state", "state", metavar="STATE", help="Everything in this state: failed or review.")
+@click.option("--account", help="With --state: of this account only.")
+@click.option("--wait", "wait", is_flag=True, help="Wait for the outcome and show it.")
+@timeout_option
+@json_option
+def retry(
+    *,
+    ids: tuple[str, ...],
+    state: str | None,
+    account: str | None,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
+    """Ask again for what failed or needs review: a new deletion, guarded by the same fingerprint.
+
+    \b
+    janitor retry 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --wait
+    janitor retry --state failed
+    """
+    if bool(ids) == (state is not None):
+        raise click.UsageError("give either the ids of deletions, or --state failed or --state review")
+    desk = open_desk()
+    old = _known(desk, ids) if ids else _all_in(desk, check_state(state or ""), account)
+    for deletion in old:
+        if deletion.state not in _RETRIABLE:
+            raise InvalidRequest(
+                f"{deletion.id} is {deletion.state}: only failed and review can be asked for again"
+            )
+    if not old:
+        note("nothing to ask for again")
+        return 0
+    requests = [
+        NewRequest(
+            id=str(uuid.uuid4()), finetune_id=d.finetune_id, account=d.account, source=f"retry:{d.id}",
+            requested_by=f"{getpass.getuser()}@{socket.gethostname()}", fingerprint=d.fingerprint,
+            missing_ok=any(request.missing_ok for request in d.requests), bulk=len(old) > BULK,
+        )
+        for d in old
+    ]  # fmt: skip
+    return _accept(desk, requests, wait=wait, timeout=timeout, as_json=as_json)
+
+
+def _accept(
+    desk: Desk, requests: Sequence[NewRequest], *, wait: bool, timeout: float | None, as_json: bool
+) -> int:
+    intake = Intake(desk.ledger, desk.wake, allow_org_ids=desk.settings.allow_org_ids)
+    accepted = intake.accept(requests)
+    if not workers_seen(desk.ledger):
+        note("accepted, but no worker is seen: it waits until one runs (`janitor up`, or `janitor worker`)")
+    if wait:
+        return _wait(desk, requests, accepted, timeout=timeout, as_json=as_json)
+    found = [d for d in get_many(desk.ledger, [answer.deletion_id for answer in accepted]) if d]
+    if as_json:
+        print_json(d.to_json() | {"created": a.created} for d, a in zip(found, accepted, strict=True))
+    elif len(found) <= _SHOWN:
+        print_table(found)
+    joined = sum(1 for answer in accepted if not answer.created)
+    note(f"{len(accepted)} accepted" + (f", {joined} of them joined a deletion under way" if joined else ""))
+    return 0
+
+
+def _wait(
+    desk: Desk,
+    requests: Sequence[NewRequest],
+    accepted: Sequence[Accepted],
+    *,
+    timeout: float | None,
+    as_json: bool,
+) -> int:
+    # By the requests' own ids: one that is made a deletion of its own meanwhile is followed there.
+    deletions, in_time = wait_for(desk.ledger, [request.id for request in requests], timeout)
+    if as_json:
+        print_json(d.to_json() | {"created": a.created} for d, a in zip(deletions, accepted, strict=True))
+    else:
+        _print(deletions, as_json=False)
+    if not in_time:
+        note("not all ended in time: `janitor wait` goes on waiting")
+        return NOT_IN_TIME
+    done = [d.is_done(missing_ok=r.missing_ok) for d, r in zip(deletions, requests, strict=True)]
+    return 0 if all(done) else 1
+
+
+def _print(deletions: Sequence[Deletion], *, as_json: bool) -> None:
+    if as_json:
+        print_json(deletion.to_json() for deletion in deletions)
+    elif len(deletions) == 1:
+        print_record(deletions[0])
+    elif deletions:
+        print_table(deletions)
+
+
+def _show_dry_run(desk: Desk, requests: Sequence[NewRequest], *, as_json: bool) -> int:
+    accounts = known_accounts(desk.ledger)
+    for request in requests:
+        check_account(request.checked(allow_org_ids=desk.settings.allow_org_ids).account, accounts)
+    joins = open_deletions(desk.ledger, requests[0].account, [request.finetune_id for request in requests])
+    for request in requests:
+        known = joins.get(request.finetune_id)
+        if as_json:
+            print_json([{"finetune_id": request.finetune_id, "account": request.account, "joins": known}])
+        else:
+            click.echo(f"would ask for {request.finetune_id}" + (f", joining {known}" if known else ""))
+    note("dry run: nothing was written")
+    return 0
+
+
+def _known(desk: Desk, ids: Sequence[str]) -> list[Deletion]:
+    found = []
+    for id_, deletion in zip(ids, get_many(desk.ledger, ids), strict=True):
+        if deletion is None:
+            raise UnknownDeletion(f"no deletion has the id {id_!r}")
+        found.append(deletion)
+    return found
+
+
+def _all_in(desk: Desk, state: State, account: str | None) -> list[Deletion]:
+    if state not in _RETRIABLE:
+        raise InvalidRequest(f"--state is {state}: only failed and review can be asked for again")
+    where, found, cursor = Filter(account=account, states=(state,)), [], None
+    while True:
+        deletions, cursor = list_deletions(desk.ledger, where, limit=500, cursor=cursor)
+        found += deletions
+        if cursor is None:
+            return found
+
+
+def _lines(file: Any) -> list[str]:
+    if file is None:
+        return []
+    try:
+        lines = [line.strip() for line in file]
+    except UnicodeDecodeError:
+        raise InvalidRequest(f"{file.name} is not text: give one finetune id a line") from None
+    return [line for line in lines if line and not line.startswith("#")]

@@ -1,0 +1,115 @@
+"""What people and scripts see: tables in local time, JSON in UTC, one record a line; messages go to stderr."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from typing import Any
+
+import click
+
+from tasks.records import Deletion
+
+_STYLES = {"deleted": "green", "failed": "red", "review": "bold red", "running": "cyan", "cancelled": "dim"}
+_CSV_COLUMNS = (
+    "id", "finetune_id", "account", "state", "status", "message", "timestamp", "evidence", "created_at", "due_at",
+    "deadline", "finished_at", "looked_at", "fingerprint",
+)  # fmt: skip
+
+
+def note(message: str) -> None:
+    """One line for a person, on stderr."""
+    click.echo(message, err=True)
+
+
+def print_json(records: Iterable[dict[str, Any]]) -> None:
+    """One JSON document a line."""
+    for record in records:
+        click.echo(json.dumps(record, ensure_ascii=False))
+
+
+def print_csv(deletions: Iterable[Deletion]) -> None:
+    """The fields of the records without their requests and attempts, with a heading."""
+    writer = csv.DictWriter(sys.stdout, _CSV_COLUMNS, extrasaction="ignore")
+    writer.writeheader()
+    writer.writerows(deletion.to_json() for deletion in deletions)
+
+
+def print_table(deletions: Sequence[Deletion]) -> None:
+    """One line a deletion, as wide as the terminal; ids are never cut."""
+    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in ("FINETUNE", "STATE", "WHEN"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("ID", overflow="fold", min_width=36)
+    table.add_column("MESSAGE", overflow="ellipsis", no_wrap=True, ratio=1)
+    for deletion in deletions:
+        when = deletion.finished_at or deletion.due_at
+        state = Text(deletion.state.value, _STYLES.get(deletion.state.value, ""))
+        table.add_row(
+            Text(deletion.finetune_id), state, local(when), Text(deletion.id), Text(deletion.message or "")
+        )
+    _console().print(table)
+
+
+def print_record(deletion: Deletion) -> None:
+    """Everything about one deletion."""
+    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(deletion):
+        if value:
+            table.add_row(name, Text(value))
+    _console().print(table)
+
+
+def local(moment: datetime | None) -> str:
+    """Local time, to the second."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+
+
+def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
+    yield from (
+        ("id", deletion.id),
+        ("finetune", deletion.finetune_id),
+        ("account", deletion.account),
+        ("state", deletion.state.value),
+        ("status", deletion.status or ""),
+        ("message", deletion.message or ""),
+        ("timestamp", deletion.timestamp or ""),
+        ("evidence", deletion.evidence.value if deletion.evidence else ""),
+        ("created", local(deletion.created_at)),
+        ("due", local(deletion.due_at)),
+        ("deadline", local(deletion.deadline)),
+        ("looked at", local(deletion.looked_at)),
+        ("fingerprint", deletion.fingerprint or ""),
+        ("cancel asked", local(deletion.cancel_requested_at)),
+        ("finished", local(deletion.finished_at)),
+    )
+    for request in deletion.requests:
+        who = f" by {request.requested_by}" if request.requested_by else ""
+        why = f": {request.reason}" if request.reason else ""
+        yield "request", f"{local(request.at)} {request.source}{who}{why} ({request.id})"
+    for attempt in deletion.attempts:
+        status = f"HTTP {attempt.http_status}" if attempt.http_status else attempt.error or ""
+        sent = "" if attempt.sent else " (not sent)"
+        yield "attempt", f"{local(attempt.at)} {status}{sent} {attempt.message or ''}"
+
+
+def _console() -> Any:
+    from rich.console import Console  # noqa: PLC0415 -- heavy, and not needed for JSON
+
+    return Console(width=None if sys.stdout.isatty() else 180, highlight=False, soft_wrap=False)
+
+
+def as_json(deletion: Deletion, **more: Any) -> dict[str, Any]:
+    """A record for `--json`, with what only this command knows."""
+    return {**deletion.to_json(), **more}

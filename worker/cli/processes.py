@@ -1,0 +1,115 @@
+"""Commands that run processes: up, worker, beat, sandbox."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from tasks.errors import InvalidRequest
+from worker.settings import Settings, load_settings
+
+_STOP_SECONDS_OVER_CALL = 5
+_EXTRA = {"ignore_unknown_options": True}
+
+
+@click.command()
+def up() -> int:
+    """Run Redis, worker and beat here, in one foreground process tree.
+
+    Everything is kept in JANITOR_STATE_DIR; other commands find it there while REDIS_URL is not set. A process
+    that dies is started again; Ctrl-C stops all of them and loses nothing.
+
+    \b
+    BFL_API_KEY=... janitor up
+    """
+    from worker import embedded, supervise  # noqa: PLC0415 -- not needed for --help
+    from worker.app import require_accounts  # noqa: PLC0415
+    from worker.connections import celery_url  # noqa: PLC0415
+
+    settings = load_settings()
+    require_accounts(settings)
+    with embedded.lock(settings.state_dir):
+        url = embedded.url(settings.state_dir)
+        click.echo(f"state in {settings.state_dir}")
+        click.echo(f"broker and result backend for by-name producers: {celery_url(url)}")
+        return supervise.supervise(_tree(settings, url), on_event=click.echo)
+
+
+@click.command(context_settings=_EXTRA)
+@click.option("--pool", type=click.Choice(["threads", "prefork"]), default="threads", show_default=True)
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def worker(*, pool: str, celery_options: tuple[str, ...]) -> int:
+    """Run a worker: `celery -A worker worker`, ready for this job.
+
+    Further options go to Celery as they are.
+
+    \b
+    janitor worker
+    janitor worker --pool prefork --concurrency 2
+    """
+    from worker.app import create_app, require_accounts  # noqa: PLC0415 -- brings in Celery
+
+    settings = load_settings()
+    require_accounts(settings)
+    # Mingle and gossip carry revokes and clocks that nothing here uses, and slow a start by a second and more.
+    argv = ["worker", "--without-mingle", "--without-gossip", "--pool", pool, *celery_options]
+    create_app(settings).worker_main(argv)
+    return 0
+
+
+@click.command(context_settings=_EXTRA)
+@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+def beat(*, celery_options: tuple[str, ...]) -> int:
+    """Run beat, which starts what is scheduled: `celery -A worker beat`.
+
+    \b
+    janitor beat
+    """
+    from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
+
+    settings = load_settings()
+    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    create_app(settings).start(["beat", *celery_options])
+    return 0
+
+
+@click.command()
+@click.option("--port", type=click.IntRange(0, 65535), default=8899, show_default=True, help="0 picks a free one.")
+@click.option("--key", "keys", multiple=True, default=["sandbox-key"], show_default=True, help="An accepted key.")
+@click.option("--finetune", "finetunes", multiple=True, metavar="ID", help="A finetune that exists at the start.")
+@click.option("--journal", type=click.Path(dir_okay=False, path_type=Path), help="Append each call to this file.")
+@click.option(
+    "--latency", type=click.FloatRange(0, 60), default=0.05, show_default=True, help="Seconds an answer takes."
+)
+def sandbox(
+    *, port: int, keys: tuple[str, ...], finetunes: tuple[str, ...], journal: Path | None, latency: float
+) -> int:
+    """Run a simulated BFL API on this machine, for trying things out without a key.
+
+    \b
+    janitor sandbox --port 8899 --finetune my-finetune
+    BFL_API_URL=http://127.0.0.1:8899 BFL_API_KEY=sandbox-key janitor up
+    """
+    from worker import sandbox as simulated  # noqa: PLC0415 -- not needed for --help
+
+    try:
+        simulated.run(port, keys=set(keys), finetunes=finetunes, journal_path=journal, latency_seconds=latency)
+    except OSError as error:
+        raise InvalidRequest(f"port {port} cannot be used: {error.strerror}; give another with --port") from None
+    return 0
+
+
+def _tree(settings: Settings, url: str) -> list[object]:
+    from worker import embedded, supervise  # noqa: PLC0415 -- not needed for --help
+
+    janitor = [sys.executable, "-m", "worker.cli"]
+    env = {**os.environ, "REDIS_URL": url, "JANITOR_STATE_DIR": str(settings.state_dir)}
+    patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
+    return [
+        embedded.spec(settings.state_dir),
+        supervise.Spec("worker", [*janitor, "worker"], env, stop_timeout=patience),
+        supervise.Spec("beat", [*janitor, "beat"], env),
+    ]

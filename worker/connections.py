@@ -1,0 +1,63 @@
+"""Redis: which one, and how every connection to it is bounded in time."""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.retry import Retry
+
+from tasks.errors import LedgerUnavailable
+from worker.embedded import find_running
+from worker.settings import Settings, SettingsError
+
+CONNECT_SECONDS = 2.0
+SOCKET_SECONDS = 10.0
+ACCEPTED = "give redis://[user:password@]host[:port]/db, rediss://... or unix:///path?db=0"
+
+
+def redis_url(settings: Settings) -> str:
+    """`REDIS_URL`, or the Redis of a running `janitor up`; raises `LedgerUnavailable` where there is neither."""
+    if settings.redis_url is not None:
+        return checked_url(settings.redis_url.get_secret_value())
+    url: str | None = find_running(settings.state_dir)
+    if url is None:
+        raise LedgerUnavailable(
+            f"no Redis: REDIS_URL is not set and no `janitor up` runs in {settings.state_dir}; do one of the two"
+        )
+    return url
+
+
+def checked_url(url: str) -> str:
+    """`url` if redis-py and Celery can both use it; raises `SettingsError`, without the password."""
+    parts = urlsplit(url)
+    fine = (parts.scheme in ("redis", "rediss") and parts.hostname) or (parts.scheme == "unix" and parts.path)
+    if not fine:
+        raise SettingsError(f"REDIS_URL is not a URL of a single Redis: {ACCEPTED}")
+    return url
+
+
+def connect(url: str, *, patient: bool = True) -> redis.Redis:
+    """A client of the ledger. patient: for workers, which ride out a short absence; commands say so at once.
+
+    Every script can be sent again: `tasks.ledger` has each one recognise its repetition.
+    """
+    retries = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3 if patient else 0)
+    timeouts: dict[str, Any] = {"socket_timeout": SOCKET_SECONDS if patient else CONNECT_SECONDS}
+    if not url.startswith("unix"):
+        timeouts |= {"socket_connect_timeout": CONNECT_SECONDS, "socket_keepalive": True}
+    return redis.Redis.from_url(
+        url, decode_responses=True, retry=retries, health_check_interval=30 if patient else 0, **timeouts
+    )
+
+
+def celery_url(url: str) -> str:
+    """redis-py's URL as Celery takes it: `unix:///path?db=1` becomes `redis+socket:///path?virtual_host=1`."""
+    parts = urlsplit(url)
+    if parts.scheme != "unix":
+        return url
+    db = parse_qs(parts.query).get("db", ["0"])[0]
+    login = parts.netloc if parts.netloc.endswith("@") else ""
+    return f"redis+socket://{login}{parts.path}?virtual_host={db}"
