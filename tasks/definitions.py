@@ -46,6 +46,9 @@ _ACCEPTING: dict[str, Any] = {
     "ignore_result": False,
     "throws": (DeletionNotDone, InvalidRequest),
 }
+_OPTIONS = (
+    "account", "reason", "requested_by", "due_at", "delay_seconds", "requested_at", "missing_ok",
+)  # fmt: skip
 _REFUSED_WAIT_SECONDS = 1.0
 
 
@@ -146,31 +149,25 @@ def concluded(ledger: Ledger, request_id: str) -> dict[str, Any]:
 def by_name(
     request_id: str,
     finetune_id: Any,
-    *,
-    account: Any = "default",
-    reason: Any = None,
-    requested_by: Any = None,
-    due_at: Any = None,
-    delay_seconds: Any = None,
-    requested_at: Any = None,
-    missing_ok: Any = False,
     callbacks: dict[str, Any] | None = None,
+    *,
     bulk: bool = False,
+    **options: Any,
 ) -> NewRequest:
     """The request in a by-name message; raises `InvalidRequest`. Times are ISO 8601, the delay is in seconds."""
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise InvalidRequest(f"{unknown[0]!r} is not an argument: accepted are {', '.join(_OPTIONS)}")
     return NewRequest(
-        id=request_id,
-        finetune_id=finetune_id,
-        account=account,
+        request_id,
+        finetune_id,
         source="name",
-        requested_by=requested_by,
-        reason=reason,
-        due_at=_time("due_at", due_at),
-        delay=_delay(delay_seconds),
-        requested_at=_time("requested_at", requested_at),
-        missing_ok=missing_ok,
+        due_at=_time("due_at", options.pop("due_at", None)),
+        delay=_delay(options.pop("delay_seconds", None)),
+        requested_at=_time("requested_at", options.pop("requested_at", None)),
         bulk=bulk,
         callbacks=callbacks,
+        **options,
     )
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import multiprocessing
 import os
 import socket
+import sys
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any
 
 import structlog
 from celery import Celery, signals
-from kombu import Queue
+from kombu import Exchange, Queue
 
 from tasks import definitions
 from tasks.bfl import BflClient, Timeouts
@@ -26,7 +27,7 @@ from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
 
 log = structlog.get_logger()
 
-POOLS = ("threads", "prefork")
+POOLS = ("thread", "prefork")  # the names of their modules in celery.concurrency
 # Celery's own slots: they accept and wake; API calls run on JANITOR_THREADS threads beside them.
 _SLOTS = 4
 
@@ -95,7 +96,10 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         "task_serializer": "json",
         "result_serializer": "json",
         "accept_content": ["json"],  # a pickle would run code
-        "task_queues": [Queue(name) for name in (definitions.DELETIONS, definitions.WAKEUPS, definitions.TOUCHES)],
+        "task_queues": [
+            Queue(name, Exchange(name), routing_key=name)
+            for name in (definitions.DELETIONS, definitions.WAKEUPS, definitions.TOUCHES)
+        ],
         "task_default_queue": definitions.DELETIONS,
         "task_routes": definitions.ROUTES,
         "task_create_missing_queues": True,  # a producer's `link` names its own queue
@@ -182,14 +186,16 @@ def _per_process(make: Callable[[], Services]) -> Callable[[], Services]:
 def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
     """Start dispatch with a worker, and stop all waiting with it."""
 
-    def check(sender: Any = None, **_: Any) -> None:
-        settings = services().settings
-        require_accounts(settings)
-        pool = (
-            sender.pool_cls if isinstance(sender.pool_cls, str) else sender.pool_cls.__module__.rpartition(".")[2]
-        )
-        if pool not in POOLS:
-            raise SettingsError(f"the pool {pool!r} is not supported: give one of {', '.join(POOLS)}")
+    def check(instance: Any = None, **_: Any) -> None:
+        # Celery swallows a signal's errors, but not a SystemExit.
+        settings, pool = services().settings, instance.pool_cls.__module__.rpartition(".")[2]
+        try:
+            require_accounts(settings)
+            if pool not in POOLS:
+                raise SettingsError(f"the pool {pool!r} is not supported: give one of threads, prefork")
+        except SettingsError as error:
+            print(f"Error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
 
     def ready(sender: Any = None, **_: Any) -> None:
         pool = sender.pool
@@ -202,7 +208,7 @@ def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
     def logs(**_: Any) -> None:
         configure_logs(services().settings.log_level)
 
-    signals.celeryd_after_setup.connect(lambda instance=None, **_: check(instance), weak=False)
+    signals.celeryd_after_setup.connect(check, weak=False)
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(stop, weak=False)
     signals.setup_logging.connect(logs, weak=False)

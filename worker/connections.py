@@ -10,7 +10,6 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from tasks.errors import LedgerUnavailable
-from worker.embedded import find_running
 from worker.settings import Settings, SettingsError
 
 CONNECT_SECONDS = 2.0
@@ -22,7 +21,9 @@ def redis_url(settings: Settings) -> str:
     """`REDIS_URL`, or the Redis of a running `janitor up`; raises `LedgerUnavailable` where there is neither."""
     if settings.redis_url is not None:
         return checked_url(settings.redis_url.get_secret_value())
-    url: str | None = find_running(settings.state_dir)
+    from worker.embedded import find_running  # noqa: PLC0415 -- only where no other Redis is named
+
+    url = find_running(settings.state_dir)
     if url is None:
         raise LedgerUnavailable(
             f"no Redis: REDIS_URL is not set and no `janitor up` runs in {settings.state_dir}; do one of the two"

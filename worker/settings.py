@@ -49,7 +49,7 @@ class Settings(BaseSettings):
     """Every `JANITOR_*` setting, with its meaning and default; durations are written `30s`, `24h`, `90d`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="JANITOR_", frozen=True, extra="ignore", hide_input_in_errors=True
+        env_prefix="JANITOR_", frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
     redis_url: SecretStr | None = Field(
