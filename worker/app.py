@@ -140,8 +140,7 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
             "health_check_interval": 10,
             "retry_on_timeout": False,  # True may publish twice
         },
-        "beat_sync_every": 1,  # else the last run is saved every three minutes only
-        "beat_schedule_filename": str(settings.state_dir / "beat-schedule"),
+        "beat_scheduler": "celery.beat:Scheduler",  # no file to keep: what is due is decided in the ledger
     }
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
+from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -20,7 +21,7 @@ ACCEPTED = "give redis://[user:password@]host[:port]/db, rediss://... or unix://
 def redis_url(settings: Settings) -> str:
     """`REDIS_URL`, or the Redis of a running `janitor up`; raises `LedgerUnavailable` where there is neither."""
     if settings.redis_url is not None:
-        return checked_url(settings.redis_url.get_secret_value())
+        return with_password(checked_url(settings.redis_url.get_secret_value()), settings.redis_password_file)
     from worker.embedded import find_running  # noqa: PLC0415 -- only where no other Redis is named
 
     url = find_running(settings.state_dir)
@@ -38,6 +39,22 @@ def checked_url(url: str) -> str:
     if not fine:
         raise SettingsError(f"REDIS_URL is not a URL of a single Redis: {ACCEPTED}")
     return url
+
+
+def with_password(url: str, file: Path | None) -> str:
+    """`url` with the password that `file` holds, so that a secret stays a file; raises `SettingsError`."""
+    if file is None:
+        return url
+    parts = urlsplit(url)
+    if parts.password:
+        raise SettingsError("REDIS_URL and REDIS_PASSWORD_FILE both give a password: keep one of them")
+    try:
+        password = file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingsError(f"REDIS_PASSWORD_FILE names a file that cannot be read: {reason}") from None
+    _, _, place = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{place}"))
 
 
 def connect(url: str, *, patient: bool = True) -> redis.Redis:

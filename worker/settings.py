@@ -57,6 +57,11 @@ class Settings(BaseSettings):
         validation_alias="REDIS_URL",
         description="Redis of the ledger and of Celery, in redis-py's form",
     )
+    redis_password_file: Path | None = Field(
+        None,
+        validation_alias="REDIS_PASSWORD_FILE",
+        description="a file that holds the password of Redis, where REDIS_URL has none",
+    )
     state_dir: Path = Field(default_factory=_user_state_dir, description="where `janitor up` keeps its Redis")
     max_concurrent: int = Field(8, ge=1, le=1000, description="API calls at once per account, over all workers")
     threads: int = Field(8, ge=1, le=256, description="API calls at once per worker process")

@@ -50,7 +50,7 @@ def open_desk() -> Desk:
     return Desk(settings, redis_url(settings))
 
 
-class _Parsed(click.ParamType):
+class _Parsed(click.ParamType[Any]):
     def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
         self.name = name
         self._parse = parse

@@ -6,18 +6,25 @@ command. Each outcome is provoked by how the simulated API behaves; no record is
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from worker.cli.output import note
 
+if TYPE_CHECKING:
+    from worker.sandbox import Sandbox
+
 KEY = "demo-key"
-_PATIENCE_SECONDS = 30.0
+_PATIENCE_SECONDS = "30"
 _JANITOR = [sys.executable, "-m", "worker.cli"]
 
 # A producer as another service would write it: it imports Celery and nothing of ours.
@@ -27,7 +34,8 @@ from celery import Celery
 
 app = Celery(broker=sys.argv[1], backend=sys.argv[1])
 for arguments in json.loads(sys.argv[2]):
-    app.send_task("finetunes.delete", queue="deletions", **arguments)
+    deletion = app.send_task("finetunes.delete", kwargs=arguments, queue="deletions")
+    print(deletion.id)
 """
 
 
@@ -48,24 +56,102 @@ def demo(*, keep: Path | None) -> int:
 def _show(state_dir: Path) -> int:
     from worker import embedded  # noqa: PLC0415 -- not needed for --help
     from worker.sandbox import Sandbox  # noqa: PLC0415
+    from worker.supervise import started  # noqa: PLC0415
 
     note("starting an embedded Redis, a simulated BFL API and a Celery worker ...")
     with embedded.running(state_dir) as url, Sandbox(keys={KEY}) as api:
-        env = {
-            **{name: value for name, value in os.environ.items() if not name.startswith(("BFL_", "JANITOR_"))},
-            "REDIS_URL": url,
-            "BFL_API_KEY": KEY,
-            "BFL_API_URL": api.url,
-            "JANITOR_STATE_DIR": str(state_dir),
-            "JANITOR_LOG_LEVEL": "ERROR",
-        }
-        _prepare(api)
-        with _worker(env, state_dir / "worker.log"):
-            _play(api, url, env)
+        env = _environment(url, api.url, state_dir)
+        with started(_worker(env, state_dir)):
+            _provoke(api)
+            ids = [*_by_name(url, env), *_by_command(api, env)]
+            note("waiting for the outcomes ...")
+            _janitor(env, "wait", *ids, "--timeout", _PATIENCE_SECONDS, "--json", codes=(0, 1))
             note("the records, as `janitor list` shows them:\n")
-            subprocess.run([*_JANITOR, "list"], env=env, check=True)  # noqa: S603 -- our own command
-        deletes = [call for call in api.journal() if call["call"] == "delete_finetune"]
-        note(
-            f"\nthe API counted {len(deletes)} delete calls, {sum(c['effective'] for c in deletes)} finetunes are gone"
-        )
+            subprocess.run([*_JANITOR, "list"], env=env, check=True, timeout=60)  # noqa: S603 -- our own command
+        deletes = api.deletes()
+        gone = sum(call["effective"] for call in deletes)
+        note(f"\nthe API counted {len(deletes)} delete calls, and {gone} finetunes are gone")
     return 0
+
+
+def _environment(url: str, api_url: str, state_dir: Path) -> dict[str, str]:
+    ours = ("BFL_", "JANITOR_", "REDIS_")
+    return {
+        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        "REDIS_URL": url,
+        "BFL_API_KEY": KEY,
+        "BFL_API_URL": api_url,
+        "JANITOR_STATE_DIR": str(state_dir),
+    }
+
+
+def _worker(env: Mapping[str, str], state_dir: Path) -> Any:
+    """A plain Celery worker; ready once dispatch, which starts last, has made it known."""
+    from tasks.ledger import Ledger  # noqa: PLC0415 -- not needed for --help
+    from tasks.queries import workers_seen  # noqa: PLC0415
+    from worker.connections import connect  # noqa: PLC0415
+    from worker.supervise import Spec  # noqa: PLC0415
+
+    ledger = Ledger(connect(env["REDIS_URL"]))
+    options = ["-P", "threads", "--without-mingle", "--without-gossip"]
+    argv = [sys.executable, "-m", "celery", "-A", "worker", "worker", *options]
+    return Spec("worker", argv, env, ready=lambda: bool(workers_seen(ledger)), log=state_dir / "worker.log")
+
+
+def _provoke(api: Sandbox) -> None:
+    """How the simulated API behaves, finetune by finetune; `demo-gone` it does not know at all."""
+    for name in ("by-name", "by-command", "lost-answer", "refused", "reborn", "undated", "withdrawn"):
+        # Without its time of training, nothing shows that `demo-undated` is still the one that was meant.
+        api.create(f"demo-{name}", **({"timestamp": None} if name == "undated" else {}))
+    # The delete happens, and its answer is lost on the way: only a look can tell.
+    api.fault("reset", finetune_id="demo-lost-answer", applies=True)
+    problem = {"loc": ["body", "finetune_id"], "msg": "this finetune is still training", "type": "value_error"}
+    api.fault("status", finetune_id="demo-refused", status=422, body={"detail": [problem]})
+
+
+def _by_name(url: str, env: Mapping[str, str]) -> list[str]:
+    from worker.connections import celery_url  # noqa: PLC0415 -- not needed for --help
+
+    long_ago = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
+    wanted: list[dict[str, Any]] = [
+        {"finetune_id": "demo-by-name", "requested_by": "billing", "reason": "customer left"},
+        {"finetune_id": "demo-lost-answer", "requested_by": "billing"},
+        {"finetune_id": "demo-refused"},
+        {"finetune_id": "demo-undated", "requested_at": long_ago},
+    ]
+    note("a producer that knows Celery alone asks for four of them by name ...")
+    argv = [sys.executable, "-c", PRODUCER, celery_url(url), json.dumps(wanted)]
+    done = subprocess.run(argv, env=env, check=True, capture_output=True, text=True, timeout=30)  # noqa: S603 -- ours
+    return done.stdout.split()
+
+
+def _by_command(api: Sandbox, env: Mapping[str, str]) -> list[str]:
+    note("and the command for four more ...")
+    later = [json.loads(line)["id"] for line in _janitor(
+        env, "delete", "demo-reborn", "demo-withdrawn", "--in", "3s", "--json").splitlines()]  # fmt: skip
+    now = [json.loads(line)["id"] for line in _janitor(
+        env, "delete", "demo-by-command", "demo-gone", "--json").splitlines()]  # fmt: skip
+    note("one is withdrawn, and one name is given to a new finetune while its deletion waits ...")
+    _janitor(env, "cancel", later[1])
+    # Everything that waits is looked at first, so that it is known which finetune was meant.
+    _await_look(env, later[0])
+    api.create("demo-reborn", trigger_word="NEW")
+    return [*later, *now]
+
+
+def _await_look(env: Mapping[str, str], id_: str) -> None:
+    from tasks.ledger import Ledger  # noqa: PLC0415 -- not needed for --help
+    from tasks.queries import get  # noqa: PLC0415
+    from worker.connections import connect  # noqa: PLC0415
+    from worker.supervise import until  # noqa: PLC0415
+
+    ledger = Ledger(connect(env["REDIS_URL"]))
+    until(lambda: get(ledger, id_).looked_at is not None, seconds=10, what="the first look at demo-reborn")
+
+
+def _janitor(env: Mapping[str, str], *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
+    argv = [*_JANITOR, *arguments]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 -- ours
+    if done.returncode not in codes:
+        raise click.ClickException(f"`janitor {' '.join(arguments)}` ended with {done.returncode}: {done.stderr}")
+    return done.stdout

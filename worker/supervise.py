@@ -1,0 +1,187 @@
+"""A small process tree in the foreground: started in order, restarted when one dies, stopped in reverse."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.errors import JanitorError
+
+QUICK_FAILURE_SECONDS = 10.0
+MOST_QUICK_FAILURES = 5
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.5, 10.0
+_EVERY_SECONDS = 0.05
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+class NotReady(JanitorError):
+    """A process did not come up; the message ends with the last lines of its log."""
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One process. ready: polled before the next one starts. log: where its output goes; else it is inherited."""
+
+    name: str
+    argv: Sequence[str]
+    env: Mapping[str, str] | None = None
+    ready: Callable[[], bool] | None = None
+    ready_seconds: float = 30.0
+    stop_seconds: float = 10.0
+    log: Path | None = None
+
+
+class Child:
+    """A process of its own session, so that Ctrl-C reaches only us and its whole group can be ended."""
+
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.started_at = time.monotonic()
+        output = spec.log.open("ab") if spec.log else None
+        try:
+            # What it starts dies with us even when we are killed: on Linux the kernel tells it.
+            self.process = subprocess.Popen(  # noqa: S603 -- our own commands
+                list(spec.argv),
+                env=dict(spec.env) if spec.env is not None else None,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+                preexec_fn=_die_with_parent if _libc else None,  # noqa: PLW1509 -- one libc call, no locks
+            )
+        finally:
+            if output:
+                output.close()
+
+    def wait_ready(self, stopping: threading.Event) -> bool:
+        """True once it is ready, false where a stop was asked for meanwhile; raises `NotReady`."""
+        ready, until = self.spec.ready, self.started_at + self.spec.ready_seconds
+        while ready is not None and not ready():
+            if self.process.poll() is not None:
+                raise NotReady(f"{self.spec.name} ended with {self.process.returncode}{_tail(self.spec.log)}")
+            if time.monotonic() > until:
+                raise NotReady(
+                    f"{self.spec.name} was not ready within {self.spec.ready_seconds:g}s{_tail(self.spec.log)}"
+                )
+            if stopping.wait(_EVERY_SECONDS):
+                return False
+        return True
+
+    def stop(self) -> int:
+        """SIGTERM, SIGKILL for the whole group after `stop_seconds`; the exit code."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                self.process.wait(self.spec.stop_seconds)
+        # What it left behind has its group.
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        return self.process.wait()
+
+
+@contextmanager
+def started(spec: Spec) -> Iterator[Child]:
+    """One process for the length of a `with`, ready inside it; raises `NotReady`."""
+    child = Child(spec)
+    try:
+        child.wait_ready(threading.Event())
+        yield child
+    finally:
+        child.stop()
+
+
+def until(met: Callable[[], bool], *, seconds: float, what: str) -> None:
+    """Return once `met()`; raises `NotReady` after `seconds`."""
+    over = time.monotonic() + seconds
+    while not met():
+        if time.monotonic() > over:
+            raise NotReady(f"{what} did not happen within {seconds:g}s")
+        time.sleep(_EVERY_SECONDS)
+
+
+def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None]) -> int:
+    """Run them until SIGINT or SIGTERM; the exit code, 1 where one would not stay up. Only in the main thread."""
+    stopping = threading.Event()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, lambda *_: stopping.set())
+    keepers: list[_Keeper] = []
+    try:
+        for spec in specs:
+            keepers.append(_Keeper(spec, on_event))
+            if not keepers[-1].child.wait_ready(stopping):
+                break
+            on_event(f"{spec.name} runs (process {keepers[-1].child.process.pid})")
+        while not stopping.wait(_EVERY_SECONDS):
+            for keeper in keepers:
+                keeper.look_after()
+        return 0
+    except (NotReady, _GaveUp) as error:
+        on_event(f"stopping: {error}")
+        return 1
+    finally:
+        for keeper in reversed(keepers):
+            keeper.child.stop()
+            on_event(f"{keeper.spec.name} stopped")
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _GaveUp(JanitorError):
+    pass
+
+
+class _Keeper:
+    """Keeps one process up."""
+
+    def __init__(self, spec: Spec, on_event: Callable[[str], None]) -> None:
+        self.spec = spec
+        self.child = Child(spec)
+        self._on_event = on_event
+        self._quick_failures = 0
+        self._start_at: float | None = None
+
+    def look_after(self) -> None:
+        now = time.monotonic()
+        if self._start_at is not None:
+            if now >= self._start_at:
+                self.child, self._start_at = Child(self.spec), None
+        elif self.child.process.poll() is not None:
+            self._died(now)
+
+    def _died(self, now: float) -> None:
+        code = self.child.stop()
+        quick = now - self.child.started_at < QUICK_FAILURE_SECONDS
+        self._quick_failures = self._quick_failures + 1 if quick else 1
+        if self._quick_failures >= MOST_QUICK_FAILURES:
+            raise _GaveUp(
+                f"{self.spec.name} ended {self._quick_failures} times within {QUICK_FAILURE_SECONDS:g}s of its "
+                f"start, the last time with {code}{_tail(self.spec.log)}"
+            )
+        pause = min(_FIRST_PAUSE_SECONDS * 2 ** (self._quick_failures - 1), _LONGEST_PAUSE_SECONDS)
+        self._start_at = now + pause
+        self._on_event(f"{self.spec.name} ended with {code}, starting it again in {pause:g}s")
+
+
+def _die_with_parent() -> None:
+    if _libc:
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _tail(log: Path | None, lines: int = 5) -> str:
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace") if log else ""
+    except OSError:
+        return ""
+    last = " | ".join(text.strip().splitlines()[-lines:])
+    return f"; the end of {log}: {last}" if last else ""
