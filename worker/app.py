@@ -19,9 +19,9 @@ from tasks.bfl import BflClient, Timeouts
 from tasks.deletion import Rules
 from tasks.dispatch import Dispatcher
 from tasks.intake import Intake
-from tasks.ledger import Ledger, Terms, WakeUp
+from tasks.ledger import Ledger, WakeUp
 from tasks.work import Crew
-from worker.connections import CONNECT_SECONDS, SOCKET_SECONDS, celery_url, connect, redis_url
+from worker.connections import CONNECT_SECONDS, SOCKET_SECONDS, celery_url, connect, redis_url, terms
 from worker.logs import configure as configure_logs
 from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
 
@@ -142,16 +142,6 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         },
         "beat_scheduler": "celery.beat:Scheduler",  # no file to keep: what is due is decided in the ledger
     }
-
-
-def terms(settings: Settings) -> Terms:
-    """The ledger's durations, from the settings."""
-    return Terms(
-        lease=settings.lease,
-        call_deadline=settings.call_deadline,
-        give_up_after=settings.give_up_after,
-        retention=settings.retention,
-    )
 
 
 def client(settings: Settings, account: Account) -> BflClient:

@@ -11,6 +11,7 @@ from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
 from tasks.errors import LedgerUnavailable
+from tasks.ledger import Terms
 from worker.settings import Settings, SettingsError
 
 CONNECT_SECONDS = 2.0
@@ -68,6 +69,16 @@ def connect(url: str, *, patient: bool = True) -> redis.Redis:
         timeouts |= {"socket_connect_timeout": CONNECT_SECONDS, "socket_keepalive": True}
     return redis.Redis.from_url(
         url, decode_responses=True, retry=retries, health_check_interval=30 if patient else 0, **timeouts
+    )
+
+
+def terms(settings: Settings) -> Terms:
+    """The ledger's durations, from the settings."""
+    return Terms(
+        lease=settings.lease,
+        call_deadline=settings.call_deadline,
+        give_up_after=settings.give_up_after,
+        retention=settings.retention,
     )
 
 

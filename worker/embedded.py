@@ -7,6 +7,7 @@ import hashlib
 import os
 import re
 import shutil
+import socket
 import subprocess
 import tempfile
 import threading
@@ -148,9 +149,14 @@ def _answers(state_dir: Path) -> bool:
             return False
 
 
+def _listens(state_dir: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(os.fsencode(socket_path(state_dir))) == 0
+
+
 def _shut_down_left_over(state_dir: Path) -> None:
     until = time.monotonic() + _STOP_SECONDS
-    while socket_path(state_dir).exists() and time.monotonic() < until:
+    while _listens(state_dir) and time.monotonic() < until:
         with _client(state_dir) as client:
             try:
                 client.shutdown(nosave=True)  # the append-only file has all of it

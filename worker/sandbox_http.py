@@ -24,7 +24,7 @@ CALLS = ("delete_finetune", "finetune_details", "my_finetunes")
 class Fault:
     """What goes wrong with the next calls that match. Only `delete_finetune` can have an effect.
 
-    kind: one of `KINDS`. applies: whether the delete happens all the same; a 2xx fault always applies.
+    kind: one of `KINDS`. applies: whether the delete happens all the same; unless told, where the answer is a 200.
     times: for so many calls, None for all. skip: after so many that match. seconds: for slow, drip.
     """
 
@@ -33,7 +33,7 @@ class Fault:
     finetune_id: str | None = None
     times: int | None = 1
     skip: int = 0
-    applies: bool = False
+    applies: bool | None = None
     status: int = 500
     headers: Mapping[str, str] = field(default_factory=dict)
     body: Any = None
@@ -42,6 +42,8 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in KINDS or self.call not in CALLS:
             raise ValueError(f"no fault {self.kind!r} of {self.call!r}: kinds {KINDS}, calls {CALLS}")
+        if self.applies is None:
+            self.applies = self.kind in ("slow", "huge", "not_json", "missing_fields", "wrong_id")
 
 
 class Answer(NamedTuple):

@@ -178,7 +178,7 @@ def _die_with_parent() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _tail(log: Path | None, lines: int = 5) -> str:
+def _tail(log: Path | None, lines: int = 2) -> str:
     try:
         text = log.read_text(encoding="utf-8", errors="replace") if log else ""
     except OSError:

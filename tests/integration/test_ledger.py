@@ -5,9 +5,11 @@ from datetime import timedelta
 
 import pytest
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from tasks.errors import LedgerUnavailable
-from tasks.ledger import Ledger
+from tasks.ledger import Ledger, _script_texts
 from tasks.queries import Filter, get, get_many, list_deletions
 from tasks.records import TRANSITIONS, Evidence, State
 from tests.conftest import asking, outcome
@@ -29,7 +31,7 @@ def claim_one(ledger):
 
 
 def states(ledger, *ids):
-    return [deletion.state for deletion in get_many(ledger, ids)]
+    return [deletion.state if deletion else None for deletion in get_many(ledger, ids)]
 
 
 class TestAccept:
@@ -293,7 +295,11 @@ class TestConclude:
         before = get(ledger, "r1")
         assert clocked().conclude([outcome(slow, late, attempts=ATTEMPT)])[0] == ["late"]
         after = get(ledger, "r1")
-        assert (after.state, after.message, after.finished_at) == (before.state, before.message, before.finished_at)
+        assert (after.state, after.message, after.finished_at) == (
+            before.state,
+            before.message,
+            before.finished_at,
+        )
         assert len(after.attempts) == len(before.attempts) + 1
 
     def test_handed_back_it_waits_in_the_ledger(self, ledger, clocked):
@@ -446,8 +452,15 @@ class TestTransitions:
     @pytest.mark.parametrize("start", [State.SCHEDULED, State.QUEUED, State.RUNNING, State.DELETED, State.FAILED])
     @pytest.mark.parametrize("end", list(State))
     def test_the_scripts_hold_the_table(self, ledger, redis_client, start, end):
-        redis_client.hset("janitor:d:x", mapping={"finetune_id": "x", "account": "default", "state": start,
-                                                  "lane": "single", "created_at": 1, "token": 0, "due_at": 1})  # fmt: skip
+        fields = {
+            "finetune_id": "x",
+            "account": "default",
+            "lane": "single",
+            "created_at": 1,
+            "token": 0,
+            "due_at": 1,
+        }
+        redis_client.hset("janitor:d:x", mapping={**fields, "state": start})
         script = redis_client.register_script(_with_common("move(read('x'), input.to, 1)"))
 
         def move():
@@ -469,8 +482,13 @@ class TestPrune:
         clocked.after(days=89).dispatch([], alive_for=timedelta(0))
         assert states(ledger, "r1") == [State.FAILED]
         assert clocked.after(days=2).dispatch([], alive_for=timedelta(0)).pruned == 1
-        left = {key for key in redis_client.keys() if "claim:" not in key}
-        assert left <= {"janitor:accounts", "janitor:account:default", "janitor:workers", "janitor:wakeups:default"}
+        left = {key for key in redis_client.scan_iter() if "claim:" not in key}
+        assert left <= {
+            "janitor:accounts",
+            "janitor:account:default",
+            "janitor:workers",
+            "janitor:wakeups:default",
+        }
 
     def test_unfinished_ones_stay_however_old(self, ledger, clocked):
         accept(ledger, asking(id="r1", delay=timedelta(days=300)))
@@ -493,7 +511,10 @@ class TestQueries:
     @pytest.fixture
     def many(self, ledger, clocked):
         for n in range(30):
-            accept(clocked.after(seconds=1), asking(f"ft-{n % 10}", id=f"d{n:02}", account="default" if n % 3 else "other"))
+            accept(
+                clocked.after(seconds=1),
+                asking(f"ft-{n % 10}", id=f"d{n:02}", account="default" if n % 3 else "other"),
+            )
             if n % 2:
                 clocked().cancel([f"d{n:02}"])
         return clocked()
@@ -528,12 +549,10 @@ class TestQueries:
 
 
 def test_redis_away_is_one_line(tmp_path):
-    with redis.Redis(unix_socket_path=str(tmp_path / "none.sock"), retry=None) as client:
-        with pytest.raises(LedgerUnavailable, match="Redis did not take it"):
-            Ledger(client).accept([asking()])
+    gone = redis.Redis(unix_socket_path=str(tmp_path / "none.sock"), retry=Retry(NoBackoff(), 0))
+    with gone as client, pytest.raises(LedgerUnavailable, match="Redis did not take it"):
+        Ledger(client).accept([asking()])
 
 
 def _with_common(body):
-    from tasks.ledger import _script_texts
-
     return _script_texts()["renew"].partition("-- Renew the leases")[0] + body

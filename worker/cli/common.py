@@ -17,7 +17,7 @@ from tasks.errors import InvalidRequest
 from tasks.ledger import Ledger, WakeUp
 from tasks.queries import get, get_many
 from tasks.records import DEFAULT_ACCOUNT, Deletion
-from worker.connections import connect, redis_url
+from worker.connections import connect, redis_url, terms
 from worker.settings import Settings, load_settings
 
 NOT_IN_TIME = 4
@@ -33,8 +33,6 @@ class Desk:
 
     @cached_property
     def ledger(self) -> Ledger:
-        from worker.app import terms  # noqa: PLC0415 -- brings in Celery
-
         return Ledger(connect(self.url, patient=False), terms(self.settings))
 
     def wake(self, wakeup: WakeUp) -> None:

@@ -1,0 +1,43 @@
+"""One simulated API and one worker process for a module; every test uses finetunes of its own."""
+
+import pytest
+
+from tests.processes import KEY, environment, worker
+from worker.embedded import running
+from worker.sandbox import Sandbox
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory):
+    """A Redis of the module's own: what one module leaves behind is nothing to the next."""
+    with running(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def api():
+    with Sandbox(keys={KEY}, latency_seconds=0.01) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def settings():
+    """More settings for the module's worker."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def env(redis_url, api, settings, tmp_path_factory):
+    state_dir = tmp_path_factory.mktemp("state")
+    return environment(redis_url, api.url, JANITOR_STATE_DIR=state_dir, **settings)
+
+
+@pytest.fixture(scope="module")
+def log(tmp_path_factory):
+    return tmp_path_factory.mktemp("logs") / "worker.log"
+
+
+@pytest.fixture(scope="module")
+def running_worker(env, log):
+    with worker(env, log) as child:
+        yield child

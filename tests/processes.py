@@ -1,0 +1,79 @@
+"""Real processes for the tests: workers, producers and commands, each ended by its process id."""
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+from celery import Celery
+
+from tasks.ledger import Ledger
+from tasks.queries import workers_seen
+from worker.connections import celery_url, connect
+from worker.supervise import Spec, started, until
+
+KEY = "s3cret-key-of-the-tests"
+ROOT = Path(__file__).parents[1]
+OURS = ("BFL_", "JANITOR_", "REDIS_")
+
+
+def environment(redis_url=None, api_url=None, **more):
+    """An environment with these settings alone; a value of None leaves one out."""
+    given = {"REDIS_URL": redis_url, "BFL_API_URL": api_url, "BFL_API_KEY": api_url and KEY, **more}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(OURS)}
+    return kept | {name: str(value) for name, value in given.items() if value is not None}
+
+
+@contextmanager
+def worker(env, log, *options, pool="threads"):
+    """`celery -A worker worker`, ready inside: dispatch, which starts last, has made it known."""
+    ledger = Ledger(connect(env["REDIS_URL"], patient=False))
+    before = set(workers_seen(ledger))
+    argv = [
+        sys.executable,
+        "-m",
+        "celery",
+        "-A",
+        "worker",
+        "worker",
+        "-P",
+        pool,
+        "--without-mingle",
+        "-n",
+        log.stem,
+    ]
+    spec = Spec("worker", [*argv, *options], env, ready=lambda: bool(set(workers_seen(ledger)) - before), log=log)
+    with started(spec) as child:
+        yield child
+
+
+def janitor(env, *arguments, timeout=60, **more):
+    """Run the command; the finished process with its texts."""
+    return subprocess.run(
+        [sys.executable, "-m", "worker.cli", *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        cwd=ROOT,
+        **more,
+    )
+
+
+def records(done):
+    """The records in the output of a command called with `--json`."""
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def producer(redis_url):
+    """A Celery application that knows nothing of ours."""
+    url = celery_url(redis_url)
+    app = Celery("somebody-else", broker=url, backend=url, set_as_current=False)
+    app.conf.update(broker_connection_timeout=5, result_backend_transport_options={"visibility_timeout": 3600})
+    return app
+
+
+__all__ = ["KEY", "ROOT", "environment", "janitor", "producer", "records", "started", "until", "worker"]
