@@ -1,16 +1,19 @@
 """Real processes for the tests: workers, producers and commands, each ended by its process id."""
 
+import io
 import json
 import os
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
+from unittest import mock
 
 from celery import Celery
 
 from tasks.ledger import Ledger
 from tasks.queries import workers_seen
+from worker.cli import main
 from worker.connections import celery_url, connect
 from worker.supervise import Spec, started, until
 
@@ -61,6 +64,16 @@ def janitor(env, *arguments, timeout=60, **more):
         cwd=ROOT,
         **more,
     )
+
+
+def janitor_here(env, *arguments):
+    """The same command without a process of its own, for tables of many rows."""
+    out, err = io.StringIO(), io.StringIO()
+    with mock.patch.dict(os.environ, env, clear=True), redirect_stdout(out), redirect_stderr(err):
+        try:
+            main(list(arguments))
+        except SystemExit as stop:
+            return subprocess.CompletedProcess(arguments, int(stop.code or 0), out.getvalue(), err.getvalue())
 
 
 def records(done):

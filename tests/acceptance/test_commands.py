@@ -1,0 +1,249 @@
+"""The `janitor` command: what it prints, what it exits with, and what every mistake is told."""
+
+import csv
+import io
+import re
+import signal
+import subprocess
+import sys
+import time
+import uuid
+
+import pytest
+
+from tasks.ledger import Ledger
+from tests.processes import ROOT, environment, janitor, janitor_here, records
+from worker.cli import _COMMANDS
+from worker.connections import connect
+
+pytestmark = pytest.mark.usefixtures("running_worker")
+
+
+@pytest.fixture
+def finetune(api):
+    name = f"ft-{uuid.uuid4().hex[:12]}"
+    api.create(name)
+    return name
+
+
+def ids(done):
+    return [record["id"] for record in records(done)]
+
+
+def test_delete_and_wait_shows_the_record_and_every_other_command_finds_it(env, finetune):
+    done = janitor(env, "delete", finetune, "--reason", "trial over", "--wait", "--json")
+    (record,) = records(done)
+    assert (done.returncode, record["state"], record["created"]) == (0, "deleted", True)
+    assert (record["status"], record["message"]) == ("Success", f"Finetune {finetune} deleted")
+    assert record["timestamp"]
+    assert record["requests"][0]["reason"] == "trial over"
+    del record["created"]
+    found = [
+        janitor(env, "show", record["id"], "--json"),
+        janitor(env, "list", "--finetune", finetune, "--json"),
+        janitor(env, "wait", record["id"], "--json"),
+    ]
+    assert [records(done) for done in found] == [[record]] * 3
+
+
+def test_for_people_there_are_tables_with_whole_ids_in_any_width(env, finetune):
+    (record,) = records(janitor(env, "delete", finetune, "--wait", "--json"))
+    for columns in ("40", "80", "200"):
+        for command in (("list", "--finetune", finetune), ("show", record["id"])):
+            shown = janitor_here({**env, "COLUMNS": columns}, *command).stdout
+            assert "deleted" in shown
+            assert record["id"] in shown or columns == "40"
+            assert max(map(len, shown.splitlines())) <= int(columns)
+
+
+def test_many_from_a_file_and_as_csv(env, api, finetune, tmp_path):
+    names = [f"{finetune}-{n}" for n in range(5)]
+    for name in names:
+        api.create(name)
+    (tmp_path / "ids").write_text("# left us\n" + "\n".join(names) + "\n\n")
+    done = janitor(env, "delete", "--file", str(tmp_path / "ids"), "--wait", "--json")
+    assert (done.returncode, [record["state"] for record in records(done)]) == (0, ["deleted"] * 5)
+    listed = janitor(env, "list", "--csv", "--limit", "5").stdout
+    rows = list(csv.DictReader(io.StringIO(listed)))
+    assert {row["finetune_id"] for row in rows} == set(names)
+    piped = janitor(env, "delete", "--file", "-", "--missing-ok", "--wait", "--json", input="\n".join(names))
+    assert (piped.returncode, [record["state"] for record in records(piped)]) == (0, ["not_found"] * 5)
+
+
+def test_lists_are_filtered_and_paged(env, api):
+    start = janitor(env, "delete", "page-0", "--json")
+    since = records(start)[0]["created_at"]
+    names = [f"page-{n}" for n in range(1, 7)]
+    waited = janitor(env, "delete", *names, "--wait", "--json")
+    assert waited.returncode == 1, "not found is not what was asked for"
+    first = janitor(env, "list", "--since", since, "--limit", "4", "--json")
+    cursor = re.search(r"--cursor (\S+)", first.stderr)
+    assert cursor
+    rest = janitor(env, "list", "--since", since, "--limit", "4", "--cursor", cursor[1], "--json")
+    seen = [record["finetune_id"] for record in records(first) + records(rest)]
+    assert sorted(seen) == ["page-0", *names]
+    none = janitor(env, "list", "--state", "superseded", "--since", since, "--json")
+    assert (none.returncode, none.stdout) == (0, "")
+
+
+def test_a_delay_keeps_it_scheduled_and_cancel_withdraws_it(env, api, finetune):
+    (waiting,) = records(janitor(env, "delete", finetune, "--in", "1h", "--json"))
+    assert waiting["state"] == "scheduled"
+    (joined,) = records(janitor(env, "delete", finetune, "--in", "2h", "--json"))
+    assert (joined["id"], joined["created"], joined["due_at"]) == (waiting["id"], False, waiting["due_at"])
+    cancelled = janitor(env, "cancel", waiting["id"], "--json")
+    assert (cancelled.returncode, records(cancelled)[0]["state"]) == (0, "cancelled")
+    again = janitor(env, "cancel", waiting["id"])
+    assert (again.returncode, "it had ended already" in again.stderr) == (1, True)
+    assert api.deletes(finetune) == []
+
+
+def test_retry_asks_again_for_what_failed(env, api, finetune):
+    api.fault("status", finetune_id=finetune, status=400, body={"detail": "not now"})
+    failed = janitor(env, "delete", finetune, "--wait", "--json")
+    assert (failed.returncode, records(failed)[0]["state"]) == (1, "failed")
+    done = janitor(env, "retry", ids(failed)[0], "--wait", "--json")
+    (record,) = records(done)
+    assert (done.returncode, record["state"]) == (0, "deleted")
+    assert record["requests"][0]["source"] == f"retry:{ids(failed)[0]}"
+    refused = janitor(env, "retry", record["id"])
+    assert (refused.returncode, refused.stderr) == (
+        2, f"Error: {record['id']} is deleted: only failed and review can be asked for again\n"
+    )  # fmt: skip
+
+
+def test_a_dry_run_writes_nothing(env, finetune):
+    done = janitor(env, "delete", finetune, "--dry-run")
+    assert (done.returncode, f"would ask for {finetune}" in done.stdout) == (0, True)
+    assert janitor(env, "list", "--finetune", finetune, "--json").stdout == ""
+
+
+def test_what_is_not_done_in_time_exits_4(env, finetune):
+    done = janitor(env, "delete", finetune, "--in", "1h", "--wait", "--timeout", "0.3", "--json")
+    assert (done.returncode, records(done)[0]["state"]) == (4, "scheduled")
+    janitor(env, "cancel", ids(done)[0])
+
+
+MISTAKES = [
+    (["delete"], "no finetune id is given: name at least one"),
+    (["delete", ""], "the finetune id is empty: give 1 to 255"),
+    (["delete", "x" * 256], "has 256 characters: give 1 to 255"),
+    (["delete", "a\tb"], "has a space or a control character"),
+    (["delete", "org/name"], "JANITOR_ALLOW_ORG_IDS=true"),
+    (["delete", "good", "bad bad"], "'bad bad' has a space"),
+    (["delete", "a", "--in", "-1h"], "'-1h' is not a duration: give a duration such as"),
+    (["delete", "a", "--in", "soon"], "'soon' is not a duration"),
+    (["delete", "a", "--at", "soon"], "'soon' is not a time: give a time in ISO 8601"),
+    (["delete", "a", "--in", "1h", "--at", "2030-01-01"], "a time and a delay are both given"),
+    (["delete", "a", "--account", "nobody"], "the account 'nobody' is not known: give one of default"),
+    (["delete", "a", "--reason", "two\nlines"], "reason is 'two\\nlines': give one line"),
+    (["delete", "a", "--reason", "x" * 501], "give one line of at most 500"),
+    (["delete", "--file", "/nowhere"], "No such file"),
+    (["list", "--state", "done"], "'done' is not a state: give one of scheduled, queued"),
+    (["list", "--cursor", "7"], "the cursor '7' is not one that a list answered"),
+    (["list", "--csv", "--json"], "give one of them"),
+    (["list", "--limit", "0"], "0 is not in the range"),
+    (["retry"], "give either the ids of deletions, or --state"),
+    (["retry", "--state", "deleted"], "only failed and review can be asked for again"),
+    (["delte", "a"], "No such command"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "words"), MISTAKES)
+def test_a_mistake_exits_2_with_one_clear_line_and_writes_nothing(env, arguments, words):
+    written = Ledger(connect(env["REDIS_URL"])).redis
+    before = written.keys("janitor:d:*")
+    done = janitor_here(env, *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert written.keys("janitor:d:*") == before
+
+
+@pytest.mark.parametrize("command", ["show", "wait", "retry"])
+def test_an_unknown_id_exits_1(env, command):
+    done = janitor_here(env, command, "no-such-id")
+    assert (done.returncode, done.stderr) == (1, "Error: no deletion has the id 'no-such-id'\n")
+
+
+@pytest.mark.parametrize("command", ["", *_COMMANDS])
+def test_help_is_quick_to_read_and_has_an_example(env, command):
+    done = janitor_here(env, *filter(None, [command]), "--help")
+    assert done.returncode == 0
+    assert re.search(rf"^ +(\w+=\S+ )*janitor {command}", done.stdout, re.MULTILINE)
+    assert max(map(len, done.stdout.splitlines())) <= 100
+
+
+def test_help_imports_nothing_heavy(env):
+    code = "import sys, worker.cli; worker.cli.main(['--help'])"
+    loud = [sys.executable, "-X", "importtime", "-c", code]
+    done = subprocess.run(loud, env=env, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not imported & {"celery", "redis", "requests", "pydantic", "rich", "tenacity", "structlog"}
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["show", "x"], ["delete", "x"], ["wait", "x"], ["cancel", "x"]])
+@pytest.mark.parametrize("url", ["unix:///nowhere/redis.sock?db=0", "redis://127.0.0.1:1/0"])
+def test_without_redis_commands_say_so_within_5_seconds_and_exit_3(tmp_path, arguments, url):
+    began = time.monotonic()
+    done = janitor(environment(url, JANITOR_STATE_DIR=tmp_path), *arguments)
+    assert time.monotonic() - began < 5
+    assert done.returncode == 3
+    assert re.fullmatch(r"Error: Redis did not take it: [^\n]+\n", done.stderr)
+
+
+def test_without_any_redis_named_it_says_what_to_do(tmp_path):
+    done = janitor(environment(JANITOR_STATE_DIR=tmp_path), "list")
+    assert done.returncode == 3
+    assert "REDIS_URL is not set and no `janitor up` runs" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ({"JANITOR_LEASE": "10s"}, "JANITOR_CALL_DEADLINE=20s must be shorter than JANITOR_LEASE=10s"),
+        ({"JANITOR_LEASE": "soon"}, "JANITOR_LEASE: 'soon' is not a duration"),
+        ({"JANITOR_MAX_CONCURRENT": "0"}, "JANITOR_MAX_CONCURRENT: should be greater than or equal to 1"),
+        ({"BFL_API_URL": "https://bfl.ai.evil.example"}, "BFL_API_URL=https://bfl.ai.evil.example is neither"),
+        ({"BFL_API_KEY": "two words"}, "BFL_API_KEY must hold one key"),
+        ({"REDIS_URL": "memcached://:hidden@x"}, "REDIS_URL is not a URL of a single Redis"),
+    ],
+)
+@pytest.mark.parametrize("start", ["worker.cli worker", "celery -A worker worker -P threads"])
+def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(env, setting, words, start):
+    argv = [sys.executable, "-m", *start.split()]
+    quiet = {"PYTHONWARNINGS": "ignore"}  # Celery warns of running as root, as a container in CI may
+    done = subprocess.run(argv, env=env | setting | quiet, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert "two words" not in done.stderr
+    assert "hidden" not in done.stderr
+
+
+def test_a_closed_pipe_and_ctrl_c_end_without_a_traceback(env, finetune):
+    argv = [sys.executable, "-m", "worker.cli", "delete", finetune, "--in", "1h", "--wait"]
+    waiting = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not janitor(env, "list", "--finetune", finetune, "--json").stdout:
+        assert waiting.poll() is None
+    waiting.send_signal(signal.SIGINT)
+    _, errors = waiting.communicate(timeout=10)
+    assert (waiting.returncode, "Traceback" in errors) == (130, False)
+
+
+def test_doctor_says_what_is_well_and_what_is_not(env):
+    well = janitor(env, "doctor", "--json")
+    levels = {finding["check"]: finding["level"] for finding in records(well)}
+    assert (well.returncode, set(levels.values())) == (0, {"ok"})
+    assert {"settings", "redis", "persistence", "workers", "queue", "api default"} <= set(levels)
+    wrong_key = janitor(env | {"BFL_API_KEY": "wrong"}, "doctor")
+    assert (wrong_key.returncode, "refuses the key" in wrong_key.stdout) == (1, True)
+    away = janitor(env | {"REDIS_URL": "redis://127.0.0.1:1/0"}, "doctor")
+    assert away.returncode == 3
+
+
+def test_doctor_lists_every_setting_with_its_meaning_and_no_secret(env):
+    told = janitor(env, "doctor", "--settings")
+    assert told.returncode == 0
+    assert "JANITOR_LEASE=30s" in told.stdout
+    assert env["BFL_API_KEY"] not in told.stdout + told.stderr
