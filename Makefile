@@ -18,7 +18,7 @@ demo: .venv/installed ## the whole system on this machine, against a simulated A
 	@$(BIN)/janitor demo
 
 test: .venv/installed ## every test: unit, integration, acceptance
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope
 
 lint: .venv/installed ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

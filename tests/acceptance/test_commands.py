@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import re
 import signal
 import subprocess
@@ -122,6 +123,17 @@ def test_what_is_not_done_in_time_exits_4(env, finetune):
     done = janitor(env, "delete", finetune, "--in", "1h", "--wait", "--timeout", "0.3", "--json")
     assert (done.returncode, records(done)[0]["state"]) == (4, "scheduled")
     janitor(env, "cancel", ids(done)[0])
+
+
+def test_who_has_no_name_is_known_by_number(env, finetune):
+    nameless = (
+        "import pwd, sys\npwd.getpwuid = lambda uid: {}[uid]\nfrom worker.cli import main\nmain(sys.argv[1:])"
+    )
+    argv = [sys.executable, "-c", nameless, "delete", finetune, "--in", "1h", "--json"]
+    plain = {name: value for name, value in env.items() if name not in ("USER", "LOGNAME", "LNAME", "USERNAME")}
+    done = subprocess.run(argv, env=plain, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert records(done)[0]["requests"][0]["requested_by"].startswith(f"{os.getuid()}@")
 
 
 MISTAKES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import socket
 import uuid
 from collections.abc import Sequence
@@ -63,7 +64,7 @@ def delete(
     wanted = list(dict.fromkeys([*ids, *_lines(file)]))
     if not wanted:
         raise click.UsageError("no finetune id is given: name at least one, or a file with --file")
-    who = requested_by or f"{getpass.getuser()}@{socket.gethostname()}"
+    who = requested_by or _login()
     requests = [
         NewRequest(
             id=str(uuid.uuid4()), finetune_id=id_, account=account, source="command", requested_by=who,
@@ -136,7 +137,7 @@ def retry(
     requests = [
         NewRequest(
             id=str(uuid.uuid4()), finetune_id=d.finetune_id, account=d.account, source=f"retry:{d.id}",
-            requested_by=f"{getpass.getuser()}@{socket.gethostname()}", fingerprint=d.fingerprint,
+            requested_by=_login(), fingerprint=d.fingerprint,
             missing_ok=any(request.missing_ok for request in d.requests), bulk=len(old) > BULK,
         )
         for d in old
@@ -206,6 +207,14 @@ def _show_dry_run(desk: Desk, requests: Sequence[NewRequest], *, as_json: bool) 
             click.echo(f"would ask for {request.finetune_id}" + (f", joining {known}" if known else ""))
     note("dry run: nothing was written")
     return 0
+
+
+def _login() -> str:
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # a container's uid may have no name; KeyError before Python 3.13
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
 
 
 def _known(desk: Desk, ids: Sequence[str]) -> list[Deletion]:

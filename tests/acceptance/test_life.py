@@ -1,0 +1,130 @@
+"""Workers living and dying: both pools, standard Celery tools, Redis going away, a stop, secrets kept."""
+
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.processes import KEY, ROOT, environment, janitor, producer, records, started, until, worker
+from worker import embedded
+from worker.sandbox import Sandbox
+from worker.supervise import Spec
+
+
+@pytest.fixture
+def api():
+    with Sandbox(keys={KEY}, latency_seconds=0.01) as sandbox:
+        sandbox.create("my-finetune")
+        yield sandbox
+
+
+@pytest.fixture
+def system(api, tmp_path):
+    """A Redis and the environment of a worker on it."""
+    with embedded.running(tmp_path / "redis") as url:
+        yield environment(url, api.url, JANITOR_STATE_DIR=tmp_path / "state")
+
+
+def test_prefork_works_likewise(system, api, tmp_path):
+    for n in range(30):
+        api.create(f"ft-{n}")
+    with worker(system, tmp_path / "log", "-c", "2", pool="prefork"):
+        done = janitor(system, "delete", *(f"ft-{n}" for n in range(30)), "--wait", "--json")
+    assert [record["state"] for record in records(done)] == ["deleted"] * 30
+    assert max(call["at_once"] for call in api.journal()) <= 8
+    assert len(api.deletes()) == 30
+
+
+def test_other_pools_are_refused_with_one_line(system):
+    argv = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-P", "solo"]
+    env = system | {"PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert done.stderr == "Error: the pool 'solo' is not supported: give one of threads, prefork\n"
+
+
+def test_standard_celery_tools_work(system, tmp_path):
+    def celery(*arguments):
+        return [sys.executable, "-m", "celery", "-A", "worker", *arguments]
+
+    with worker(system, tmp_path / "log"):
+        seen = subprocess.run(
+            celery("inspect", "active"), env=system, capture_output=True, text=True, timeout=30, check=False
+        )
+        assert (seen.returncode, "1 node online" in seen.stdout) == (0, True)
+        log = tmp_path / "beat.log"
+        beat = Spec("beat", celery("beat"), system, lambda: b"beat: Starting" in log.read_bytes(), log=log)
+        with started(beat):
+            pass
+        assert beat.log
+        assert b"Traceback" not in beat.log.read_bytes()
+
+
+def test_a_worker_rides_out_the_absence_of_redis(api, tmp_path):
+    state_dir = tmp_path / "redis"
+    with embedded.lock(state_dir):
+        spec = embedded.spec(state_dir)
+        env = environment(embedded.url(state_dir), api.url, JANITOR_STATE_DIR=tmp_path / "state")
+        with started(spec) as first, worker(env, tmp_path / "log") as child:
+            first.stop()
+            away = janitor(env, "list")
+            assert (away.returncode, len(away.stderr.splitlines())) == (3, 1)
+            threading.Event().wait(2)
+            assert child.process.poll() is None
+            with started(embedded.spec(state_dir)):
+                done = janitor(env, "delete", "my-finetune", "--wait", "--timeout", "40", "--json")
+                assert (done.returncode, records(done)[0]["state"]) == (0, "deleted")
+                child.stop()
+    assert len(api.deletes()) == 1
+
+
+def test_a_worker_that_is_told_to_stop_hands_back_what_it_holds(system, api, tmp_path):
+    # Given an answer that takes long, and more work than one worker can start.
+    api.fault("slow", finetune_id="my-finetune", seconds=3)
+    ids = [f"ft-{n}" for n in range(20)]
+    for id_ in ids:
+        api.create(id_)
+        api.fault("status", finetune_id=id_, status=429, headers={"Retry-After": "5"}, times=1)
+    with worker(system, tmp_path / "first") as first:
+        asked = janitor(system, "delete", "my-finetune", *ids, "--json")
+        until(lambda: api.deletes("my-finetune"), seconds=20, what="the slow call")
+        first.process.send_signal(signal.SIGTERM)
+        assert first.process.wait(25) == 0
+    (slow, *_) = records(asked)
+    assert records(janitor(system, "show", slow["id"], "--json"))[0]["state"] == "deleted"
+    listed = records(janitor(system, "list", "--json"))
+    assert {record["state"] for record in listed} <= {"deleted", "queued", "scheduled"}
+    with worker(system, tmp_path / "second"):
+        done = janitor(system, "wait", *(record["id"] for record in listed), "--timeout", "50", "--json")
+    assert [record["state"] for record in records(done)] == ["deleted"] * 21
+    effective = [call["finetune_id"] for call in api.deletes() if call["effective"]]
+    assert sorted(effective) == sorted(["my-finetune", *ids])
+
+
+def test_the_key_is_nowhere(api, tmp_path):
+    state_dir = tmp_path / "redis"
+    with embedded.running(state_dir) as url:
+        env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path / "state", JANITOR_LOG_LEVEL="DEBUG")
+        env |= {"BFL_API_KEY_LOCKED": "another-k3y", "BFL_API_URL_LOCKED": api.url}
+        faults = ("reset", "hang", "huge", "not_json", "wrong_id")
+        with worker(env, tmp_path / "log", "-l", "DEBUG"):
+            for kind in faults:
+                api.create(f"ft-{kind}")
+                api.fault(kind, finetune_id=f"ft-{kind}", applies=False)
+            janitor(env, "delete", "my-finetune", *(f"ft-{kind}" for kind in faults), "--wait", "--timeout", "6")
+            janitor(env, "delete", "ft-locked", "--account", "locked", "--wait", "--timeout", "2")
+            app = producer(url)
+            with pytest.raises(Exception, match="account"):
+                app.send_task("finetunes.delete", ["x"], {"account": "?"}, queue="deletions").get(timeout=20)
+            told = [
+                janitor(env, *arguments)
+                for arguments in (["list", "--json"], ["doctor"], ["doctor", "--settings"])
+            ]
+            assert len(api.deletes()) > len(faults)
+    kept = [*state_dir.rglob("*"), *(tmp_path / "state").rglob("*"), tmp_path / "log"]
+    texts = [path.read_bytes() for path in kept if path.is_file()]
+    texts += [(done.stdout + done.stderr).encode() for done in told]
+    assert any(b"ft-reset" in text for text in texts)
+    assert not [text for text in texts if KEY.encode() in text or b"another-k3y" in text]

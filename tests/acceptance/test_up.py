@@ -1,0 +1,110 @@
+"""`janitor up` and `janitor demo`: whole systems from nothing, which leave nothing behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.processes import KEY, environment, janitor, producer, records, started, until
+from worker import embedded
+from worker.connections import celery_url
+from worker.sandbox import Sandbox
+from worker.supervise import Spec
+
+
+@pytest.fixture
+def api():
+    with Sandbox(keys={KEY}, latency_seconds=0.01) as sandbox:
+        sandbox.create("my-finetune")
+        yield sandbox
+
+
+@pytest.fixture
+def home(api, tmp_path):
+    """The environment of a person on this machine: a key, and no Redis."""
+    return environment(None, api.url, JANITOR_STATE_DIR=tmp_path / "state")
+
+
+@contextmanager
+def up(env, log):
+    """`janitor up`, with a worker that works; it is killed at the end if the test did not stop it."""
+    state_dir = Path(env["JANITOR_STATE_DIR"])
+
+    def works():
+        return embedded.find_running(state_dir) and "worker processes" in janitor(env, "doctor").stdout
+
+    with started(Spec("up", [sys.executable, "-m", "worker.cli", "up"], env, works, log=log)) as child:
+        yield child
+
+
+def tree(pid):
+    """The process and all that descend from it."""
+    found = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    pairs = [tuple(map(int, line.split())) for line in found.splitlines()]
+    pids = {pid}
+    while more := {child for child, parent in pairs if parent in pids} - pids:
+        pids |= more
+    return pids
+
+
+def alive(pids):
+    return [pid for pid in pids if (Path("/proc") / str(pid)).exists()]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_up_works_from_nothing_keeps_its_records_and_leaves_no_process(home, api, tmp_path, number):
+    log = tmp_path / "log"
+    with up(home, log) as child:
+        done = janitor(home, "delete", "my-finetune", "--wait", "--json")
+        assert (done.returncode, records(done)[0]["state"]) == (0, "deleted")
+        # A second one on the same folder says so and leaves the first alone.
+        second = janitor(home, "up")
+        assert (second.returncode, f"already (process {child.process.pid})" in second.stderr) == (2, True)
+        assert embedded.find_running(Path(home["JANITOR_STATE_DIR"]))
+        pids = tree(child.process.pid)
+        assert len(pids) >= 4
+        child.process.send_signal(number)
+        assert child.process.wait(40) == 0
+        until(lambda: not alive(pids), seconds=10, what="the end of all processes")
+    assert janitor(home, "list").returncode == 3
+    id_ = records(done)[0]["id"]
+    with up(home, log) as child:
+        assert records(janitor(home, "show", id_, "--json"))[0]["state"] == "deleted"
+        assert [record["id"] for record in records(janitor(home, "list", "--json"))] == [id_]
+        child.process.send_signal(number)
+        assert child.process.wait(40) == 0
+    assert len(api.deletes()) == 1
+
+
+def test_up_without_a_key_says_which_variable_to_set(tmp_path):
+    done = janitor(environment(JANITOR_STATE_DIR=tmp_path / "state"), "up")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "no API key: set BFL_API_KEY" in done.stderr
+    assert "`janitor demo` needs none" in done.stderr
+    assert not (tmp_path / "state").exists()
+
+
+def test_up_prints_the_url_for_by_name_producers(home, api, tmp_path):
+    with up(home, tmp_path / "log"):
+        said = (tmp_path / "log").read_text()
+        url = celery_url(embedded.url(Path(home["JANITOR_STATE_DIR"])))
+        assert f"for by-name producers: {url}" in said
+        app = producer(embedded.url(Path(home["JANITOR_STATE_DIR"])))
+        result = app.send_task("finetunes.delete", ["my-finetune"], queue="deletions")
+        assert result.get(timeout=20)["state"] == "deleted"
+
+
+def test_the_demo_shows_one_of_each_outcome(tmp_path):
+    folder = tmp_path / f"demo-{uuid.uuid4().hex[:4]}"
+    done = janitor(environment(PATH=os.environ["PATH"]), "demo", "--keep", str(folder))
+    assert done.returncode == 0, done.stderr
+    outcomes = ("deleted", "not_found", "superseded", "failed", "review", "cancelled")
+    assert [state for state in outcomes if state not in done.stdout] == []
+    assert len([line for line in done.stdout.splitlines() if "demo-" in line]) >= 8
+    assert "the API counted 4 delete calls, and 3 finetunes are gone" in done.stderr
+    assert embedded.find_running(folder) is None

@@ -1,0 +1,249 @@
+"""The deployment files: what docker-compose.yml runs is run here as written, without Docker."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import pytest
+import redis
+from ruamel.yaml import YAML
+
+from tasks.durations import parse_duration
+from worker.connections import connect
+from worker.embedded import find_server
+from worker.settings import Settings, load_settings
+
+ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+SERVICES: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "docker-compose.yml")["services"]
+# Without comments; a line for each instruction, and for each command in it.
+DOCKERFILE = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.M)
+DOCKERFILE = re.sub(r"\s*\\\n\s*", " ", DOCKERFILE).replace(" && ", "\n")
+IMAGE_ENVIRONMENT = {"JANITOR_STATE_DIR": "/var/lib/janitor"}
+DOTENV = {"BFL_API_URL": "http://127.0.0.1:8899"}  # what the sandbox profile asks for
+EXAMPLES = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), re.M))
+# Characters that break a careless quoting: in Redis's configuration, in a shell or in a URL.
+PASSWORD = "p@ss w\"or\\d'/:%#$HOME"
+
+
+def until(condition: Callable[[], object], timeout_seconds: float) -> None:
+    """Wait for `condition`; fail once `timeout_seconds` are over."""
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout_seconds:g}s"
+        threading.Event().wait(0.05)
+
+
+def seconds(settings: dict[str, Any], name: str) -> float:
+    return parse_duration(settings[name]).total_seconds()
+
+
+def free_ports(count: int) -> list[str]:
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [str(one.getsockname()[1]) for one in sockets]
+
+
+class Outside:
+    """The composed services as processes of this machine, with their files in `folder`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        ports = dict(zip(("6379", "5555", "8899"), free_ports(3), strict=True))
+        self.places = ports | {
+            "redis:6379": f"127.0.0.1:{ports['6379']}",
+            "bind * -::*": "bind 127.0.0.1",
+            "0.0.0.0": "127.0.0.1",
+            "/run/secrets": f"{folder}/secrets",
+            "/var/lib/janitor": f"{folder}/state",
+            "dir /data": f"dir {folder}/data",
+            "$$": "$",
+        }
+        self._make_files(find_server().absolute())
+
+    def _make_files(self, server: Path) -> None:
+        for name in ("secrets", "state", "data", "bin"):
+            (self.folder / name).mkdir()
+        (self.folder / "secrets" / "redis_password").write_text(PASSWORD + "\n", encoding="utf-8")
+        (self.folder / "secrets" / "bfl_api_key").write_text("sandbox-key\n", encoding="utf-8")
+        for tool in ("server", "cli"):
+            found = server.with_name(server.name.replace("server", tool))  # Valkey's have other names
+            (self.folder / "bin" / f"redis-{tool}").symlink_to(found)
+        if "v=6." in subprocess.check_output([server, "--version"], text=True):
+            self.places["-listpack-"] = "-ziplist-"  # its name before Redis 7
+
+    def here(self, text: str) -> str:
+        """`text` as Compose hands it over, with a container's places replaced by this machine's.
+
+        Secrets and state become temporary files, ports free ones, addresses loopback, `$$` a `$`; nothing else,
+        but for the one setting that has another name where the Redis found here is older than the image's.
+        """
+        return re.sub("|".join(map(re.escape, self.places)), lambda found: self.places[found[0]], text)
+
+    def environment(self, name: str) -> dict[str, str]:
+        given = IMAGE_ENVIRONMENT | DOTENV | SERVICES[name].get("environment", {})
+        found = {key: self.here(value) for key, value in given.items()}
+        return found | {"PATH": f"{self.folder}/bin:{BIN}:{os.environ['PATH']}"}
+
+    def start(self, name: str) -> None:
+        service = SERVICES[name]
+        of_the_image = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)[0])
+        entrypoint = service.get("entrypoint", of_the_image if "build" in service else [])
+        argv, env = [self.here(part) for part in [*entrypoint, *service["command"]]], self.environment(name)
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.processes[name] = subprocess.Popen(argv, env=env, cwd=self.folder, stdout=log, stderr=log)
+
+    def run(self, name: str, argv: Sequence[str], timeout_seconds: float) -> subprocess.CompletedProcess[str]:
+        """As `docker compose exec NAME ...` does, and a health check."""
+        return subprocess.run(
+            argv, env=self.environment(name), cwd=self.folder, capture_output=True, text=True, check=False,
+            timeout=timeout_seconds,
+        )  # fmt: skip
+
+    def is_healthy(self, name: str) -> bool:
+        """What the health check says; as with Docker, no answer in the time it has is a no."""
+        check = SERVICES[name]["healthcheck"]
+        kind, *argv = map(self.here, check["test"])
+        argv = ["sh", "-c", *argv] if kind == "CMD-SHELL" else argv
+        with suppress(subprocess.TimeoutExpired):
+            return self.run(name, argv, seconds(check, "timeout")).returncode == 0
+        return False
+
+    def says(self, name: str, text: str) -> bool:
+        return text in (self.folder / f"{name}.log").read_text(encoding="utf-8")
+
+    def redis(self, password: str | None) -> redis.Redis:
+        login = f":{quote(password, safe='')}@" if password else ""
+        return connect(f"redis://{login}{self.places['redis:6379']}/0", patient=False)
+
+    def end(self, *names: str) -> None:
+        """End these; as Docker does, kill what is still there after the time it has."""
+        for name in names:
+            self.processes[name].terminate()
+        for name in names:
+            with suppress(subprocess.TimeoutExpired):
+                self.processes[name].wait(seconds(SERVICES[name], "stop_grace_period"))
+            self.processes[name].kill()
+            self.processes[name].wait()
+
+
+@contextmanager
+def composed(folder: Path) -> Iterator[Outside]:
+    outside = Outside(folder)
+    try:
+        outside.start("redis")
+        until(lambda: outside.is_healthy("redis"), 10)
+        for name in SERVICES.keys() - {"redis"}:
+            outside.start(name)
+        yield outside
+    finally:
+        outside.end(*outside.processes.keys() - {"redis"})
+        outside.end(*outside.processes.keys() & {"redis"})
+
+
+@pytest.fixture(scope="module")
+def outside(tmp_path_factory):
+    with composed(tmp_path_factory.mktemp("compose")) as outside:
+        until(lambda: outside.says("worker", "ready"), 20)
+        yield outside
+    killed = [name for name, process in outside.processes.items() if process.returncode == -signal.SIGKILL]
+    assert not killed, "not gone within their stop_grace_period"
+
+
+class TestServices:
+    def test_redis_keeps_every_write_and_evicts_nothing(self, outside):
+        expected = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
+        with outside.redis(PASSWORD) as client:
+            assert {name: client.config_get(name)[name] for name in expected} == expected
+
+    @pytest.mark.parametrize("password", [None, "wrong"])
+    def test_redis_refuses_who_does_not_know_the_password(self, outside, password):
+        with outside.redis(password) as client, pytest.raises(redis.AuthenticationError):
+            client.ping()
+
+    @pytest.mark.parametrize("name", SERVICES)
+    def test_each_service_passes_its_health_check(self, outside, name):
+        until(lambda: outside.is_healthy(name), 10)
+
+    def test_beat_starts(self, outside):
+        until(lambda: outside.says("beat", "beat: Starting"), 10)
+        assert outside.processes["beat"].poll() is None
+
+    def test_flower_shows_its_page(self, outside):
+        until(lambda: outside.is_healthy("flower"), 10)
+        with urlopen(f"http://127.0.0.1:{outside.places['5555']}/", timeout=5) as answer:
+            assert answer.status == 200
+
+    def test_together_they_delete_a_finetune(self, outside):
+        until(lambda: outside.is_healthy("sandbox"), 10)
+        done = outside.run("worker", ["janitor", "delete", "my-finetune", "--wait", "--json"], 15)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout.splitlines()[-1])["state"] == "deleted"
+
+    @pytest.mark.parametrize("name", SERVICES)
+    @pytest.mark.parametrize("secret", [PASSWORD, quote(PASSWORD, safe=""), "sandbox-key"])
+    def test_no_log_shows_a_secret(self, outside, name, secret):
+        assert not outside.says(name, secret)
+
+
+@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"worker"}))  # which takes seven seconds to give up
+def test_a_health_check_fails_where_nothing_runs(tmp_path, name):
+    assert not Outside(tmp_path).is_healthy(name)
+
+
+class TestFiles:
+    def test_the_compose_file_follows_the_compose_specification(self):
+        argv = [f"{BIN}/check-jsonschema", "--builtin-schema", "vendor.compose-spec", f"{ROOT}/docker-compose.yml"]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+
+    def test_no_dollar_is_left_for_compose_to_take_as_a_variable(self):
+        assert "$" not in (ROOT / "docker-compose.yml").read_text(encoding="utf-8").replace("$$", "")
+
+    @pytest.mark.parametrize("name", SERVICES)
+    def test_each_service_is_confined_bounded_and_kept_running(self, name):
+        service = SERVICES[name]
+        assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+        assert (service["security_opt"], service["restart"]) == (["no-new-privileges:true"], "unless-stopped")
+        assert {"mem_limit", "healthcheck", "logging"} <= service.keys()
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+
+    def test_a_worker_is_given_the_time_to_end_its_calls(self):
+        call_deadline = Settings.model_fields["call_deadline"].default.total_seconds()
+        assert seconds(SERVICES["worker"], "stop_grace_period") >= call_deadline + 5
+
+    def test_the_image_runs_as_a_user_of_its_own_and_has_its_state_where_it_is_mounted(self):
+        assert re.findall(r"^USER (.*)$", DOCKERFILE, re.M) == ["10001:10001"]
+        assert all(f"{name}={value}" in DOCKERFILE for name, value in IMAGE_ENVIRONMENT.items())
+
+    def test_every_installation_keeps_to_the_constraints(self):
+        installs = re.findall(r"^.*\bpip\b.*\binstall\b.*$", DOCKERFILE, re.M)
+        assert installs
+        assert all("--constraint constraints.txt" in install for install in installs)
+
+    def test_the_final_stage_has_nothing_to_build_with(self):
+        final = DOCKERFILE.rpartition("\nFROM ")[2]
+        assert "pip uninstall --yes pip setuptools wheel" in final
+        assert not re.search(r"apt-get|\bgcc\b|pip install|COPY (?!--from=build )", final)
+
+    def test_the_example_of_settings_names_only_settings_with_their_defaults(self, monkeypatch):
+        fields = Settings.model_fields.items()
+        known = {str(field.validation_alias or f"JANITOR_{name.upper()}") for name, field in fields}
+        assert EXAMPLES.keys() <= known | {"BFL_API_URL"}
+        monkeypatch.setattr("os.environ", {})
+        defaults = load_settings()
+        monkeypatch.setattr("os.environ", EXAMPLES)
+        assert load_settings() == defaults

@@ -1,0 +1,149 @@
+"""Settings: read from the environment, checked against each other, refused in one line, silent about secrets."""
+
+import os
+from datetime import timedelta
+
+import pytest
+
+from worker.settings import DEFAULT_API_URL, Account, SettingsError, load_settings, read_accounts
+
+KEY, OTHER_KEY = "5ecret-key", "0ther-key"
+
+
+@pytest.fixture
+def environ(monkeypatch):
+    """Sets variables of an environment that has none of ours."""
+    for name in [name for name in os.environ if name.upper().startswith(("JANITOR_", "BFL_", "REDIS_"))]:
+        monkeypatch.delenv(name)
+    return lambda **variables: [monkeypatch.setenv(name, value) for name, value in variables.items()]
+
+
+def refused(read, *given, **options) -> str:
+    with pytest.raises(SettingsError) as error:
+        read(*given, **options)
+    (line,) = str(error.value).splitlines()
+    assert KEY not in f"{line} {error.value!r}"
+    return line
+
+
+def test_without_variables_or_with_empty_ones_there_are_defaults_and_no_accounts(environ):
+    environ(JANITOR_LEASE="", REDIS_URL="", BFL_API_KEY=" ")
+    settings = load_settings()
+    assert (settings.lease, settings.call_deadline) == (timedelta(seconds=30), timedelta(seconds=20))
+    assert (settings.redis_url, settings.look_first, settings.accounts) == (None, "always", {})
+
+
+def test_variables_are_read_in_the_units_people_write(environ):
+    environ(JANITOR_RETENTION="2w", JANITOR_LEASE="1m30s", JANITOR_THREADS="3", JANITOR_ALLOW_ORG_IDS="true")
+    settings = load_settings()
+    assert (settings.retention, settings.lease) == (timedelta(days=14), timedelta(seconds=90))
+    assert (settings.threads, settings.allow_org_ids) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("JANITOR_LEASE", "30", "'30' is not a duration: give a duration such as"),
+        ("JANITOR_LEASE", "0s", "must be longer than 0s"),
+        ("JANITOR_RETENTION", "4000d", "too long"),
+        ("JANITOR_MAX_CONCURRENT", "many", "should be a valid integer"),
+        ("JANITOR_MAX_CONCURRENT", "0", "should be greater than or equal to 1"),
+        ("JANITOR_THREADS", "1000", "should be less than or equal to 256"),
+        ("JANITOR_LOOK_FIRST", "never", "should be 'always' or 'unclear'"),
+        ("JANITOR_ALLOW_ORG_IDS", "perhaps", "should be a valid boolean"),
+    ],
+)
+def test_an_unreadable_value_names_its_variable(environ, name, value, why):
+    environ(**{name: value})
+    line = refused(load_settings)
+    assert line.startswith(name)
+    assert why in line
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"CONNECT_TIMEOUT": "20s"}, "JANITOR_CONNECT_TIMEOUT=20s must be shorter than JANITOR_CALL_DEADLINE=20s"),
+        ({"CALL_DEADLINE": "1m"}, "JANITOR_CALL_DEADLINE=1m must be shorter than JANITOR_LEASE=30s"),
+        ({"LEASE": "2h"}, "JANITOR_LEASE=2h must be shorter than JANITOR_VISIBILITY_TIMEOUT=1h"),
+    ],
+)
+def test_durations_that_contradict_each_other_are_refused(environ, variables, line):
+    environ(**{f"JANITOR_{name}": value for name, value in variables.items()})
+    assert refused(load_settings) == line
+
+
+def test_accounts_come_from_the_environment(tmp_path):
+    key_file = tmp_path / "key"
+    key_file.write_text(f"\n{OTHER_KEY}\n", encoding="utf-8")
+    accounts = read_accounts({
+        "BFL_API_KEY": f" {KEY} ",
+        "BFL_API_KEY_FILE_EU_2": str(key_file),
+        "BFL_API_URL_EU_2": "https://api.eu.bfl.ai/",
+        "BFL_API_KEYRING": "not a key",
+    })  # fmt: skip
+    assert {name: (one.key.get_secret_value(), one.url) for name, one in accounts.items()} == {
+        "default": (KEY, DEFAULT_API_URL),
+        "eu_2": (OTHER_KEY, "https://api.eu.bfl.ai"),
+    }
+
+
+@pytest.mark.parametrize("key", [f"{KEY} {KEY}", f"{KEY}\nx", f"{KEY}é", f"{KEY}\x7f", f"{KEY}\x00"])
+def test_a_key_that_is_no_header_value_is_refused_and_not_repeated(key, tmp_path):
+    (tmp_path / "key").write_text(key, encoding="utf-8")
+    for name, value in {"BFL_API_KEY_EU": key, "BFL_API_KEY_FILE": str(tmp_path / "key")}.items():
+        assert refused(read_accounts, {name: value}).startswith(f"{name} must hold one key")
+
+
+def test_a_key_file_that_holds_no_key_is_refused(tmp_path):
+    (tmp_path / "empty").write_bytes(b"\n")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    reasons = {"empty": "must hold one key", "binary": "cannot be read: it is not text", "none": "No such file"}
+    for name, why in reasons.items():
+        assert why in refused(read_accounts, {"BFL_API_KEY_FILE": str(tmp_path / name)})
+
+
+@pytest.mark.parametrize("both", [("BFL_API_KEY", "BFL_API_KEY_FILE"), ("BFL_API_KEY_EU", "BFL_API_KEY_eu")])
+def test_two_variables_for_one_account_are_refused(both, tmp_path):
+    (tmp_path / "key").write_text(KEY, encoding="utf-8")
+    variables = {name: str(tmp_path / "key") if name.endswith("FILE") else KEY for name in both}
+    assert "another variable both give the key of account" in refused(read_accounts, variables)
+
+
+@pytest.mark.parametrize(
+    ("url", "taken"),
+    [
+        ("https://api.bfl.ai", True), ("https://bfl.ai/base/", True), ("http://127.0.0.1:8000", True),
+        ("http://[::1]:8000", True), ("http://localhost:8000", True), ("http://api.bfl.ai", False),
+        ("https://api.example.com", False), ("https://notbfl.ai", False), ("https://bfl.ai.example.com", False),
+        ("http://127.0.0.1.example.com", False), ("http://10.0.0.1", False),
+    ],
+)  # fmt: skip
+def test_the_key_goes_only_to_bfl_or_this_machine_unless_that_is_meant(url, taken):
+    variables = {"BFL_API_KEY": KEY, "BFL_API_URL": url}
+    assert read_accounts(variables, allow_api_url=True)["default"].url == url.rstrip("/")
+    if taken:
+        assert read_accounts(variables)["default"].url == url.rstrip("/")
+    else:
+        assert refused(read_accounts, variables).startswith("BFL_API_URL=")
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["api.bfl.ai", "ftp://api.bfl.ai", "https://", "https://a@api.bfl.ai", f"https://a:{KEY}@api.bfl.ai",
+     f"https://api.bfl.ai?key={KEY}", "https://api.bfl.ai/#top", "https://[api.bfl.ai", "https://api.bfl.ai:port"],
+)  # fmt: skip
+def test_what_is_no_base_url_is_refused_even_where_any_is_allowed(url):
+    variables = {"BFL_API_KEY_EU": KEY, "BFL_API_URL_EU": url}
+    line = refused(read_accounts, variables, allow_api_url=True)
+    assert line == f"BFL_API_URL_EU must be a base URL such as {DEFAULT_API_URL}"
+
+
+def test_settings_and_accounts_show_no_secret(environ):
+    environ(BFL_API_KEY=KEY, REDIS_URL=f"redis://:{KEY}@redis/0")
+    settings = load_settings()
+    account = settings.accounts["default"]
+    assert isinstance(account, Account)
+    shown = f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()} {account} {account!r}"
+    assert KEY not in shown
+    assert "**********" in shown
