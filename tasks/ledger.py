@@ -17,6 +17,7 @@ Keys, all behind the prefix `janitor:`:
     outbox                   zset    by-name requests whose Celery result is still to be written
     account:<account>        hash    cool-down, parking, permits, missed wake-ups
     accounts, paused         set, hash
+    poison                   list    messages that nobody could read: see tasks/poison.py
     workers                  zset    worker processes by when they count as gone
     wakeups:<account>        zset    wake-ups sent and not begun, by when they count as lost
 
@@ -259,6 +260,8 @@ def unavailable() -> Iterator[None]:
         yield
     except RedisError as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if "OOM command not allowed" in reason:
+            reason = "it is full (maxmemory); nothing was written: give it more memory"
         raise LedgerUnavailable(f"Redis did not take it: {reason}") from error
 
 

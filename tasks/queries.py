@@ -45,6 +45,14 @@ class Page(NamedTuple):
     cursor: str | None
 
 
+class Stop(NamedTuple):
+    """Why an account does not delete now: the reasons of a pause, a park, a cool-down; None where not so."""
+
+    paused: str | None
+    parked: str | None
+    cooling: str | None
+
+
 class _Entry(NamedTuple):
     created_at: int
     id: str
@@ -105,6 +113,21 @@ def open_deletions(ledger: Ledger, account: str, finetune_ids: Sequence[str]) ->
     with unavailable():
         found: Any = ledger.redis.hmget(f"{ledger.prefix}open:{account}", list(finetune_ids))
     return {finetune_id: id_ for finetune_id, id_ in zip(finetune_ids, found, strict=True) if id_}
+
+
+def stopped_accounts(ledger: Ledger) -> dict[str, Stop]:
+    """The accounts that do not delete now, and why; `*` stands for all of them."""
+    names = sorted(_all_accounts(ledger))
+    now = ledger.now_ms()
+    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+        pipe.hgetall(f"{ledger.prefix}paused")
+        for name in names:
+            pipe.hmget(f"{ledger.prefix}account:{name}", "parked_reason", "cool_until", "cool_reason")
+        paused, *rows = pipe.execute()
+    stops = {name: Stop(reason, None, None) for name, reason in paused.items()}
+    for name, (parked, until, why) in zip(names, rows, strict=True):
+        stops[name] = Stop(paused.get(name), parked, why if int(until or 0) > now else None)
+    return {name: stop for name, stop in stops.items() if any(reason is not None for reason in stop)}
 
 
 def workers_seen(ledger: Ledger) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 from celery import Celery, signals
 from kombu import Exchange, Queue
+from redis.exceptions import RedisError
 
 from tasks import definitions
 from tasks.bfl import BflClient, Timeouts
@@ -21,8 +22,10 @@ from tasks.dispatch import Dispatcher
 from tasks.intake import Intake
 from tasks.ledger import Ledger, WakeUp
 from tasks.work import Crew
+from worker.channel import install, set_aside
 from worker.connections import CONNECT_SECONDS, SOCKET_SECONDS, celery_url, connect, redis_url, terms
 from worker.logs import configure as configure_logs
+from worker.server_checks import check_server
 from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
 
 log = structlog.get_logger()
@@ -77,6 +80,7 @@ class Services:
 def create_app(settings: Settings, url: str | None = None) -> Celery:
     """A Celery app for workers, beat and producers; raises `LedgerUnavailable` where no Redis is named."""
     url = url or redis_url(settings)
+    install()
     app = Celery("finetunes", broker=celery_url(url), backend=celery_url(url), set_as_current=False)
     app.conf.update(configuration(settings, url))
     # Shared with the children of a prefork pool, so that one signal interrupts every wait.
@@ -182,6 +186,7 @@ def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
             require_accounts(settings)
             if pool not in POOLS:
                 raise SettingsError(f"the pool {pool!r} is not supported: give one of threads, prefork")
+            _check_redis(services(), strict=settings.strict)
         except SettingsError as error:
             print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -194,13 +199,34 @@ def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
     def stop(**_: Any) -> None:
         stopping.set()
 
+    def unreadable(message: Any, exc: Exception | None = None, **_: Any) -> None:
+        queue = str((message.delivery_info or {}).get("routing_key"))
+        reason = f"refused by Celery: {exc or 'no task in it'}"
+        set_aside(services().ledger.redis, queue, reason, {"headers": message.headers, "body": message.body})
+
     def logs(**_: Any) -> None:
         configure_logs(services().settings.log_level)
 
     signals.celeryd_after_setup.connect(check, weak=False)
+    signals.task_unknown.connect(unreadable, weak=False)
+    signals.task_rejected.connect(unreadable, weak=False)
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(stop, weak=False)
     signals.setup_logging.connect(logs, weak=False)
+
+
+def _check_redis(services: Services, *, strict: bool) -> None:
+    """Warn of a Redis that may lose what it was given; with JANITOR_STRICT refuse it, by a `SettingsError`."""
+    try:
+        found = [finding for finding in check_server(services.ledger.redis) if finding.level != "ok"]
+    except RedisError as error:
+        if strict:
+            raise SettingsError(f"JANITOR_STRICT is set, and Redis cannot be checked: {error}") from None
+        return
+    for finding in found:
+        if strict and finding.level == "error":
+            raise SettingsError(f"JANITOR_STRICT is set, and {finding.message}")
+        log.warning("redis.unsafe", check=finding.check, message=finding.message)
 
 
 def _process_name() -> str:

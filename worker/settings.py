@@ -92,6 +92,9 @@ class Settings(BaseSettings):
     allow_api_url: bool = Field(
         default=False, description="accept an API URL that is neither at bfl.ai nor loopback"
     )
+    strict: bool = Field(
+        default=False, description="do not start on a Redis that evicts or does not persist; else warn"
+    )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
 
     @property

@@ -197,10 +197,18 @@ def test_looks_can_be_kept_to_where_something_is_unclear(case, looks):
     assert case.api.calls["details"] == looks
 
 
-@pytest.mark.parametrize(("seconds", "checks"), [(0.9, 0), (1.1, 1)])
-def test_a_permission_older_than_a_second_is_asked_for_again(seconds, checks):
-    case = Case([DONE], [(seconds, THERE)]).carried_out()
-    assert (case.result, case.ledger.checks) == (("deleted/response", 1), checks)
+@pytest.mark.parametrize(
+    ("case", "checks"),
+    [
+        (Case([DONE], [(0.9, THERE)]), 0),
+        (Case([DONE], [(1.1, THERE)]), 1),
+        (Case([REFUSED_CONNECTION, DONE]), 1),
+    ],
+    ids=["quick look", "slow look", "one for the look and the delete after a wait"],
+)
+def test_a_permission_older_than_a_second_or_than_a_wait_is_asked_for_again(case, checks):
+    assert case.carried_out().result[0] == "deleted/response"
+    assert case.ledger.checks == checks
 
 
 def test_a_claim_that_lay_too_long_is_checked_before_anything_is_sent():
@@ -209,18 +217,27 @@ def test_a_claim_that_lay_too_long_is_checked_before_anything_is_sent():
     assert (case.carried_out().result, case.api.calls["details"]) == (("queued", 0), 0)
 
 
-@pytest.mark.parametrize("word", ["lost", "paused", "parked", "full", "cooling"])
-def test_without_permission_nothing_is_sent_and_nothing_counted(word):
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("lost", "the lease ended"),
+        ("paused", "the account is paused"),
+        ("parked", "the account is parked"),
+        ("full", "no permit is free"),
+        ("cooling", "the account cools down"),
+    ],
+)
+def test_without_permission_nothing_is_sent_and_nothing_counted(word, message):
     case = Case([], [(2, THERE)], ledger=FakeLedger(word), rules=NO_BUDGET, due_ago=timedelta(days=8))
-    assert case.carried_out().result == ("queued", 0)
+    assert (case.carried_out().result, case.outcome.message) == (("queued", 0), message)
     assert (case.outcome.delay, case.run.last_tried) == (None, False)
 
 
 def test_before_a_wait_the_ledger_learns_of_the_attempt_and_of_what_is_unclear():
-    case = Case([RESET, DONE]).carried_out()
+    case = Case([RESET, DONE], [(0.5, THERE), THERE]).carried_out()
     ((lines, unclear_at),) = case.ledger.kept
     first, second = json.loads(lines), json.loads(case.written["attempts"])
-    assert (first["error"], first["sent"], unclear_at) == ("Unclear", True, NOW_MS)
+    assert (first["error"], first["sent"], unclear_at) == ("Unclear", True, NOW_MS + 500)
     assert (second["error"], second["http_status"]) == (None, 200)
 
 

@@ -56,6 +56,7 @@ def test_a_list_is_read_only_in_the_shape_that_is_known():
     [
         (SEEN, fingerprint(THERE), None),
         (SEEN, "", None),
+        (OF_NO_AGE, "", None),
         (LISTED, fingerprint(OTHER), None),
         (SEEN, fingerprint(OTHER), ": trigger_word, mode changed"),
         (SEEN, fingerprint(AGELESS), ": timestamp, mode changed"),

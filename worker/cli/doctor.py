@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple
 
 import click
 
@@ -12,23 +11,17 @@ from tasks.durations import format_duration, iso
 from tasks.errors import ApiError, KeyRefused, LedgerUnavailable, Unclear
 from tasks.ledger import Ledger
 from tasks.looking import names
-from tasks.queries import oldest_due, workers_seen
+from tasks.poison import list_poison
+from tasks.queries import oldest_due, stopped_accounts, workers_seen
 from tasks.records import from_ms
 from worker.cli.common import json_option
 from worker.cli.output import note, print_json
 from worker.connections import redis_url
+from worker.server_checks import Finding, check_server
 from worker.settings import Account, Settings, load_settings
 
 _LATE = timedelta(minutes=5)
 _UNREACHABLE = 3
-
-
-class Finding(NamedTuple):
-    """One line: what was checked, how it is, and what to do where it is not ok."""
-
-    check: str
-    level: Literal["ok", "warning", "error", "unreachable"]
-    message: str
 
 
 @click.command()
@@ -79,7 +72,7 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
     except LedgerUnavailable as error:
         yield Finding("redis", "unreachable", str(error))
         return
-    yield from _check_server(client)
+    yield from check_server(client)
     seen = workers_seen(ledger)
     yield (
         Finding("workers", "ok", f"{len(seen)} worker processes: {', '.join(seen)}")
@@ -87,30 +80,8 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
         else Finding("workers", "warning", "no worker is seen: start one with `janitor worker` or `janitor up`")
     )
     yield _check_due(ledger)
-
-
-def _check_server(client: Any) -> Iterator[Finding]:
-    info = client.info()
-    version = str(info["redis_version"])
-    new_enough = tuple(map(int, version.split(".")[:2])) >= (6, 2)
-    yield Finding(
-        "redis", "ok" if new_enough else "error", f"version {version}" + ("" if new_enough else ": 6.2 is needed")
-    )
-    if info.get("cluster_enabled"):
-        yield Finding("redis", "error", "this is a Redis Cluster: use a single Redis or Sentinel")
-    policy = info.get("maxmemory_policy")
-    if policy != "noeviction":
-        yield Finding(
-            "eviction", "error", f"maxmemory-policy is {policy}: records could vanish; set it to noeviction"
-        )
-    else:
-        yield Finding("eviction", "ok", "maxmemory-policy is noeviction")
-    if info.get("aof_enabled"):
-        yield Finding("persistence", "ok", "the append-only file is on")
-    else:
-        yield Finding(
-            "persistence", "warning", "the append-only file is off: set appendonly yes and appendfsync always"
-        )
+    yield from _check_stops(ledger)
+    yield _check_poison(ledger)
 
 
 def _check_due(ledger: Ledger) -> Finding:
@@ -124,6 +95,26 @@ def _check_due(ledger: Ledger) -> Finding:
             "queue", "warning", f"{text} (since {iso(due)}): are workers running, is the account stopped?"
         )
     return Finding("queue", "ok", text)
+
+
+def _check_stops(ledger: Ledger) -> Iterator[Finding]:
+    for name, stop in stopped_accounts(ledger).items():
+        whom, option = ("all accounts", "") if name == "*" else (f"account {name}", f" --account {name}")
+        if stop.paused is not None:
+            yield Finding("paused", "warning", f"{whom}: {stop.paused}; `janitor resume{option}` goes on")
+        if stop.parked is not None:
+            why = f"{whom}: the API refuses its key ({stop.parked}); correct it, the worker tries it every 30s"
+            yield Finding("parked", "error", why)
+        if stop.cooling is not None:
+            yield Finding("cool-down", "ok", f"{whom} waits, as the API asked: {stop.cooling}")
+
+
+def _check_poison(ledger: Ledger) -> Finding:
+    found = list_poison(ledger)
+    if not found:
+        return Finding("poison", "ok", "no unreadable message was put aside")
+    text = f"{len(found)} unreadable messages were put aside, the last for {found[0].reason!r}"
+    return Finding("poison", "warning", f"{text}: see `janitor poison list`")
 
 
 def _check_api(settings: Settings, account: Account) -> Finding:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tasks.errors import InvalidRequest
 from worker.settings import Settings, load_settings
 from worker.supervise import Spec
+
+if TYPE_CHECKING:
+    from celery import Celery
 
 _STOP_SECONDS_OVER_CALL = 5
 _EXTRA = {"ignore_unknown_options": True}
@@ -42,7 +46,7 @@ def up() -> int:
 @click.command(context_settings=_EXTRA)
 @click.option("--pool", type=click.Choice(["threads", "prefork"]), default="threads", show_default=True)
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def worker(*, pool: str, celery_options: tuple[str, ...]) -> None:
+def worker(*, pool: str, celery_options: tuple[str, ...]) -> int:
     """Run a worker: `celery -A worker worker`, ready for this job.
 
     Further options go to Celery as they are.
@@ -57,12 +61,12 @@ def worker(*, pool: str, celery_options: tuple[str, ...]) -> None:
     require_accounts(settings)
     # Mingle and gossip carry revokes and clocks that nothing here uses, and slow a start by a second and more.
     argv = ["worker", "--without-mingle", "--without-gossip", "--pool", pool, *celery_options]
-    create_app(settings).worker_main(argv)
+    return _celery(create_app(settings), argv)
 
 
 @click.command(context_settings=_EXTRA)
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def beat(*, celery_options: tuple[str, ...]) -> None:
+def beat(*, celery_options: tuple[str, ...]) -> int:
     """Run beat, which starts what is scheduled: `celery -A worker beat`.
 
     \b
@@ -70,7 +74,7 @@ def beat(*, celery_options: tuple[str, ...]) -> None:
     """
     from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
 
-    create_app(load_settings()).start(["beat", *celery_options])
+    return _celery(create_app(load_settings()), ["beat", *celery_options])
 
 
 @click.command()
@@ -97,6 +101,14 @@ def sandbox(
     except OSError as error:
         raise InvalidRequest(f"port {port} cannot be used: {error.strerror}; give another with --port") from None
     return 0
+
+
+def _celery(app: Celery, argv: list[str]) -> int:
+    """Celery's own command, with its exit code: `app.start` does the same and loses it."""
+    from celery.bin.celery import celery as command  # noqa: PLC0415 -- brings in Celery
+
+    command.params[0].default = app
+    return int(command.main(args=argv, standalone_mode=False) or 0)
 
 
 def _tree(settings: Settings, url: str) -> list[Spec]:

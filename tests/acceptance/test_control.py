@@ -1,0 +1,221 @@
+"""For whoever is on call: the switch that stops all deleting, stopped accounts, messages nobody can read."""
+
+import base64
+import json
+import pickle
+import threading
+import uuid
+from datetime import UTC, datetime, timedelta
+from functools import partial
+
+import pytest
+import redis
+
+from tests.processes import KEY, environment, janitor, producer, records, until, worker
+from worker import embedded
+from worker.sandbox import Sandbox
+
+
+@pytest.fixture
+def api():
+    with Sandbox(keys={KEY}, latency_seconds=0.05) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def env(api, tmp_path):
+    with embedded.running(tmp_path / "redis") as url:
+        yield environment(url, api.url, JANITOR_STATE_DIR=tmp_path / "state")
+
+
+def deletes_after(api, moment):
+    return [call for call in api.deletes() if datetime.fromisoformat(call["at"]) > moment]
+
+
+@pytest.mark.parametrize("account", [None, "default"])
+def test_a_pause_stops_all_deleting_within_2_seconds_and_resume_goes_on(env, api, tmp_path, account):
+    option = ["--account", account] if account else []
+    names = [f"ft-{n}" for n in range(400)]
+    for name in names:
+        api.create(name)
+    with worker(env, tmp_path / "one"), worker(env, tmp_path / "two"):
+        janitor(env, "delete", *names, "--json")
+        until(lambda: len(api.deletes()) > 20, seconds=20, what="the first deletes")
+        paused = janitor(env, "pause", "--reason", "a complaint", *option)
+        stopped_by = datetime.now(UTC) + timedelta(seconds=2)
+        assert (paused.returncode, f"paused: {account or 'all accounts'}" in paused.stderr) == (0, True)
+        threading.Event().wait(3)
+        assert deletes_after(api, stopped_by) == []
+        assert api.finetunes(), "the pause came too late to show anything"
+        # What waits is not rewritten, requests are accepted, doctor says what is going on.
+        doctor = janitor(env, "doctor")
+        assert (doctor.returncode, "a complaint; `janitor resume" in doctor.stdout) == (0, True)
+        api.create("late")
+        (late,) = records(janitor(env, "delete", "late", "--json"))
+        assert late["state"] == "queued"
+        resumed = janitor(env, "resume", *option)
+        assert (resumed.returncode, "still paused" in resumed.stderr) == (0, False)
+        until(lambda: not api.finetunes(), seconds=40, what="the end of all deletions")
+        done = janitor(env, "wait", late["id"], "--timeout", "20", "--json")
+        assert records(done)[0]["state"] == "deleted"
+    assert len(api.deletes()) == 401, "each finetune was deleted once"
+    assert max(call["at_once"] for call in api.journal()) <= 8
+
+
+def test_what_is_paused_by_name_stays_so_until_it_is_resumed_by_name(env, tmp_path):
+    janitor(env, "pause", "--account", "default")
+    janitor(env, "pause")
+    whole = janitor(env, "resume")
+    assert "still paused (by request): `janitor resume --account default` goes on" in whole.stderr
+    assert "still paused" not in janitor(env, "resume", "--account", "default").stderr
+    assert janitor(env, "pause", "--account", "nobody").returncode == 2
+
+
+def test_a_parked_account_goes_on_by_itself_once_its_key_works(env, api, tmp_path):
+    # Given a key that the API does not accept yet.
+    api.keys.clear()
+    api.create("ft")
+    with worker(env, tmp_path / "log"):
+        (asked,) = records(janitor(env, "delete", "ft", "--json"))
+        until(lambda: "parked" in janitor(env, "doctor").stdout, seconds=20, what="the park")
+        doctor = janitor(env, "doctor")
+        assert (doctor.returncode, "the API refuses its key" in doctor.stdout) == (1, True)
+        calls = len(api.journal())
+        api.keys.add(KEY)
+        done = janitor(env, "wait", asked["id"], "--timeout", "45", "--json")
+        (record,) = records(done)
+    assert (record["state"], len(record["attempts"])) == ("deleted", 1)
+    assert calls <= 6, "a parked account is asked rarely"
+    assert "parked" not in janitor(env, "doctor").stdout
+
+
+HEADERS = {"task": "finetunes.delete", "id": "poison", "lang": "py", "root_id": "poison", "parent_id": None}
+PLACE = {"delivery_info": {"exchange": "deletions", "routing_key": "deletions"}, "delivery_mode": 2, "priority": 0}
+GOOD = [["ft"], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
+
+
+def message(body=GOOD, headers=HEADERS, *, kind="application/json", **more):
+    raw = body if isinstance(body, bytes) else (body if isinstance(body, str) else json.dumps(body)).encode()
+    properties = {**PLACE, "body_encoding": "base64", "delivery_tag": str(uuid.uuid4()), "correlation_id": "x"}
+    envelope = {
+        "body": base64.b64encode(raw).decode(), "content-type": kind, "content-encoding": "utf-8",
+        "headers": headers, "properties": properties, **more,
+    }  # fmt: skip
+    return json.dumps(envelope)
+
+
+CORPUS = {
+    "an envelope that is not JSON": "not json",
+    "an envelope that is not text": b"\xff\xfe\x00",
+    "an envelope in another encoding": '{"a": 1}'.encode("utf-16"),
+    "an envelope nested beyond measure": "[" * 100_000,
+    "an empty list": "[]",
+    "a number": "7",
+    "null": "null",
+    "an object with nothing in it": "{}",
+    "no properties": message(properties={}),
+    "a delivery tag that is a number": message(properties={**PLACE, "delivery_tag": 7}),
+    "no place": message(properties={"delivery_tag": "7"}),
+    "headers that are a list": message(headers=[]),
+    "no headers": message(headers={}),
+    "a body that is a number": json.dumps({**json.loads(message()), "body": 7}),
+    "a body that is not JSON": message(b"{{"),
+    "a body that is no triple": message([1, 2]),
+    "a body with other things in it": message([7, 7, 7]),
+    "a pickled body": message(pickle.dumps(GOOD), kind="application/x-python-serialize"),
+    "a body that claims to be pickled": message(kind="application/x-python-serialize"),
+    "a task nobody knows": message(headers={**HEADERS, "task": "no.such.task"}),
+    "a task without a name": message(headers={**HEADERS, "task": 7}),
+    "a task without an id": message(headers={"task": "finetunes.delete"}),
+    "a time that is none": message(headers={**HEADERS, "eta": "soon"}),
+    "an end that is none": message(headers={**HEADERS, "expires": "soon"}),
+    "time limits that are none": message(headers={**HEADERS, "timelimit": 7}),
+}
+
+
+def put_aside(store, number):
+    return store.llen("janitor:poison") == number
+
+
+def test_what_nobody_can_read_is_put_aside_and_the_next_deletion_runs(env, api, tmp_path):
+    store = redis.Redis.from_url(env["REDIS_URL"])
+    app = producer(env["REDIS_URL"])
+    with worker(env, tmp_path / "log") as child:
+        for n, (what, raw) in enumerate(CORPUS.items()):
+            store.lpush("deletions", raw)
+            api.create(f"ft-{n}")
+            record = app.send_task("finetunes.delete", [f"ft-{n}"], queue="deletions").get(timeout=20)
+            assert record["state"] == "deleted", what
+            until(partial(put_aside, store, n + 1), seconds=5, what=f"putting aside {what}")
+            assert child.process.poll() is None, what
+        # Broadcasts for remote control can be garbage too.
+        for garbage in ("[]", "7", "{}", '{"properties": 7}', "{{"):
+            store.publish("/0.celery.pidbox", garbage)
+        assert app.control.inspect(timeout=5).ping()
+        assert child.process.poll() is None
+    assert store.hlen("unacked") == 0, "what is put aside is not delivered again"
+    assert "Connection to broker lost" not in (tmp_path / "log").read_text()
+
+
+def test_what_was_put_aside_is_counted_listed_shown_and_dropped(env, tmp_path):
+    store = redis.Redis.from_url(env["REDIS_URL"])
+    for text in ("first thing", "second thing"):
+        store.lpush("deletions", text)
+    with worker(env, tmp_path / "log"):
+        until(lambda: store.llen("janitor:poison") == 2, seconds=10, what="putting aside two messages")
+    doctor = janitor(env, "doctor")
+    assert "2 unreadable messages were put aside, the last for 'not JSON" in doctor.stdout
+    second, first = records(janitor(env, "poison", "list", "--json"))
+    assert (first["text"], second["text"], first["queue"]) == ("first thing", "second thing", "deletions")
+    assert first["id"] in janitor(env, "poison", "list").stdout
+    assert "first thing" in janitor(env, "poison", "show", first["id"]).stdout
+    dropped = janitor(env, "poison", "drop", first["id"], "nothing")
+    assert (dropped.returncode, "nothing: no message with this id" in dropped.stderr) == (1, True)
+    assert [left["id"] for left in records(janitor(env, "poison", "list", "--json"))] == [second["id"]]
+    assert janitor(env, "poison", "drop", "--all").returncode == 0
+    assert janitor(env, "poison", "list").stderr == "nothing was put aside\n"
+    assert janitor(env, "poison", "show", first["id"]).returncode == 1
+    assert janitor(env, "poison", "drop").returncode == 2
+
+
+UNFIT = [
+    ({"maxmemory-policy": "allkeys-lru"}, "maxmemory-policy is allkeys-lru"),
+    ({"appendonly": "no"}, "the append-only file is off"),
+]
+
+
+@pytest.mark.parametrize(("config", "words"), UNFIT)
+def test_a_redis_that_may_lose_records_is_warned_of_and_refused_if_strict(env, tmp_path, config, words):
+    store = redis.Redis.from_url(env["REDIS_URL"])
+    for name, value in config.items():
+        store.config_set(name, value)
+    with worker(env, tmp_path / "log"):
+        assert words in (tmp_path / "log").read_text()
+    strict = env | {"JANITOR_STRICT": "1", "PYTHONWARNINGS": "ignore"}
+    refused = janitor(strict, "worker")
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(f"Error: JANITOR_STRICT is set, and {words}")
+    assert len(refused.stderr.splitlines()) == 1
+    doctor = janitor(env, "doctor")
+    assert (doctor.returncode, words in doctor.stdout) == (1, True)
+
+
+def test_a_full_redis_refuses_what_is_new_and_loses_nothing(env, api, tmp_path):
+    store = redis.Redis.from_url(env["REDIS_URL"])
+    names = [f"ft-{n}" for n in range(20)]
+    for name in names:
+        api.create(name)
+    with worker(env, tmp_path / "log"):
+        asked = records(janitor(env, "delete", *names, "--in", "2s", "--json"))
+        store.config_set("maxmemory", "1mb")
+        refused = janitor(env, "delete", "one-more", "--json")
+        assert (refused.returncode, refused.stdout) == (3, "")
+        assert refused.stderr == (
+            "Error: Redis did not take it: it is full (maxmemory); nothing was written: give it more memory\n"
+        )
+        threading.Event().wait(4)  # they become due meanwhile
+        store.config_set("maxmemory", "0")
+        done = janitor(env, "wait", *(record["id"] for record in asked), "--timeout", "60", "--json", timeout=90)
+    assert {record["state"] for record in records(done)} == {"deleted"}
+    assert sorted(call["finetune_id"] for call in api.deletes() if call["effective"]) == sorted(names)
+    assert janitor(env, "list", "--finetune", "one-more", "--json").stdout == ""
