@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test chaos lint clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -18,7 +18,10 @@ demo: .venv/installed ## the whole system on this machine, against a simulated A
 	@$(BIN)/janitor demo
 
 test: .venv/installed ## every test: unit, integration, acceptance
-	$(BIN)/python -m pytest --numprocesses 3 --dist loadscope
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup
+
+chaos: .venv/installed ## the long form of the chaos tests, with the default settings: about an hour
+	JANITOR_CHAOS=long $(BIN)/python -m pytest tests/chaos --numprocesses 2 --dist loadgroup -rP
 
 lint: .venv/installed ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

@@ -64,10 +64,10 @@ def retry_after(headers: Mapping[str, str]) -> timedelta | None:
 
 def _wait(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
-    wait = error.wait if isinstance(error, Again) else None
-    if wait is not None:
-        return wait.total_seconds()
-    return wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)(state)
+    asked = error.wait if isinstance(error, Again) else None
+    jittered = wait_random_exponential(multiplier=_FIRST_WAIT_SECONDS, max=_LONGEST_WAIT_SECONDS)(state)
+    # A `Retry-After` of nothing at all is no leave to hurry.
+    return max(asked.total_seconds(), jittered) if asked else jittered
 
 
 def _seconds(text: str, date: str | None) -> float | None:
@@ -82,6 +82,6 @@ def _seconds(text: str, date: str | None) -> float | None:
 def _date(text: str) -> datetime | None:
     try:
         moment = parsedate_to_datetime(text)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import local
@@ -80,17 +78,26 @@ class BflReader:
         began = time.monotonic()
         deadline = began + self._timeouts.total.total_seconds()
         request = requests.Request(method, self._url + path, headers=self._headers(), **content).prepare()
-        with self._translated(began), self._watchdog.guard(deadline):
-            response = self._session().send(
-                request,
-                timeout=(self._timeouts.connect.total_seconds(), self._timeouts.read.total_seconds()),
-                allow_redirects=False,
-                stream=True,
-            )
-            with response:
-                raw = _body(response, deadline)
+        response, raw, broken = None, b"", None
+        with self._watchdog.guard(deadline) as call:
+            try:
+                response = self._session().send(
+                    request,
+                    timeout=(self._timeouts.connect.total_seconds(), self._timeouts.read.total_seconds()),
+                    allow_redirects=False,
+                    stream=True,
+                )
+                call.begun = True
+                with response:
+                    raw = _body(response, deadline)
+            except (http.RequestException, HTTPError, OSError) as error:
+                kind = errors.NotSent if _never_left(error, begun=call.begun) else errors.Unclear
+                broken = kind(_in_words(error), seconds=time.monotonic() - began)
+        if broken or response is None:
+            # Out here, so that the original is not its context: it carries the request, and so the key.
+            raise broken or errors.Unclear("no answer")
         seconds = time.monotonic() - began
-        return _parsed(response, raw, seconds), response.status_code, seconds
+        return self._parsed(response, raw, seconds), response.status_code, seconds
 
     def _headers(self) -> dict[str, str]:
         return {"x-key": self._key, "accept": "application/json", "accept-encoding": "identity"}
@@ -106,14 +113,30 @@ class BflReader:
             self._local.session = session
         return session
 
-    @contextmanager
-    def _translated(self, began: float) -> Iterator[None]:
-        """`requests` errors to ours. The originals are dropped: they carry the request and so the key."""
+    def _parsed(self, response: requests.Response, raw: bytes, seconds: float) -> Any:
+        """The JSON of a 2xx; anything else as the error it stands for."""
         try:
-            yield
-        except (http.RequestException, HTTPError, OSError) as error:
-            kind = errors.NotSent if _never_left(error) else errors.Unclear
-            raise kind(_in_words(error), seconds=time.monotonic() - began) from None
+            body = json.loads(raw)
+        except (ValueError, RecursionError):
+            body = None
+        status = response.status_code
+        if 200 <= status < 300:
+            if body is None:
+                raise errors.Unclear("the answer is not JSON", http_status=status, seconds=seconds)
+            return body
+        wait = retry_after(response.headers)
+        kind = _kind(status, told_to_wait=wait is not None)
+        has_detail = isinstance(body, dict) and "detail" in body
+        raise kind(
+            self._line(_detail(body) or response.reason or "no reason given"),
+            http_status=status, retry_after=wait, seconds=seconds, from_api=has_detail,
+        )  # fmt: skip
+
+    def _line(self, text: str) -> str:
+        """One line that can be stored, whatever the API wrote; were it to repeat the key, not that."""
+        clean = text.encode("utf-8", "replace").decode().replace(self._key, "***")
+        line = " ".join(clean.split())
+        return line if len(line) <= 500 else f"{line[:497]}..."
 
 
 class BflClient(BflReader):
@@ -125,13 +148,14 @@ class BflClient(BflReader):
         named = body.get("deleted_finetune_id") if isinstance(body, dict) else None
         if isinstance(named, str) and named != finetune_id:
             raise errors.WrongFinetune(
-                f"asked to delete {finetune_id!r}, the API says it deleted {named!r}",
+                self._line(f"asked to delete {finetune_id!r}, the API says it deleted {named!r}"),
                 http_status=status,
                 seconds=seconds,
             )
         if status != 200 or not _is_complete(body):
             raise errors.Unclear("the answer is not a complete confirmation", http_status=status, seconds=seconds)
-        return Answer(body["status"], body["message"], body["timestamp"], http_status=status, seconds=seconds)
+        said, message, timestamp = (self._line(body[name]) for name in ("status", "message", "timestamp"))
+        return Answer(said, message, timestamp, http_status=status, seconds=seconds)
 
 
 class _Adapter(HTTPAdapter):
@@ -164,26 +188,6 @@ def _body(response: requests.Response, deadline: float) -> bytes:
     return raw
 
 
-def _parsed(response: requests.Response, raw: bytes, seconds: float) -> Any:
-    """The JSON of a 2xx; anything else as the error it stands for."""
-    try:
-        body = json.loads(raw)
-    except ValueError:
-        body = None
-    status = response.status_code
-    if 200 <= status < 300:
-        if body is None:
-            raise errors.Unclear("the answer is not JSON", http_status=status, seconds=seconds)
-        return body
-    wait = retry_after(response.headers)
-    kind = _kind(status, told_to_wait=wait is not None)
-    has_detail = isinstance(body, dict) and "detail" in body
-    raise kind(
-        _detail(body) or response.reason or "no reason given",
-        http_status=status, retry_after=wait, seconds=seconds, from_api=has_detail,
-    )  # fmt: skip
-
-
 def _kind(status: int, *, told_to_wait: bool) -> type[errors.ApiError]:
     """Which error a status that is not 2xx stands for; 402 as back-pressure is known from public reports."""
     if status in (429, 402) or (status == 503 and told_to_wait):
@@ -203,28 +207,26 @@ def _detail(body: object) -> str | None:
     """One line from either of the API's error shapes: `detail` as a string, or as a list of problems."""
     detail = body.get("detail") if isinstance(body, dict) else None
     if isinstance(detail, list):
-        return _line("; ".join(_problem(item) for item in detail))
-    return _line(detail if isinstance(detail, str) else json.dumps(detail)) if detail else None
+        return "; ".join(_problem(item) for item in detail)
+    return (detail if isinstance(detail, str) else json.dumps(detail)) if detail else None
 
 
 def _problem(item: object) -> str:
     if not isinstance(item, dict):
         return str(item)
-    place = ".".join(str(part) for part in item.get("loc") or ())
+    where = item.get("loc") or ()
+    place = ".".join(map(str, where)) if isinstance(where, list | tuple) else str(where)
     return f"{place}: {item.get('msg', '')}" if place else str(item.get("msg", ""))
 
 
-def _line(text: str) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= 500 else f"{line[:497]}..."
-
-
-def _never_left(error: BaseException) -> bool:
-    """Whether the request cannot have reached the API: no connection, no name, no TLS."""
-    if isinstance(error, http.SSLError | http.ConnectTimeout | http.InvalidURL | http.MissingSchema):
+def _never_left(error: BaseException, *, begun: bool) -> bool:
+    """Whether the request cannot have reached the API: no connection, no name, no TLS before it was begun."""
+    if isinstance(error, http.ConnectTimeout | http.InvalidURL | http.MissingSchema):
         return True
     reason = getattr(error.args[0], "reason", error.args[0]) if error.args else error
-    return isinstance(reason, NewConnectionError | NameResolutionError | SSLError)
+    if isinstance(error, http.SSLError) or isinstance(reason, SSLError):
+        return not begun
+    return isinstance(reason, NewConnectionError | NameResolutionError)
 
 
 def _in_words(error: BaseException) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any, Protocol
@@ -44,6 +44,7 @@ ROUTES = {
 _ACCEPTING: dict[str, Any] = {
     "acks_late": True,
     "ignore_result": False,
+    "shared": False,  # of this app alone: a process may make another
     "throws": (DeletionNotDone, InvalidRequest),
 }
 _OPTIONS = (
@@ -73,30 +74,35 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
                 services().ledger.answered([str(self.request.id)], callbacks_ran=True)
 
     @app.task(name="finetunes.delete", bind=True, base=Delete, **_ACCEPTING)
-    def delete(self: Any, finetune_id: Any, **options: Any) -> dict[str, Any]:
+    def delete(self: Any, *given: Any, **options: Any) -> dict[str, Any]:
         if _is_again(self.request):
             return concluded(services().ledger, self.request.id)
-        request = by_name(self.request.id, finetune_id, callbacks=callbacks_of(self.request), **options)
+        finetune_id = _only("finetune_id", given, options)
+        request = by_name(self.request.id, finetune_id, options, callbacks=callbacks_of(self.request))
         with _requeued_while_away():
             accept(services(), [request])
         raise Ignore
 
     @app.task(name="finetunes.delete_many", bind=True, **_ACCEPTING)
-    def delete_many(self: Any, finetune_ids: Any, **options: Any) -> list[str]:
-        requests = by_name_many(self.request.id, finetune_ids, **options)
+    def delete_many(self: Any, *given: Any, **options: Any) -> list[str]:
+        finetune_ids = _only("finetune_ids", given, options)
+        requests = by_name_many(self.request.id, finetune_ids, options)
         with _requeued_while_away():
             accept(services(), requests)
         return [request.id for request in requests]
 
     @app.task(name="finetunes.cancel", **_ACCEPTING)
-    def cancel(deletion_id: Any) -> str:
+    def cancel(*given: Any, **options: Any) -> str:
+        deletion_id = _only("deletion_id", given, options)
+        if options:
+            raise InvalidRequest(f"{min(options)!r} is not an argument: only deletion_id is accepted")
         with _requeued_while_away():
             answer, _ = services().ledger.cancel([check_request_id(deletion_id)])[0]
         if answer == "unknown":
             raise InvalidRequest(f"no deletion has the id {deletion_id!r}")
         return answer
 
-    @app.task(name="finetunes.work", bind=True, acks_late=False)
+    @app.task(name="finetunes.work", bind=True, acks_late=False, shared=False)
     def work(self: Any, account: str) -> None:
         if services().crew.work(account, self.request.id):
             wake(app, WakeUp(account, str(uuid.uuid4())))
@@ -116,26 +122,35 @@ def wake(app: Celery, wakeup: WakeUp) -> None:
 
 def answer(app: Celery, ledger: Ledger, request_ids: Sequence[str]) -> None:
     """Write the Celery results of by-name requests whose deletions are concluded, and run their callbacks."""
-    done, again = [], []
-    for request_id, deletion in zip(request_ids, get_many(ledger, request_ids), strict=True):
-        if deletion is not None and deletion.state.is_final:
-            state, result = _result(deletion, request_id)
-            app.backend.store_result(request_id, result, state)
-            callbacks = ledger.callbacks(request_id)
-            if callbacks:
-                _send_again(app, request_id, deletion, callbacks)
-                again.append(request_id)
-                continue
-        done.append(request_id)
+    done: list[str] = []
+    again: list[str] = []
+    for request_id in request_ids:
+        try:
+            (again if _answer(app, ledger, request_id) else done).append(request_id)
+        except Exception as error:  # the next ones must not wait for this one
+            log.warning("answer.not_written", request=request_id, error=str(error))
     if done:
         ledger.answered(done)
     if again:
         ledger.owe_again(again)
 
 
+def _answer(app: Celery, ledger: Ledger, request_id: str) -> bool:
+    """Write one result; whether its callbacks have yet to run."""
+    deletion = get_many(ledger, [request_id])[0]
+    if deletion is None or not deletion.state.is_final:
+        return False
+    state, result = _result(deletion, request_id)
+    app.backend.store_result(request_id, result, state)
+    callbacks = ledger.callbacks(request_id)
+    if callbacks:
+        _send_again(app, request_id, deletion, callbacks)
+    return bool(callbacks)
+
+
 def concluded(ledger: Ledger, request_id: str) -> dict[str, Any]:
     """The record, for the message sent again; raises `DeletionNotDone` with it, `Ignore` where they ran before."""
-    if ledger.callbacks(request_id) is None:
+    if ledger.callbacks(request_id) is None or not ledger.take_callbacks(request_id):
         raise Ignore
     deletion = get(ledger, request_id)
     if not deletion.state.is_final:
@@ -149,12 +164,13 @@ def concluded(ledger: Ledger, request_id: str) -> dict[str, Any]:
 def by_name(
     request_id: str,
     finetune_id: Any,
-    callbacks: dict[str, Any] | None = None,
+    options: Mapping[str, Any],
     *,
+    callbacks: dict[str, Any] | None = None,
     bulk: bool = False,
-    **options: Any,
 ) -> NewRequest:
     """The request in a by-name message; raises `InvalidRequest`. Times are ISO 8601, the delay is in seconds."""
+    options = dict(options)
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise InvalidRequest(f"{unknown[0]!r} is not an argument: accepted are {', '.join(_OPTIONS)}")
@@ -171,7 +187,7 @@ def by_name(
     )
 
 
-def by_name_many(task_id: str, finetune_ids: Any, **options: Any) -> list[NewRequest]:
+def by_name_many(task_id: str, finetune_ids: Any, options: Mapping[str, Any]) -> list[NewRequest]:
     """A request for each finetune, its id made from the task's: the same message again is the same requests."""
     if not isinstance(finetune_ids, list | tuple) or not finetune_ids:
         raise InvalidRequest("the finetune ids must be a list of at least one")
@@ -180,7 +196,7 @@ def by_name_many(task_id: str, finetune_ids: Any, **options: Any) -> list[NewReq
     space = uuid.uuid5(uuid.NAMESPACE_OID, task_id)
     unique = dict.fromkeys(finetune_ids)
     bulk = len(unique) > BULK
-    return [by_name(str(uuid.uuid5(space, one)), one, bulk=bulk, **options) for one in unique]
+    return [by_name(str(uuid.uuid5(space, one)), one, options, bulk=bulk) for one in unique]
 
 
 def callbacks_of(request: Any) -> dict[str, Any] | None:
@@ -206,6 +222,13 @@ def _send_again(app: Celery, request_id: str, deletion: Deletion, callbacks: dic
         headers={AGAIN_HEADER: True},
         **callbacks,
     )
+
+
+def _only(name: str, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The one argument that may be given by position; it is taken out of `options` where it is given by name."""
+    if len(given) + (name in options) != 1:
+        raise InvalidRequest(f"{len(given)} arguments are given by position: give {name}, and all others by name")
+    return given[0] if given else options.pop(name)
 
 
 def _is_again(request: Any) -> bool:

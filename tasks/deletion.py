@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import structlog
 
@@ -22,6 +21,7 @@ from tasks.gate import Cancelled, Gate, HandBack, NotNow
 from tasks.incarnations import fingerprint
 from tasks.ledger import Claimed, Ledger
 from tasks.looking import Look, Other, look, other_incarnation, too_late_to_know
+from tasks.outcomes import Outcome, Rules
 from tasks.records import Evidence, State, from_ms
 
 log = structlog.get_logger()
@@ -29,32 +29,11 @@ log = structlog.get_logger()
 SETTLED_AFTER = timedelta(seconds=30)  # what an attempt did not remove by then, it did not remove
 
 
-@dataclass(frozen=True)
-class Rules:
-    """What the settings say about one deletion."""
-
-    look_first: Literal["always", "unclear"] = "always"
-    first_look_within: timedelta = timedelta(hours=1)
-    retry_budget: timedelta = timedelta(seconds=20)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a claim. QUEUED hands it back, after `delay` if given; None (of a look) changes no state."""
-
-    state: State | None
-    message: str | None = None
-    status: str | None = None
-    timestamp: str | None = None
-    evidence: Evidence | None = None
-    delay: timedelta | None = None
-    since_ms: int | None = None
-
-
 class Run:
     """One claimed deletion in the hands of one thread.
 
-    sleep: waits some seconds, raises `HandBack` when the process is to stop. clock: monotonic seconds.
+    sleep: waits some seconds, raises `HandBack` when the process is to stop. clock: monotonic seconds; began: when
+    the claim was asked for.
     """
 
     def __init__(
@@ -66,12 +45,16 @@ class Run:
         rules: Rules,
         sleep: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
+        began: float | None = None,
     ) -> None:
         self.claimed = claimed
         self.api = api
         self.rules = rules
         self.sleep = sleep
-        self.gate = Gate(claimed, ledger, budget=rules.retry_budget, clock=clock)
+        began = clock() if began is None else began
+        self.gate = Gate(claimed, ledger, budget=rules.retry_budget, clock=clock, began=began)
+        self.cancelled = bool(claimed.cancel_requested_at)
+        self.waited = bool(claimed.looked_at or claimed.backoffs)
         self.fingerprint = claimed.fingerprint
         self.looked_at = claimed.looked_at
         self.unclear_at = claimed.unclear_at
@@ -88,7 +71,7 @@ class Run:
             return self._later(again)
         except Exception:
             log.exception("deletion.bug", deletion=self.claimed.id, finetune=self.claimed.finetune_id)
-            return Outcome(State.QUEUED, "an internal error, see the worker's log", delay=SETTLED_AFTER)
+            return self._later(Again("an internal error, see the worker's log", SETTLED_AFTER))
 
     def first_look(self) -> Outcome:
         """Look at what waits, so that it is known whom the request meant; concludes only what is clear."""
@@ -104,7 +87,9 @@ class Run:
         """`outcome` and what was found on the way, as the ledger's script takes it."""
         return {
             "id": self.claimed.id,
-            "token": None if self.claimed.kind == "look" else self.claimed.token,
+            "token": self.claimed.token,
+            "look": self.claimed.kind == "look",
+            "joined": self.claimed.joined,
             "expected": self.claimed.fingerprint,
             "state": outcome.state,
             "status": outcome.status,
@@ -112,6 +97,7 @@ class Run:
             "timestamp": outcome.timestamp,
             "evidence": outcome.evidence,
             "since_ms": outcome.since_ms,
+            "pause": outcome.pause,
             "delay_ms": round(outcome.delay.total_seconds() * 1000) if outcome.delay else None,
             "attempts": self._attempt_lines(),
             "fingerprint": self.fingerprint,
@@ -121,32 +107,31 @@ class Run:
         }
 
     def _run(self) -> Outcome:
-        if self.claimed.cancel_requested_at or (self._past_deadline() and self.last_tried):
+        if self.cancelled or (self._past_deadline() and self.last_tried):
             return self._resolve()
         try:
             return retrying(self.rules.retry_budget, self.sleep, self._before_sleep)(self._once)
         except Cancelled:
+            self.cancelled = True
             return self._resolve()
 
     def _once(self) -> Outcome:
-        self.gate.pass_or_raise()
+        self.gate.may_start()
         if self._must_look():
             outcome = self._look_before()
             if outcome:
                 return outcome
-            self.gate.pass_or_raise()
+        self.gate.may_delete(self.fingerprint, self.looked_at)
         return self._attempt()
 
     def _must_look(self) -> bool:
-        claimed = self.claimed
-        waited = claimed.looked_at or claimed.backoffs or self.attempts
-        return self.rules.look_first == "always" or bool(claimed.fingerprint or self.unclear_at or waited)
+        return self.rules.look_first == "always" or bool(self.fingerprint or self.unclear_at or self.waited)
 
     def _look_before(self) -> Outcome | None:
         """The look before the delete; None where the delete may go ahead."""
         began = self.gate.now_ms()
         try:
-            found = look(self.api, self.claimed.finetune_id)
+            found = self._look()
         except errors.KeyRefused as error:
             self.gate.probe(self.api, error)
             return self._unless_unclear(error)
@@ -159,15 +144,16 @@ class Run:
     def _judge(self, found: Look, looked_at: int) -> Outcome | None:
         other = self._other(found)
         if not found.there or (other and self.unclear_at):
-            return self._gone()
+            return self._gone(other)
         if other:
             return Outcome(State.SUPERSEDED, other.why, since_ms=other.since_ms)
-        asked_at, within = self.claimed.asked_at, self.rules.first_look_within
-        if too_late_to_know(found, self.fingerprint, asked_at, self._now(), within):
+        # After an attempt that may have been applied, a first look is always late.
+        within = timedelta(0) if self.unclear_at else self.rules.first_look_within
+        if too_late_to_know(found, self.fingerprint, self.claimed.asked_at, self._now(), within):
             return Outcome(
                 State.REVIEW,
-                "first looked at too long after the request, and the API gives no sound timestamp: whether this "
-                "is the finetune that was meant is not known",
+                "first looked at too late, and the API gives no sound timestamp: whether this is the finetune "
+                "that was meant is not known",
             )
         if found.details is None and self.fingerprint:
             raise Again("the details cannot be read, so whether this is the finetune that was meant is not known")
@@ -178,7 +164,12 @@ class Run:
             self.unclear_at = 0
         return None
 
+    def _look(self) -> Look:
+        second_call = self.gate.may_look if self.claimed.kind == "delete" else lambda: None
+        return look(self.api, self.claimed.finetune_id, second_call)
+
     def _attempt(self) -> Outcome:
+        self.sleep(0)  # not when the process is to stop
         began = self.gate.now_ms()
         try:
             answer = self.api.delete_finetune(self.claimed.finetune_id)
@@ -195,8 +186,7 @@ class Run:
         """What a faulty answer to a delete means: one row of the table in docs/design.md each."""
         match error:
             case errors.WrongFinetune():
-                self.gate.pause(str(error))
-                return Outcome(State.REVIEW, f"{error}; the account is paused")
+                return Outcome(State.REVIEW, f"{error}; the account is paused", pause=str(error))
             case errors.Unclear():
                 self.unclear_at = began
                 return self._read_back(error)
@@ -212,40 +202,44 @@ class Run:
 
     def _unless_unclear(self, error: errors.ApiError) -> Outcome:
         """Refused for good is `failed`, unless an earlier attempt of ours may still have been applied."""
-        if self._unsettled():
+        if self.unclear_at:
             raise Again(str(error))
         return Outcome(State.FAILED, str(error))
 
     def _read_back(self, error: errors.ApiError) -> Outcome:
         """The answer did not tell, so look: gone, or another's by now, is `deleted` after an unclear attempt."""
+        self.sleep(0)
+        self.gate.may_look()
         try:
-            found = look(self.api, self.claimed.finetune_id)
+            found = self._look()
         except errors.Throttled as throttled:
             raise self.gate.again(throttled) from None
         except errors.ApiError as unclear:
             raise Again(f"{error}; looking afterwards: {unclear}") from None
-        if not found.there or (self.unclear_at and self._other(found)):
-            return self._gone()
+        other = self._other(found)
+        if not found.there or (self.unclear_at and other):
+            return self._gone(other)
         raise Again(f"{error}; it is still there", error.retry_after)
 
     def _resolve(self) -> Outcome:
         """No further attempt is allowed, by a cancel or the deadline: a look decides what became of the last."""
-        if not self.unclear_at and not self._past_deadline():
+        if self.cancelled and not self.unclear_at:
             return Outcome(State.QUEUED, "withdrawn on request")
+        self.gate.may_look()
         try:
-            found = look(self.api, self.claimed.finetune_id)
-        except errors.Throttled as error:
-            raise self.gate.again(error) from None
-        except errors.ApiError as error:
-            if self._past_deadline():
-                return Outcome(State.REVIEW, f"what became of the last attempt is not known: {error}")
+            found = self._look()
+        except errors.KeyRefused as error:
+            self.gate.probe(self.api, error)
             raise Again(str(error)) from None
-        if not found.there or (self.unclear_at and self._other(found)):
-            return self._gone()
+        except errors.ApiError as error:
+            raise self.gate.again(error) from None
+        other = self._other(found)
+        if not found.there or (self.unclear_at and other):
+            return self._gone(other)
         unsettled = self._unsettled()
         if unsettled:
             return Outcome(State.QUEUED, "waits to see whether the last attempt was applied", delay=unsettled)
-        if self.claimed.cancel_requested_at:
+        if self.cancelled:
             return Outcome(State.CANCELLED, "withdrawn on request; it is still there")
         return Outcome(State.FAILED, "given up at its deadline; it is still there")
 
@@ -261,14 +255,16 @@ class Run:
             return Outcome(State.REVIEW, f"given up at its deadline, the last attempt unclear: {again}")
         return Outcome(State.FAILED, f"given up at its deadline: {again}")
 
-    def _gone(self) -> Outcome:
+    def _gone(self, other: Other | None = None) -> Outcome:
         if self.unclear_at:
             message = "gone when looked at after an attempt of ours"
-            return Outcome(State.DELETED, message, evidence=Evidence.READ_BACK)
+            since = max(other.since_ms, self.unclear_at) if other else None
+            return Outcome(State.DELETED, message, evidence=Evidence.READ_BACK, since_ms=since)
         return Outcome(State.NOT_FOUND, "the API does not know it")
 
     def _before_sleep(self) -> None:
         self.gate.leave(self._attempt_lines(), self.unclear_at)
+        self.waited = True
         self.attempts.clear()
 
     def _other(self, found: Look) -> Other | None:

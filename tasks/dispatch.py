@@ -6,7 +6,7 @@ Any number of these may run at once: what a round does is decided in one script.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,15 +21,15 @@ log = structlog.get_logger()
 class Dispatcher:
     """A thread that runs a round every `every` until `stopping` is set.
 
-    processes: a name for each worker process it speaks for. wake and answer: see `tasks.definitions`.
+    accounts: those with a key here, each with its calls at once. processes: a name for each worker process.
+    wake and answer: see `tasks.definitions`.
     """
 
     def __init__(
         self,
         *,
         ledger: Ledger,
-        accounts: Iterable[str],
-        max_concurrent: int,
+        accounts: Mapping[str, int],
         processes: Sequence[str],
         wake: Callable[[WakeUp], None],
         answer: Callable[[Sequence[str]], None],
@@ -37,14 +37,12 @@ class Dispatcher:
         stopping: Any,
     ) -> None:
         self.ledger = ledger
-        self.accounts = tuple(accounts)
-        self.max_concurrent = max_concurrent
+        self.accounts = accounts
         self.processes = processes
         self.wake = wake
         self.answer = answer
         self.every = every
         self.stopping = stopping
-        self._registered = False
 
     def start(self) -> threading.Thread:
         thread = threading.Thread(target=self.run, name="dispatch", daemon=True)
@@ -66,11 +64,8 @@ class Dispatcher:
 
     def round(self) -> None:
         """One round; raises `LedgerUnavailable`."""
-        if not self._registered:
-            for account in self.accounts:
-                self.ledger.account(account, "register", max_concurrent=self.max_concurrent)
-            self._registered = True
-        found = self.ledger.dispatch(self.processes, alive_for=max(self.every * 5, timedelta(seconds=10)))
+        alive_for = max(self.every * 5, timedelta(seconds=10))
+        found = self.ledger.dispatch(self.processes, alive_for=alive_for, accounts=self.accounts)
         for wakeup in found.wakeups:
             self.wake(wakeup)
         if found.owed:

@@ -12,7 +12,7 @@ ACCEPTED_TIME = "a time in ISO 8601 such as 2026-12-24T18:00:00Z; without an off
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
-_LONGEST = timedelta(days=3650)
+LONGEST = timedelta(days=3650)
 
 
 def parse_duration(text: str) -> timedelta:
@@ -22,8 +22,8 @@ def parse_duration(text: str) -> timedelta:
     if not parts or "".join(number + unit for number, unit in parts) != compact:
         raise InvalidRequest(f"{text!r} is not a duration: give {ACCEPTED_DURATION}")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
-    if seconds > _LONGEST.total_seconds():
-        raise InvalidRequest(f"{text!r} is too long: give at most {_LONGEST.days}d")
+    if seconds > LONGEST.total_seconds():
+        raise InvalidRequest(f"{text!r} is too long: give at most {LONGEST.days}d")
     return timedelta(seconds=seconds)
 
 
@@ -44,9 +44,9 @@ def parse_time(text: str) -> datetime:
     """An aware UTC `datetime` for `text`; raises `InvalidRequest` with what is accepted."""
     try:
         moment = datetime.fromisoformat(text.strip())
-    except ValueError:
+        return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):
         raise InvalidRequest(f"{text!r} is not a time: give {ACCEPTED_TIME}") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
 
 
 def iso(moment: datetime | None) -> str | None:

@@ -5,6 +5,7 @@ JanitorError
 │   └── IdConflict            a known id came with other arguments
 ├── UnknownDeletion           no record has this id
 ├── LedgerUnavailable         Redis cannot be reached, or refuses to write
+│   └── LedgerRefused         it refused this one, and would again
 ├── DeletionNotDone           a deletion ended otherwise than asked; carries the record
 └── ApiError                  a call to the BFL API had no good answer
     ├── NotSent               no connection, name or TLS: the request never left
@@ -42,6 +43,10 @@ class UnknownDeletion(JanitorError, LookupError):
 
 class LedgerUnavailable(JanitorError, ConnectionError):
     """Redis cannot be reached, or refuses to write."""
+
+
+class LedgerRefused(LedgerUnavailable):
+    """Redis refused what it was given; the same again would be refused again."""
 
 
 class DeletionNotDone(JanitorError):

@@ -12,9 +12,10 @@ from datetime import timedelta
 from tasks import errors
 from tasks.backoff import Again
 from tasks.bfl import BflReader
-from tasks.ledger import Claimed, Ledger
+from tasks.ledger import Claimed, Ledger, Verdict
 
 CHECK_HOLDS_SECONDS = 1.0
+_TRIES = 3
 PROBE_EVERY = timedelta(seconds=30)
 # (first, longest) cool-down where the API names no time: 402 has been seen as mere back-pressure.
 _COOL_DOWN = {
@@ -36,46 +37,72 @@ class NotNow(Again):
 
 
 class Gate:
-    """The permission of one claimed deletion. clock: monotonic seconds."""
+    """The permission of one claimed deletion. clock: monotonic seconds; began: when the claim was asked for."""
 
-    def __init__(self, claimed: Claimed, ledger: Ledger, *, budget: timedelta, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, claimed: Claimed, ledger: Ledger, *, budget: timedelta, clock: Callable[[], float], began: float
+    ) -> None:
         self._claimed = claimed
         self._ledger = ledger
         self._budget = budget
         self._clock = clock
-        self._began = self._checked_at = clock()
+        self._began = self._held_at = self._cleared_at = began
 
     def now_ms(self) -> int:
         """Redis's clock, carried on from the claim by the monotonic one."""
         return self._claimed.claimed_at + _ms(timedelta(seconds=self._clock() - self._began))
 
-    def pass_or_raise(self) -> None:
-        """Return if a call may start now; raises `HandBack`, `Cancelled` or `NotNow`."""
-        asked = self._clock()
-        if asked - self._checked_at < CHECK_HOLDS_SECONDS:
-            return
-        verdict = self._ledger.check([self._claimed])[0]
+    def may_start(self) -> None:
+        """Return if a look and then a delete may start now; raises `HandBack`, `Cancelled` or `NotNow`."""
+        if self._is_old(self._cleared_at):
+            self._check(look=False)
+
+    def may_look(self) -> None:
+        """Return if a look that decides may start now, cancelled or paused as it may be."""
+        if self._is_old(self._held_at):
+            self._check(look=True)
+
+    def may_delete(self, fingerprint: str, looked_at: int) -> None:
+        """Return if a delete may start now: it is marked as sent, and what a look has just found is kept."""
+        news = bool(fingerprint) and fingerprint != self._claimed.fingerprint
+        if news:
+            self._claimed = self._claimed._replace(fingerprint=fingerprint, looked_at=looked_at)
+        if news or not self._claimed.calling or self._is_old(self._cleared_at):
+            self._check(look=False)
+
+    def _is_old(self, checked_at: float) -> bool:
+        return self._clock() - checked_at >= CHECK_HOLDS_SECONDS
+
+    def _check(self, *, look: bool) -> None:
+        for _ in range(_TRIES):
+            asked = self._clock()
+            verdict = self._ledger.check([self._claimed], look=look)[0]
+            if verdict.word != "go":
+                raise self._refusal(verdict)
+            self._held_at = asked
+            if not look:
+                self._cleared_at, self._claimed = asked, self._claimed._replace(calling=1)
+            if not self._is_old(asked):
+                return
+        # The answer came too late to count, as after a frozen process or on a slow Redis.
+        raise HandBack("the ledger answers too slowly")
+
+    def _refusal(self, verdict: Verdict) -> errors.JanitorError:
         match verdict.word:
-            case "go":
-                self._checked_at = asked
             case "cancelled":
-                raise Cancelled("withdrawn on request")
+                return Cancelled("withdrawn on request")
             case "full":
-                raise NotNow("no permit is free")
+                return NotNow("no permit is free")
             case "cooling":
-                raise self._wait("the account cools down", verdict.wait)
+                return self._wait("the account cools down", verdict.wait)
             case word:
-                raise HandBack("the lease ended" if word == "lost" else f"the account is {word}")
+                return HandBack("the lease ended" if word == "lost" else f"the account is {word}")
 
     def leave(self, attempts: str, unclear_at: int) -> None:
         """Before a wait: free the permit and keep what is known; the next call is checked anew."""
         if not self._ledger.wait(self._claimed, attempts, unclear_at):
             raise HandBack("the lease ended")
-        self._checked_at = float("-inf")
-
-    def pause(self, why: str) -> None:
-        """Stop all deleting for this account until a person resumes it."""
-        self._ledger.account(self._claimed.account, "pause", reason=why)
+        self._held_at = self._cleared_at = float("-inf")
 
     def again(self, error: errors.ApiError) -> errors.JanitorError:
         """What to raise for an answer that asks to try again; a throttled account cools down for all workers."""

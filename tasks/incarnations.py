@@ -38,11 +38,11 @@ def api_timestamp(details: Mapping[str, Any], now: datetime) -> datetime | None:
         return None
     try:
         moment = datetime.fromisoformat(text)
-    except ValueError:
+        if moment.tzinfo is None or moment > now + CLOCK_TOLERANCE:
+            return None
+        return moment.astimezone(UTC)
+    except (ValueError, OverflowError):
         return None
-    if moment.tzinfo is None or moment > now + CLOCK_TOLERANCE:
-        return None
-    return moment.astimezone(UTC)
 
 
 def _short_hash(value: Any) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import structlog
 
+from tasks.durations import LONGEST
 from tasks.errors import IdConflict, InvalidRequest
 from tasks.ledger import Accepted, Ledger, WakeUp
 from tasks.queries import get_many, known_accounts
@@ -25,11 +26,13 @@ class Intake:
     ledger: Ledger
     wake: Callable[[WakeUp], None]
     allow_org_ids: bool = False
+    accounts: Collection[str] = ()  # known here, registered or not yet
 
     def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
         """Accept all or none. Raises `InvalidRequest` for the first that cannot be, before anything is written."""
-        accounts = known_accounts(self.ledger)
-        oldest = datetime.now(UTC) - self.ledger.terms.retention
+        accounts = known_accounts(self.ledger) | set(self.accounts)
+        now = datetime.now(UTC)
+        oldest, latest = now - self.ledger.terms.retention, now + LONGEST
         for request in requests:
             request.checked(allow_org_ids=self.allow_org_ids)
             check_account(request.account, accounts)
@@ -37,6 +40,8 @@ class Intake:
                 raise InvalidRequest(
                     f"requested_at {request.requested_at.isoformat()} is older than records are kept: send it anew"
                 )
+            if request.due_at is not None and request.due_at > latest:
+                raise InvalidRequest(f"due_at {request.due_at.isoformat()} is too far off: give at most ten years")
         accepted, wakeups = self.ledger.accept(requests)
         for wakeup in wakeups:
             self._wake(wakeup)

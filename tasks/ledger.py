@@ -5,6 +5,7 @@ Keys, all behind the prefix `janitor:`:
     d:<id>                   hash    one deletion
     r:<request>              string  the deletion that a joined request belongs to
     cb:<request>             string  the Celery callbacks of a by-name request, until they ran
+    cb-taken:<request>       string  they are running, for a minute at most
     open:<account>           hash    finetune -> its one unfinished deletion
     wait:<account>           zset    scheduled deletions by due time
     queue:<account>:<lane>   zset    queued deletions by due time; lanes: resolve, single, bulk
@@ -37,9 +38,9 @@ from importlib.resources import files
 from typing import Any, NamedTuple
 
 import redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, ConnectionError, RedisError, ResponseError, TimeoutError
 
-from tasks.errors import LedgerUnavailable
+from tasks.errors import LedgerRefused, LedgerUnavailable
 from tasks.records import TRANSITIONS, NewRequest, to_ms
 
 PREFIX = "janitor:"
@@ -93,6 +94,8 @@ class Claimed(NamedTuple):
     cancel_requested_at: int = 0
     backoffs: int = 0
     last_tried: int = 0
+    calling: int = 0
+    joined: int = 0
     claimed_at: int = 0
     account: str = ""
 
@@ -144,16 +147,27 @@ class Ledger:
             wakeups += [WakeUp(*pair) for pair in sent]
         return accepted, wakeups
 
-    def claim(self, account: str, owner: str, want: int, *, begun: str | None = None) -> tuple[list[Claimed], str]:
-        """At most `want` of what can start now, each with a lease, a token and a permit; and why not more."""
-        now, why, *claimed = self._run(
-            "claim", account=account, owner=owner, want=want, begun=begun, nonce=uuid.uuid4().hex, **self._holds()
-        )
+    def claim(
+        self, account: str, owner: str, want: int, *, begun: str | None = None, looks_first: bool = False
+    ) -> tuple[list[Claimed], str]:
+        """At most `want` of what can start now, each with a lease, a token and a permit; and why not more.
+
+        looks_first: a look precedes each delete, so the claim alone marks nothing as sent.
+        """
+        wanted = {"account": account, "owner": owner, "want": want, "begun": begun, "looks_first": looks_first}
+        now, why, *claimed = self._run("claim", **wanted, nonce=uuid.uuid4().hex, **self._holds())
         return [Claimed(*row)._replace(claimed_at=now, account=account) for row in claimed], why
 
-    def check(self, calls: Iterable[Claimed]) -> list[Verdict]:
-        """Just before calls: renew the leases, take the permits, mark the attempts as sent, or say why not."""
-        answers = self._run("check", calls=_tokens(calls), **self._holds())
+    def check(self, calls: Sequence[Claimed], *, look: bool = False) -> list[Verdict]:
+        """Just before calls: renew the leases, take the permits, mark the attempts as sent, or say why not.
+
+        The fingerprint and the time of the look in each of `calls` are kept. look: for looks, which mark nothing.
+        """
+        found = [
+            {"fingerprint": claimed.fingerprint, "looked_at": claimed.looked_at, "look": look} for claimed in calls
+        ]
+        tokens = [token | seen for token, seen in zip(_tokens(calls), found, strict=True)]
+        answers = self._run("check", calls=tokens, **self._holds())
         return [Verdict(word, timedelta(milliseconds=wait_ms)) for word, wait_ms in answers]
 
     def renew(self, claims: Iterable[Claimed]) -> set[str]:
@@ -185,13 +199,25 @@ class Ledger:
 
     def cancel(self, ids: Sequence[str]) -> list[tuple[str, str]]:
         """(answer, deletion id) for each: `cancelled`, `requested`, `final` or `unknown`."""
-        return [(answer, id_) for answer, id_ in self._run("cancel", ids=list(ids), **self._lives())]
+        answers = self._run("cancel", ids=list(ids), nonce=uuid.uuid4().hex, **self._lives())
+        return [(answer, id_) for answer, id_ in answers]
 
-    def dispatch(self, processes: Sequence[str], *, alive_for: timedelta, most: int = 500) -> Dispatched:
-        """One round for these worker processes: take back ended leases, prune, note which wake-ups to send."""
+    def dispatch(
+        self,
+        processes: Sequence[str],
+        *,
+        alive_for: timedelta,
+        accounts: Mapping[str, int] | None = None,
+        most: int = 500,
+    ) -> Dispatched:
+        """One round for these worker processes: take back ended leases, prune, note which wake-ups to send.
+
+        accounts: those that these processes have keys for, each with its calls at once.
+        """
         sent, owed, pruned = self._run(
             "dispatch",
             processes=list(processes),
+            accounts=dict(accounts or {}),
             nonce=uuid.uuid4().hex,
             workers_ttl_ms=_ms(alive_for),
             retention_ms=_ms(self.terms.retention),
@@ -224,6 +250,12 @@ class Ledger:
         at = self.now_ms() + _ms(ANSWER_AGAIN)
         with unavailable():
             self.redis.zadd(f"{self.prefix}outbox", dict.fromkeys(request_ids, at), xx=True)
+
+    def take_callbacks(self, request_id: str) -> bool:
+        """Whether the callbacks of this request may run now: true once within `ANSWER_AGAIN`."""
+        key = f"{self.prefix}cb-taken:{request_id}"
+        with unavailable():
+            return bool(self.redis.set(key, 1, nx=True, px=_ms(ANSWER_AGAIN)))
 
     def callbacks(self, request_id: str) -> dict[str, Any] | None:
         """The callbacks stored with a by-name request, None where there are none or they ran."""
@@ -259,10 +291,19 @@ def unavailable() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        if "OOM command not allowed" in reason:
-            reason = "it is full (maxmemory); nothing was written: give it more memory"
-        raise LedgerUnavailable(f"Redis did not take it: {reason}") from error
+        lasting = type(error) is ResponseError and "OOM" not in str(error)
+        raise (LedgerRefused if lasting else LedgerUnavailable)(_in_words(error)) from error
+
+
+def _in_words(error: RedisError) -> str:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if "OOM command not allowed" in reason:
+        return "Redis is full (maxmemory), nothing was written: give it more memory"
+    if isinstance(error, AuthenticationError) or "NOAUTH" in reason or "must be called with the client" in reason:
+        return "Redis wants a password: give the right one in REDIS_URL or REDIS_PASSWORD_FILE"
+    if isinstance(error, ConnectionError | TimeoutError):
+        return f"Redis cannot be reached ({reason}): is it running, and is REDIS_URL right?"
+    return f"Redis did not take it: {reason}"
 
 
 def _tokens(claims: Iterable[Claimed]) -> list[dict[str, Any]]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from tasks import errors
 from tasks.bfl import BflReader
 from tasks.incarnations import CLOCK_TOLERANCE, api_timestamp, differing_fields, fingerprint
-from tasks.records import from_ms
+from tasks.records import from_ms, to_ms
 
 
 class Look(NamedTuple):
@@ -28,10 +29,11 @@ class Other(NamedTuple):
 GONE = Look(there=False)
 
 
-def look(api: BflReader, finetune_id: str) -> Look:
+def look(api: BflReader, finetune_id: str, before_next: Callable[[], None]) -> Look:
     """Is it there? Gone is: details answers 404 and the list is without it. Raises `errors.ApiError` if unclear.
 
     Where details does not work at all (405, or a 404 that is not the API's own), the list alone decides.
+    before_next: called before a second call, which may come late.
     """
     try:
         return Look(there=True, details=api.finetune_details(finetune_id))
@@ -41,6 +43,7 @@ def look(api: BflReader, finetune_id: str) -> Look:
         if error.http_status != 405:
             raise
         details_work = False
+    before_next()
     if finetune_id not in names(api.my_finetunes()):
         return GONE
     if details_work:
@@ -59,14 +62,14 @@ def other_incarnation(found: Look, known: str, looked_at_ms: int, asked_at_ms: i
     """Why what was found is not the incarnation asked for, None where nothing says so."""
     if found.details is None:
         return None
-    seen = fingerprint(found.details)
+    seen, began = fingerprint(found.details), api_timestamp(found.details, now)
     if known and seen != known:
         fields = ", ".join(differing_fields(known, seen)) or "the form of its fingerprint"
-        return Other(f"the name belongs to another finetune now: {fields} changed", looked_at_ms)
-    began = api_timestamp(found.details, now)
+        since = max(looked_at_ms, to_ms(began) if began else 0)
+        return Other(f"the name belongs to another finetune now: {fields} changed", since)
     if began is not None and began > from_ms(asked_at_ms) + CLOCK_TOLERANCE:
         why = f"the name belongs to another finetune now: this one began {began.isoformat()}, after the request"
-        return Other(why, round(began.timestamp() * 1000))
+        return Other(why, to_ms(began))
     return None
 
 

@@ -155,14 +155,22 @@ def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_
     high = min((to_ms(where.until) if where.until else float("inf")), after.created_at if after else float("inf"))
     low = to_ms(where.since) if where.since else "-inf"
 
-    def pages(key: str) -> Iterator[_Entry]:
+    # The first rows of all lists in one step: a deletion that changes its state meanwhile would else be missed.
+    with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
+        for key in keys:
+            pipe.zrevrangebyscore(key, high, low, 0, _CHUNK, withscores=True)
+        firsts = pipe.execute()
+
+    def pages(key: str, first: Any) -> Iterator[_Entry]:
         def page(offset: int) -> list[_Entry]:
-            rows: Any = ledger.redis.zrevrangebyscore(key, high, low, offset, _CHUNK, withscores=True)
+            rows: Any = first
+            if offset:
+                rows = ledger.redis.zrevrangebyscore(key, high, low, offset, _CHUNK, withscores=True)
             return [_Entry(int(score), id_) for id_, score in rows]
 
         return _paged(page, after)
 
-    return merge(*map(pages, keys), reverse=True)
+    return merge(*map(pages, keys, firsts), reverse=True)
 
 
 def _by_finetune(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
@@ -243,6 +251,7 @@ def _deletion(id_: str, row: dict[str, str]) -> Deletion:
         looked_at=_time(row, "looked_at"),
         fingerprint=row.get("fingerprint") or None,
         cancel_requested_at=_time(row, "cancel_requested_at"),
+        retried_by=row.get("retried_by") or None,
         requests=tuple(_request(line) for line in row["requests"].split("\n")),
         attempts=tuple(_attempt(line) for line in row.get("attempts", "").split("\n") if line),
     )

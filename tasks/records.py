@@ -119,6 +119,7 @@ class Deletion:
     looked_at: datetime | None = None
     fingerprint: str | None = None
     cancel_requested_at: datetime | None = None
+    retried_by: str | None = None
     requests: tuple[Request, ...] = field(default=())
     attempts: tuple[Attempt, ...] = field(default=())
 
@@ -147,6 +148,7 @@ class Deletion:
             "looked_at": iso(self.looked_at),
             "fingerprint": self.fingerprint,
             "cancel_requested_at": iso(self.cancel_requested_at),
+            "retried_by": self.retried_by,
             "requests": [request.to_json() for request in self.requests],
             "attempts": [attempt.to_json() for attempt in self.attempts],
         }

@@ -20,37 +20,41 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 _EVERY_SECONDS = 0.1
 
 
-class _Call:
+class Call:
+    """One call under way."""
+
     def __init__(self, deadline: float) -> None:
         self.deadline = deadline
         self.socket: socket.socket | None = None
+        self.begun = False  # the request may have left
 
 
 class Watchdog:
     """Cuts the connections of calls that are past their deadline (seconds on the monotonic clock)."""
 
     def __init__(self) -> None:
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, Call] = {}
         self._wanted = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     @contextmanager
-    def guard(self, deadline: float) -> Iterator[None]:
+    def guard(self, deadline: float) -> Iterator[Call]:
         """Whatever this thread sends inside is over at `deadline`."""
         me = threading.get_ident()
-        self._calls[me] = _Call(deadline)
+        call = self._calls[me] = Call(deadline)
         self._wake()
         try:
-            yield
+            yield call
         finally:
             del self._calls[me]
 
-    def use(self, connection_socket: socket.socket | None) -> None:
-        """This thread's call goes over this socket."""
+    def use(self, connection_socket: socket.socket | None, *, begun: bool = False) -> None:
+        """This thread's call goes over this socket. begun: from here on it may have been sent."""
         call = self._calls.get(threading.get_ident())
         if call is not None:
             call.socket = connection_socket
+            call.begun = call.begun or begun
 
     def _wake(self) -> None:
         self._wanted.set()
@@ -86,7 +90,8 @@ def guarded_pools(watchdog: Watchdog) -> Mapping[str, type[HTTPConnectionPool]]:
             return connected
 
         def request(self, *args: Any, **kwargs: Any) -> None:
-            watchdog.use(self.duplicate)
+            # With TLS the handshake is over by now; without, this connects first.
+            watchdog.use(self.duplicate, begun=True)
             super().request(*args, **kwargs)
 
         def close(self) -> None:

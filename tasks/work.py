@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,10 +15,11 @@ from typing import Any
 import structlog
 
 from tasks.bfl import BflClient
-from tasks.deletion import Outcome, Rules, Run
-from tasks.errors import ApiError, LedgerUnavailable
+from tasks.deletion import Run
+from tasks.errors import ApiError, LedgerRefused, LedgerUnavailable
 from tasks.gate import HandBack
 from tasks.ledger import Claimed, Ledger
+from tasks.outcomes import Outcome, Rules
 
 log = structlog.get_logger()
 
@@ -36,6 +37,7 @@ class Shift:
     """One wake-up's work: what is in hand, and what has come back."""
 
     in_hand: int = 0
+    claims: list[Claimed] = field(default_factory=list)
     done: SimpleQueue[_Done] = field(default_factory=SimpleQueue)
 
 
@@ -70,41 +72,66 @@ class Crew:
         """Work off what is due for `account`; true where more was left when the time was over."""
         if account not in self.clients:
             log.warning("work.no_key", account=account)
+            self.ledger.claim(
+                account, self.owner, 0, begun=wakeup_id
+            )  # begun all the same: dispatch sends another
             return False
-        shift, until, begun = Shift(), time.monotonic() + WORK_FOR.total_seconds(), wakeup_id
+        shift = Shift()
+        try:
+            return self._work(account, wakeup_id, shift)
+        finally:
+            # Whatever went wrong here, no lease is renewed that nobody would conclude.
+            with self._lock:
+                for claimed in shift.claims:
+                    self._held.pop(_hold(claimed), None)
+
+    def _work(self, account: str, begun: str | None, shift: Shift) -> bool:
+        until = time.monotonic() + WORK_FOR.total_seconds()
         while True:
             open_for_more = time.monotonic() < until and not self.stopping.is_set()
-            claimed = self._claim(account, begun) if open_for_more else []
+            if open_for_more:
+                self._start(shift, account, begun)
             begun = None
-            self._start(shift, claimed)
             if not shift.in_hand:
                 return not open_for_more
             self._conclude(_collect(shift))
+
+    def _start(self, shift: Shift, account: str, begun: str | None) -> None:
+        asked = time.monotonic()
+        try:
+            claimed = self._claim(account, begun)
+        except LedgerUnavailable as error:
+            if not shift.in_hand:
+                raise
+            log.warning("claim.waits", account=account, error=str(error))
+            return
+        shift.claims += claimed
+        for one in claimed:
+            shift.in_hand += 1
+            self._pool.submit(self._carry_out, one, shift, asked)
 
     def _claim(self, account: str, begun: str | None) -> list[Claimed]:
         with self._lock:
             want = min(self.threads - self._busy, MOST_AT_ONCE)
             if want <= 0 and begun is None:
                 return []
-            claimed, _ = self.ledger.claim(account, self.owner, want, begun=begun)
+            looks_first = self.rules.look_first == "always"
+            claimed, _ = self.ledger.claim(account, self.owner, want, begun=begun, looks_first=looks_first)
             self._busy += len(claimed)
             self._held.update((_hold(one), one) for one in claimed)
         self._keep_renewing()
         return claimed
 
-    def _start(self, shift: Shift, claimed: Iterable[Claimed]) -> None:
-        for one in claimed:
-            shift.in_hand += 1
-            self._pool.submit(self._carry_out, one, shift)
-
-    def _carry_out(self, claimed: Claimed, shift: Shift) -> None:
+    def _carry_out(self, claimed: Claimed, shift: Shift, asked: float) -> None:
         result: dict[str, Any] | None = None
         try:
             client = self.clients[claimed.account]
             if claimed.kind == "probe":
                 self._probe(claimed, client)
             else:
-                run = Run(claimed, api=client, ledger=self.ledger, rules=self.rules, sleep=self._sleep)
+                run = Run(
+                    claimed, api=client, ledger=self.ledger, rules=self.rules, sleep=self._sleep, began=asked
+                )
                 outcome = run.first_look() if claimed.kind == "look" else run.run()
                 result = run.input(outcome)
                 _log(claimed, outcome)
@@ -143,6 +170,10 @@ class Crew:
         while patience > 0:
             try:
                 return self.ledger.conclude(outcomes)[1]
+            except LedgerRefused:
+                # One of them is not fit to be written: the others must not wait for it. Its lease will end.
+                log.exception("conclude.refused", outcomes=len(outcomes))
+                return [] if len(outcomes) == 1 else [id_ for one in outcomes for id_ in self._write([one])]
             except LedgerUnavailable as error:
                 log.warning("conclude.waits", outcomes=len(outcomes), error=str(error))
                 time.sleep(_CONCLUDE_EVERY_SECONDS)
@@ -173,7 +204,7 @@ class Crew:
                     return
             try:
                 self.ledger.renew(held)
-            except LedgerUnavailable as error:
+            except Exception as error:  # this thread must live on, whatever it is
                 log.warning("leases.not_renewed", leases=len(held), error=str(error))
 
 

@@ -11,6 +11,13 @@ from tasks.records import NewRequest
 from worker import embedded
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that share a worker process stay together; all others go to whoever is free."""
+    for item in items:
+        if "running_worker" in item.fixturenames:
+            item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory):
     with embedded.running(tmp_path_factory.mktemp("redis")) as url:
@@ -65,7 +72,9 @@ def outcome(claimed, state, **fields):
     """An outcome as `Run.input` makes it."""
     return {
         "id": claimed.id,
-        "token": claimed.token if claimed.kind == "delete" else None,
+        "token": claimed.token,
+        "look": claimed.kind == "look",
+        "joined": claimed.joined,
         "expected": claimed.fingerprint,
         "state": state,
         "message": "as the test says",

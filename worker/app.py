@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import socket
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from typing import Any
 
@@ -17,16 +17,18 @@ from redis.exceptions import RedisError
 
 from tasks import definitions
 from tasks.bfl import BflClient, Timeouts
-from tasks.deletion import Rules
 from tasks.dispatch import Dispatcher
+from tasks.errors import LedgerUnavailable
 from tasks.intake import Intake
 from tasks.ledger import Ledger, WakeUp
+from tasks.outcomes import Rules
 from tasks.work import Crew
 from worker.channel import install, set_aside
 from worker.connections import CONNECT_SECONDS, SOCKET_SECONDS, celery_url, connect, redis_url, terms
 from worker.logs import configure as configure_logs
 from worker.server_checks import check_server
 from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
+from worker.stopping import Stopping
 
 log = structlog.get_logger()
 
@@ -50,7 +52,8 @@ class Services:
 
     @cached_property
     def intake(self) -> Intake:
-        return Intake(self.ledger, self.wake, allow_org_ids=self.settings.allow_org_ids)
+        settings = self.settings
+        return Intake(self.ledger, self.wake, settings.allow_org_ids, tuple(settings.accounts))
 
     @cached_property
     def crew(self) -> Crew:
@@ -71,7 +74,7 @@ class Services:
     def dispatcher(self, processes: int) -> Dispatcher:
         name = _process_name()
         return Dispatcher(
-            ledger=self.ledger, accounts=self.settings.accounts, max_concurrent=self.settings.max_concurrent,
+            ledger=self.ledger, accounts=dict.fromkeys(self.settings.accounts, self.settings.max_concurrent),
             processes=[f"{name}/{n}" for n in range(processes)], wake=self.wake, answer=self.answer,
             every=self.settings.dispatch_every, stopping=self.stopping,
         )  # fmt: skip
@@ -83,8 +86,7 @@ def create_app(settings: Settings, url: str | None = None) -> Celery:
     install()
     app = Celery("finetunes", broker=celery_url(url), backend=celery_url(url), set_as_current=False)
     app.conf.update(configuration(settings, url))
-    # Shared with the children of a prefork pool, so that one signal interrupts every wait.
-    stopping = multiprocessing.get_context("fork").Event()
+    stopping = Stopping()
     services = _per_process(lambda: Services(settings, url, app, stopping))
     definitions.register(app, services)
     app.set_current()
@@ -123,7 +125,8 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         "redis_socket_connect_timeout": CONNECT_SECONDS,
         "redis_backend_health_check_interval": 30,
         **({} if unix else {"redis_socket_keepalive": True}),
-        "worker_pool": "threads",
+        # Set to threads, it would win over `-P prefork`: Celery takes that for its own default.
+        "worker_pool": "prefork" if any("prefork" in word for word in sys.argv) else "threads",
         "worker_concurrency": _SLOTS,
         "worker_prefetch_multiplier": 1,  # the fewest messages with a worker that may die
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # True would cut a call in flight
@@ -187,6 +190,7 @@ def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
             if pool not in POOLS:
                 raise SettingsError(f"the pool {pool!r} is not supported: give one of threads, prefork")
             _check_redis(services(), strict=settings.strict)
+            _register(services())
         except SettingsError as error:
             print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
@@ -213,6 +217,13 @@ def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
     signals.worker_ready.connect(ready, weak=False)
     signals.worker_shutting_down.connect(stop, weak=False)
     signals.setup_logging.connect(logs, weak=False)
+
+
+def _register(services: Services) -> None:
+    """Make this worker's accounts known before its first message; dispatch does so again each round."""
+    for name in services.settings.accounts:
+        with suppress(LedgerUnavailable):
+            services.ledger.account(name, "register", max_concurrent=services.settings.max_concurrent)
 
 
 def _check_redis(services: Services, *, strict: bool) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit, urlunsplit
+from urllib.parse import parse_qs, quote, urlencode, urlsplit, urlunsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -35,8 +36,13 @@ def redis_url(settings: Settings) -> str:
 
 def checked_url(url: str) -> str:
     """`url` if redis-py and Celery can both use it; raises `SettingsError`, without the password."""
-    parts = urlsplit(url)
-    fine = (parts.scheme in ("redis", "rediss") and parts.hostname) or (parts.scheme == "unix" and parts.path)
+    try:
+        parts = urlsplit(url)
+        at_host = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
+        fine = bool(at_host and re.fullmatch(r"(/\d*)?", parts.path))
+        fine = fine or bool(parts.scheme == "unix" and parts.path)
+    except ValueError:
+        fine = False
     if not fine:
         raise SettingsError(f"REDIS_URL is not a URL of a single Redis: {ACCEPTED}")
     return url
@@ -85,8 +91,15 @@ def terms(settings: Settings) -> Terms:
 def celery_url(url: str) -> str:
     """redis-py's URL as Celery takes it: `unix:///path?db=1` becomes `redis+socket:///path?virtual_host=1`."""
     parts = urlsplit(url)
-    if parts.scheme != "unix":
-        return url
-    db = parse_qs(parts.query).get("db", ["0"])[0]
-    login = parts.netloc if parts.netloc.endswith("@") else ""
-    return f"redis+socket://{login}{parts.path}?virtual_host={db}"
+    options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
+    if parts.scheme == "unix":
+        login = parts.netloc if parts.netloc.endswith("@") else ""
+        if "password" in options:
+            login = f"{options.get('username', '')}:{quote(options['password'], safe='')}@"
+        return f"redis+socket://{login}{parts.path}?virtual_host={options.get('db', '0')}"
+    if parts.scheme == "rediss":
+        # redis-py checks certificates unless told otherwise; Celery wants to be told, in words of its own.
+        given = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+        options["ssl_cert_reqs"] = f"CERT_{given.upper()}"
+        return urlunsplit(parts._replace(query=urlencode(options)))
+    return url

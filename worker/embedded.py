@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TextIO
 from urllib.parse import quote
 
 import redis
@@ -71,14 +72,14 @@ def url(state_dir: Path) -> str:
 
 def find_running(state_dir: Path) -> str | None:
     """The URL of the Redis of a running `janitor up`, None where none answers."""
-    return url(state_dir) if _answers(state_dir) else None
+    # Whether it answers, its user will see: a frozen one is not the same as none.
+    return url(state_dir) if _listens(state_dir) else None
 
 
 @contextmanager
 def lock(state_dir: Path) -> Iterator[None]:
     """`state_dir` is ours alone inside; raises `EmbeddedRedisError` that names who has it."""
-    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with (state_dir / "up.lock").open("a+", encoding="utf-8") as file:
+    with _lock_file(state_dir) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -91,6 +92,16 @@ def lock(state_dir: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+def _lock_file(state_dir: Path) -> TextIO:
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (state_dir / "up.lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise EmbeddedRedisError(
+            f"the folder {state_dir} cannot be used ({error.strerror}): set JANITOR_STATE_DIR to one that can be"
+        ) from None
 
 
 def spec(state_dir: Path) -> Spec:

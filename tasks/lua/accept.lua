@@ -1,12 +1,12 @@
 -- Accept requests, each once: {requests = [...], nonce, give_up_after_ms, first_look_after_ms}.
 -- Answers {[id of the deletion, created 0|1, known 0|1] ...}, then wake-ups {[account, id] ...}.
 
-local answers, touched = {}, {}
+local answers, touched, seen = {}, {}, {}
 for i, request in ipairs(input.requests) do
   local d = find(request.id)
   if d then
     -- The same call again, its first answer lost on the way, is told what it would have been told.
-    local mine = redis.call('HGET', prefix .. 'd:' .. d.id, 'nonce') == input.nonce
+    local mine = not seen[request.id] and redis.call('HGET', prefix .. 'd:' .. d.id, 'nonce') == input.nonce
     answers[i] = {d.id, mine and 1 or 0, mine and 0 or 1}
   else
     request.at = math.min(given(request.requested_at) or now, now)
@@ -16,8 +16,12 @@ for i, request in ipairs(input.requests) do
     local created
     d, created = add(request)
     answers[i] = {d.id, created, 0}
+    local retried = string.match(request.source, '^retry:(.+)$')
+    if retried and redis.call('EXISTS', prefix .. 'd:' .. retried) == 1 then
+      redis.call('HSET', prefix .. 'd:' .. retried, 'retried_by', d.id)
+    end
   end
-  touched[d.account] = true
+  touched[d.account], seen[request.id] = true, true
 end
 local sent = {}
 for account in pairs(touched) do

@@ -8,6 +8,7 @@ local function cool()
   local a = redis.call('HMGET', name, 'cool_until', 'cool_step')
   local cool_until, step = tonumber(a[1]) or 0, tonumber(a[2]) or 0
   local length = given(input.ms)
+  if length == 0 then length = nil end
   if not length then
     if cool_until > now then return cool_until - now end
     step = (step > 0 and now - cool_until < step) and math.min(step * 2, input.most_ms) or input.step_ms
@@ -19,10 +20,7 @@ local function cool()
 end
 
 local actions = {
-  register = function()
-    redis.call('SADD', prefix .. 'accounts', input.account)
-    redis.call('HSET', name, 'max_concurrent', input.max_concurrent, 'registered', 1)
-  end,
+  register = function() register(input.account, input.max_concurrent) end,
   cool = cool,
   park = function()
     redis.call('HSET', name, 'parked_at', now, 'parked_reason', input.reason, 'probe_at', now + input.probe_ms)

@@ -1,9 +1,17 @@
--- Withdraw deletions by the id of any of their requests: {ids, give_up_after_ms, first_look_after_ms}.
+-- Withdraw deletions by the id of any of their requests: {ids, nonce, give_up_after_ms, first_look_after_ms}.
 -- Answers for each: unknown, final, cancelled, or requested (a call may be under way; a read-back decides).
 
 local function cancel(d)
-  if is_final(d.state) then return 'final' end
-  if d.cancel_requested_at then return 'requested' end
+  if is_final(d.state) then
+    -- The same call again, its first answer lost on the way, is told what it would have been told.
+    local mine = redis.call('HGET', prefix .. 'd:' .. d.id, 'cancelled_by') == input.nonce
+    return mine and 'cancelled' or 'final'
+  end
+  if d.cancel_requested_at then
+    -- Whoever joined in the meantime is withdrawn too.
+    set(d, {cancel_requested_at = now})
+    return 'requested'
+  end
   if d.unclear_at or (d.state == 'running' and d.calling) then
     set(d, {cancel_requested_at = now})
     if d.state ~= 'running' then
@@ -16,7 +24,7 @@ local function cancel(d)
     end
     return 'requested'
   end
-  set(d, {cancel_requested_at = now})
+  set(d, {cancel_requested_at = now, cancelled_by = input.nonce})
   finish(d, {state = 'cancelled', message = 'withdrawn on request before anything was deleted'})
   return 'cancelled'
 end

@@ -1,5 +1,7 @@
--- Just before calls: {calls = [{id, token}], lease_ms, permit_ms}.
--- Renews the lease, takes the permit and marks the attempt as sent, or says why not.
+-- Just before calls: {calls = [{id, token, look, fingerprint, looked_at}], lease_ms, permit_ms}.
+-- What a look has just found is kept: were the worker lost in its call, the next one must know whom it meant.
+-- Renews the lease, takes the permit and marks the attempt as sent, or says why not. A look marks nothing, and
+-- neither a cancel nor a pause stands in its way.
 -- Answers {verdict, wait_ms} for each: go, lost, cancelled, paused, cooling, parked or full.
 
 local answers = {}
@@ -7,19 +9,21 @@ for i, call in ipairs(input.calls) do
   local d = read(call.id)
   if not d or d.state ~= 'running' or tonumber(d.token) ~= call.token then
     answers[i] = {'lost', 0}
-  elseif d.cancel_requested_at then
+  elseif d.cancel_requested_at and not call.look then
     answers[i] = {'cancelled', 0}
   else
     local permits = prefix .. 'permits:' .. d.account
     local why, wait_ms, limit = stopped(d.account)
     local holds = redis.call('ZSCORE', permits, d.id)
+    if call.look and why == 'paused' then why = nil end
     if not why and not holds and live(d.account, now) >= limit then why = 'full' end
     if why then
       answers[i] = {why, wait_ms}
     else
       redis.call('ZADD', permits, now + input.permit_ms, d.id)
       redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
-      set(d, {calling = now})
+      if not call.look then set(d, {calling = now}) end
+      if given(call.fingerprint) then set(d, {fingerprint = call.fingerprint, looked_at = call.looked_at}) end
       answers[i] = {'go', 0}
     end
   end

@@ -1,6 +1,7 @@
--- Claim what can start now: {account, owner, nonce, want, lease_ms, permit_ms, begun}.
+-- Claim what can start now: {account, owner, nonce, want, lease_ms, permit_ms, begun, looks_first}.
 -- Answers {now, why nothing may start, [kind, id, token, fields ...] ...}; kind is look, delete or probe.
--- The claim counts as the check before a call that starts within the second: `calling` is set here.
+-- The claim counts as the check before a call that starts within the second, and marks it as sent; but for what is
+-- looked at first, which is checked after the look: a worker lost before that has sent nothing.
 
 local account = input.account
 if given(input.begun) then
@@ -16,8 +17,8 @@ local why, wait_ms, limit = stopped(account)
 local free = math.min(input.want, limit - live(account, now))
 local claimed = {now, why or ''}
 
-local function hold(id)
-  redis.call('ZADD', prefix .. 'permits:' .. account, now + input.permit_ms, id)
+local function hold(id, permit_ms)
+  redis.call('ZADD', prefix .. 'permits:' .. account, now + permit_ms, id)
   free = free - 1
 end
 
@@ -26,17 +27,18 @@ local function report(kind, d)
     kind, d.id, tonumber(d.token), d.finetune_id, d.lane, tonumber(d.created_at), tonumber(d.asked_at),
     tonumber(d.due_at), tonumber(d.deadline), d.fingerprint or '', tonumber(d.looked_at) or 0,
     tonumber(d.unclear_at) or 0, tonumber(d.cancel_requested_at) or 0, tonumber(d.backoffs) or 0,
-    d.last_tried and 1 or 0,
+    d.last_tried and 1 or 0, tonumber(d.calling) or 0, tonumber(d.joined) or 0,
   }
 end
 
-local function take_looks()
+local function take_looks(most)
   local looks = prefix .. 'looks:' .. account
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', looks, NEVER, now, 'LIMIT', 0, math.max(0, free))) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', looks, NEVER, now, 'LIMIT', 0, math.max(0, most))) do
     local d = read(id)
     if d and (d.state == 'scheduled' or d.state == 'queued') then
       redis.call('ZADD', looks, now + input.lease_ms, id)
-      hold('look:' .. id)
+      -- It may take two calls, one after the other.
+      hold('look:' .. id, 2 * input.permit_ms)
       report('look', d)
     else
       redis.call('ZREM', looks, id)
@@ -44,11 +46,15 @@ local function take_looks()
   end
 end
 
+local function is_called_at_once(d)
+  return not (given(input.looks_first) or d.lane == 'resolve' or d.fingerprint or d.unclear_at)
+end
+
 local function start(d)
   move(d, 'running', now + input.lease_ms)
-  set(d, {token = d.token + 1, owner = input.owner, calling = now})
+  set(d, {token = d.token + 1, owner = input.owner, calling = is_called_at_once(d) and now or ''})
   redis.call('ZREM', prefix .. 'looks:' .. account, d.id)
-  hold(d.id)
+  hold(d.id, input.permit_ms)
   report('delete', d)
 end
 
@@ -69,20 +75,24 @@ end
 
 local function take_probe()
   redis.call('HSET', prefix .. 'account:' .. account, 'probe_at', now + input.lease_ms)
-  hold('probe')
+  hold('probe', input.permit_ms)
   claimed[#claimed + 1] = {'probe', 'probe', 0}
 end
 
 if free > 0 and why == 'parked' and wait_ms == 0 then take_probe() end
 if free > 0 and (not why or why == 'paused') then
   promote()
-  take_looks()
   take('resolve', free)
 end
 if free > 0 and not why then
-  -- Single requests first: bulk and cleanup get only what these leave.
-  take('single', free)
+  -- Single requests first, then bulk and cleanup; but first looks get up to half, or every other turn, all along.
+  local waiting = redis.call('ZCOUNT', prefix .. 'looks:' .. account, NEVER, now)
+  local half = free > 1 and math.floor(free / 2) or now % 2
+  local for_looks = math.min(waiting, half)
+  take('single', free - for_looks)
+  take_looks(math.min(for_looks, free))
   take('bulk', free)
 end
+if free > 0 and (not why or why == 'paused') then take_looks(free) end
 if #claimed > 2 then redis.call('SET', memo, cjson.encode(claimed), 'PX', input.lease_ms) end
 return claimed

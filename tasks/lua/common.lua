@@ -54,6 +54,8 @@ end
 local function append(d, field, lines)
   if not given(lines) then return end
   local old = given(redis.call('HGET', prefix .. 'd:' .. d.id, field))
+  -- Sent again because the answer was lost: it is there already.
+  if old and string.sub(old, -#lines) == lines then return end
   redis.call('HSET', prefix .. 'd:' .. d.id, field, old and (old .. '\n' .. lines) or lines)
 end
 
@@ -96,6 +98,7 @@ local function request_line(request)
   return cjson.encode({
     id = request.id, at = request.at, due_at = request.due_at, requested_by = request.requested_by,
     reason = request.reason, source = request.source, missing_ok = request.missing_ok,
+    fingerprint = given(request.fingerprint), bulk = request.bulk or nil,
   })
 end
 
@@ -148,7 +151,9 @@ local function join(d, request)
   redis.call('SET', prefix .. 'r:' .. request.id, d.id)
   set(d, {joined = (tonumber(d.joined) or 0) + 1, asked_at = math.min(d.asked_at, request.at)})
   remember_named(d, request)
-  bring_forward(d, math.max(request.due_at, now))
+  -- A request for one incarnation hastens the deletion of no other.
+  local same = not given(request.fingerprint) or request.fingerprint == d.fingerprint
+  if same then bring_forward(d, math.max(request.due_at, now)) end
   if not request.bulk and d.lane == 'bulk' then
     if d.state == 'queued' then redis.call('ZREM', order_key(d, d.state), d.id) end
     set(d, {lane = 'single'})
@@ -167,14 +172,14 @@ local function add(request)
 end
 
 -- Requests that this outcome does not answer: made after a cancel, or meant for a later incarnation.
-local function leftovers(d, state, since)
-  if not d.joined then return {} end
-  if state == 'cancelled' then since = d.cancel_requested_at end
-  if not given(since) or not (state == 'cancelled' or state == 'superseded') then return {} end
+local function leftovers(d, since)
+  local cancelled_at = tonumber(d.cancel_requested_at)
+  since = math.min(given(since) or cancelled_at or math.huge, cancelled_at or math.huge)
+  if not d.joined or since == math.huge then return {} end
   local kept, left = {}, {}
   for line in string.gmatch(redis.call('HGET', prefix .. 'd:' .. d.id, 'requests'), '[^\n]+') do
     local request = cjson.decode(line)
-    if request.id ~= d.id and request.at > tonumber(since) then left[#left + 1] = request
+    if request.id ~= d.id and request.at > since then left[#left + 1] = request
     else kept[#kept + 1] = line end
   end
   set(d, {requests = table.concat(kept, '\n')})
@@ -191,7 +196,7 @@ end
 
 -- A deletion ends: its order, its name, its permit and its looks are freed, its answers are owed.
 local function finish(d, outcome)
-  local left = leftovers(d, outcome.state, outcome.since_ms)
+  local left = leftovers(d, outcome.since_ms)
   move(d, outcome.state, now)
   set(d, {
     status = outcome.status, message = outcome.message, timestamp = outcome.timestamp,
@@ -241,8 +246,7 @@ local function due_count(account)
       due = due + redis.call('ZCARD', prefix .. 'queue:' .. account .. ':' .. lane)
     end
   end
-  if why ~= 'paused' then due = due + redis.call('ZCOUNT', prefix .. 'wait:' .. account, NEVER, now) end
-  return due
+  return due + redis.call('ZCOUNT', prefix .. 'wait:' .. account, NEVER, now)
 end
 
 -- Wake-ups to send now, noted as sent: no more than there are processes, nor than the work asks for.
@@ -262,4 +266,10 @@ local function wakeups(account)
     redis.call('ZADD', sent, now + patience, ids[i])
   end
   return ids
+end
+
+-- A worker has this account's key and allows it so many calls at once.
+local function register(account, max_concurrent)
+  redis.call('SADD', prefix .. 'accounts', account)
+  redis.call('HSET', prefix .. 'account:' .. account, 'max_concurrent', max_concurrent, 'registered', 1)
 end

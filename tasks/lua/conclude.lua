@@ -1,11 +1,14 @@
 -- Write what came of calls: {outcomes = [{id, token, state, ...}], give_up_after_ms, first_look_after_ms}.
--- `token` is absent for a first look, which only concludes what still is as it was seen (`expected`).
+-- A first look (`look`) only concludes what still is as it was when the look began: same token, same requests,
+-- same fingerprint (`expected`).
 -- Answers {done, again (handed back), late (noted, changed nothing) or gone (no such record), ...}, {owed ...}.
+
+local KEPT = {'fingerprint', 'looked_at', 'unclear_at', 'last_tried'}
 
 local function keep_findings(d, o)
   append(d, 'attempts', o.attempts)
   local changes = {}
-  for _, name in ipairs({'fingerprint', 'looked_at', 'unclear_at', 'last_tried'}) do
+  for _, name in ipairs(o.look and {'fingerprint', 'looked_at'} or KEPT) do
     if o[name] ~= nil then changes[name] = given(o[name]) or '' end
   end
   if next(changes) then set(d, changes) end
@@ -37,7 +40,9 @@ end
 
 local function after_look(d, o)
   redis.call('ZREM', prefix .. 'permits:' .. d.account, 'look:' .. d.id)
-  if d.state == 'running' or is_final(d.state) or (d.fingerprint or '') ~= o.expected then return 'late' end
+  local changed = tonumber(d.token) ~= o.token or (tonumber(d.joined) or 0) ~= o.joined
+    or (d.fingerprint or '') ~= o.expected
+  if changed or d.state == 'running' or is_final(d.state) then return 'late' end
   if given(o.state) then
     finish(d, o)
     return 'done'
@@ -51,7 +56,7 @@ end
 local function conclude(o)
   local d = read(o.id)
   if not d then return 'gone' end
-  if not given(o.token) then return after_look(d, o) end
+  if o.look then return after_look(d, o) end
   -- A delete that happened is a fact, whoever holds the lease by now; anything else needs the token.
   -- The same outcome again, its first answer lost on the way, changes nothing.
   if tonumber(d.concluded) == o.token then return 'done' end
@@ -59,6 +64,7 @@ local function conclude(o)
   if not mine then return late(d, o) end
   set(d, {concluded = o.token})
   keep_findings(d, o)
+  if given(o.pause) then redis.call('HSET', prefix .. 'paused', d.account, o.pause) end
   if o.state == 'queued' then return hand_back(d, o) end
   finish(d, o)
   return 'done'

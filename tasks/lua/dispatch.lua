@@ -1,4 +1,4 @@
--- Keep an account going: {processes, nonce, workers_ttl_ms, retention_ms, most, ...}.
+-- Keep an account going: {processes, accounts, nonce, workers_ttl_ms, retention_ms, most, ...}.
 -- Takes back what dead workers held, prunes old records; answers
 -- {wake-ups to send [account, id] ...}, {requests whose answers are owed ...}, pruned.
 
@@ -36,6 +36,7 @@ redis.call('ZREMRANGEBYSCORE', prefix .. 'workers', NEVER, now)
 for _, process in ipairs(input.processes) do
   redis.call('ZADD', prefix .. 'workers', now + input.workers_ttl_ms, process)
 end
+for account, max_concurrent in pairs(input.accounts) do register(account, max_concurrent) end
 local sent = {}
 for _, account in ipairs(redis.call('SMEMBERS', prefix .. 'accounts')) do
   local leases = prefix .. 'leases:' .. account

@@ -4,7 +4,7 @@
 local d = read(input.id)
 if not d or d.state ~= 'running' or tonumber(d.token) ~= input.token then return 0 end
 append(d, 'attempts', input.attempts)
-set(d, {calling = '', unclear_at = given(input.unclear_at) or d.unclear_at})
+set(d, {calling = '', unclear_at = input.unclear_at > 0 and input.unclear_at or ''})
 redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
 free_permit(d)
 return 1

@@ -32,7 +32,7 @@ def ids(done):
 
 
 def test_delete_and_wait_shows_the_record_and_every_other_command_finds_it(env, finetune):
-    done = janitor(env, "delete", finetune, "--reason", "trial over", "--wait", "--json")
+    done = janitor_here(env, "delete", finetune, "--reason", "trial over", "--wait", "--json")
     (record,) = records(done)
     assert (done.returncode, record["state"], record["created"]) == (0, "deleted", True)
     assert (record["status"], record["message"]) == ("Success", f"Finetune {finetune} deleted")
@@ -40,15 +40,15 @@ def test_delete_and_wait_shows_the_record_and_every_other_command_finds_it(env, 
     assert record["requests"][0]["reason"] == "trial over"
     del record["created"]
     found = [
-        janitor(env, "show", record["id"], "--json"),
-        janitor(env, "list", "--finetune", finetune, "--json"),
-        janitor(env, "wait", record["id"], "--json"),
+        janitor_here(env, "show", record["id"], "--json"),
+        janitor_here(env, "list", "--finetune", finetune, "--json"),
+        janitor_here(env, "wait", record["id"], "--json"),
     ]
     assert [records(done) for done in found] == [[record]] * 3
 
 
 def test_for_people_there_are_tables_with_whole_ids_in_any_width(env, finetune):
-    (record,) = records(janitor(env, "delete", finetune, "--wait", "--json"))
+    (record,) = records(janitor_here(env, "delete", finetune, "--wait", "--json"))
     for columns in ("40", "80", "200"):
         for command in (("list", "--finetune", finetune), ("show", record["id"])):
             shown = janitor_here({**env, "COLUMNS": columns}, *command).stdout
@@ -62,9 +62,9 @@ def test_many_from_a_file_and_as_csv(env, api, finetune, tmp_path):
     for name in names:
         api.create(name)
     (tmp_path / "ids").write_text("# left us\n" + "\n".join(names) + "\n\n")
-    done = janitor(env, "delete", "--file", str(tmp_path / "ids"), "--wait", "--json")
+    done = janitor_here(env, "delete", "--file", str(tmp_path / "ids"), "--wait", "--json")
     assert (done.returncode, [record["state"] for record in records(done)]) == (0, ["deleted"] * 5)
-    listed = janitor(env, "list", "--csv", "--limit", "5").stdout
+    listed = janitor_here(env, "list", "--csv", "--limit", "5").stdout
     rows = list(csv.DictReader(io.StringIO(listed)))
     assert {row["finetune_id"] for row in rows} == set(names)
     piped = janitor(env, "delete", "--file", "-", "--missing-ok", "--wait", "--json", input="\n".join(names))
@@ -72,57 +72,72 @@ def test_many_from_a_file_and_as_csv(env, api, finetune, tmp_path):
 
 
 def test_lists_are_filtered_and_paged(env, api):
-    start = janitor(env, "delete", "page-0", "--json")
+    start = janitor_here(env, "delete", "page-0", "--json")
     since = records(start)[0]["created_at"]
     names = [f"page-{n}" for n in range(1, 7)]
-    waited = janitor(env, "delete", *names, "--wait", "--json")
+    waited = janitor_here(env, "delete", *names, "--wait", "--json")
     assert waited.returncode == 1, "not found is not what was asked for"
-    first = janitor(env, "list", "--since", since, "--limit", "4", "--json")
+    first = janitor_here(env, "list", "--since", since, "--limit", "4", "--json")
     cursor = re.search(r"--cursor (\S+)", first.stderr)
     assert cursor
-    rest = janitor(env, "list", "--since", since, "--limit", "4", "--cursor", cursor[1], "--json")
+    rest = janitor_here(env, "list", "--since", since, "--limit", "4", "--cursor", cursor[1], "--json")
     seen = [record["finetune_id"] for record in records(first) + records(rest)]
     assert sorted(seen) == ["page-0", *names]
-    none = janitor(env, "list", "--state", "superseded", "--since", since, "--json")
+    none = janitor_here(env, "list", "--state", "superseded", "--since", since, "--json")
     assert (none.returncode, none.stdout) == (0, "")
 
 
 def test_a_delay_keeps_it_scheduled_and_cancel_withdraws_it(env, api, finetune):
-    (waiting,) = records(janitor(env, "delete", finetune, "--in", "1h", "--json"))
+    (waiting,) = records(janitor_here(env, "delete", finetune, "--in", "1h", "--json"))
     assert waiting["state"] == "scheduled"
-    (joined,) = records(janitor(env, "delete", finetune, "--in", "2h", "--json"))
+    (joined,) = records(janitor_here(env, "delete", finetune, "--in", "2h", "--json"))
     assert (joined["id"], joined["created"], joined["due_at"]) == (waiting["id"], False, waiting["due_at"])
-    cancelled = janitor(env, "cancel", waiting["id"], "--json")
+    cancelled = janitor_here(env, "cancel", waiting["id"], "--json")
     assert (cancelled.returncode, records(cancelled)[0]["state"]) == (0, "cancelled")
-    again = janitor(env, "cancel", waiting["id"])
+    again = janitor_here(env, "cancel", waiting["id"])
     assert (again.returncode, "it had ended already" in again.stderr) == (1, True)
     assert api.deletes(finetune) == []
 
 
 def test_retry_asks_again_for_what_failed(env, api, finetune):
     api.fault("status", finetune_id=finetune, status=400, body={"detail": "not now"})
-    failed = janitor(env, "delete", finetune, "--wait", "--json")
+    failed = janitor_here(env, "delete", finetune, "--wait", "--json")
     assert (failed.returncode, records(failed)[0]["state"]) == (1, "failed")
-    done = janitor(env, "retry", ids(failed)[0], "--wait", "--json")
+    done = janitor_here(env, "retry", ids(failed)[0], "--wait", "--json")
     (record,) = records(done)
     assert (done.returncode, record["state"]) == (0, "deleted")
     assert record["requests"][0]["source"] == f"retry:{ids(failed)[0]}"
-    refused = janitor(env, "retry", record["id"])
+    twice = janitor_here(env, "retry", ids(failed)[0])
+    assert (twice.returncode, f"was asked for again already: {record['id']}" in twice.stderr) == (2, True)
+    refused = janitor_here(env, "retry", record["id"])
     assert (refused.returncode, refused.stderr) == (
         2, f"Error: {record['id']} is deleted: only failed and review can be asked for again\n"
     )  # fmt: skip
 
 
+def test_retry_refuses_what_nothing_shows_to_be_the_same_finetune(env, api, finetune):
+    # Given a finetune that could never be looked at, and one of the same name since.
+    api.fault("status", call="finetune_details", finetune_id=finetune, status=403, times=None)
+    failed = janitor_here(env, "delete", finetune, "--wait", "--json")
+    assert records(failed)[0]["state"] == "failed"
+    api.heal()
+    api.create(finetune)
+    done = janitor_here(env, "retry", ids(failed)[0])
+    assert (done.returncode, f"`janitor delete {finetune}`" in done.stderr) == (2, True)
+    assert "nothing to ask for again" in janitor_here(env, "retry", "--state", "failed").stderr
+    assert api.deletes(finetune) == []
+
+
 def test_a_dry_run_writes_nothing(env, finetune):
-    done = janitor(env, "delete", finetune, "--dry-run")
+    done = janitor_here(env, "delete", finetune, "--dry-run")
     assert (done.returncode, f"would ask for {finetune}" in done.stdout) == (0, True)
-    assert janitor(env, "list", "--finetune", finetune, "--json").stdout == ""
+    assert janitor_here(env, "list", "--finetune", finetune, "--json").stdout == ""
 
 
 def test_what_is_not_done_in_time_exits_4(env, finetune):
-    done = janitor(env, "delete", finetune, "--in", "1h", "--wait", "--timeout", "0.3", "--json")
+    done = janitor_here(env, "delete", finetune, "--in", "1h", "--wait", "--timeout", "0.3", "--json")
     assert (done.returncode, records(done)[0]["state"]) == (4, "scheduled")
-    janitor(env, "cancel", ids(done)[0])
+    janitor_here(env, "cancel", ids(done)[0])
 
 
 def test_who_has_no_name_is_known_by_number(env, finetune):
@@ -164,12 +179,12 @@ MISTAKES = [
 @pytest.mark.parametrize(("arguments", "words"), MISTAKES)
 def test_a_mistake_exits_2_with_one_clear_line_and_writes_nothing(env, arguments, words):
     written = Ledger(connect(env["REDIS_URL"])).redis
-    before = written.keys("janitor:d:*")
+    before = set(written.keys("janitor:d:*"))
     done = janitor_here(env, *arguments)
     assert (done.returncode, done.stdout) == (2, "")
     assert words in done.stderr
     assert "Traceback" not in done.stderr
-    assert written.keys("janitor:d:*") == before
+    assert set(written.keys("janitor:d:*")) == before
 
 
 @pytest.mark.parametrize("command", ["show", "wait", "retry"])
@@ -198,14 +213,16 @@ def test_help_imports_nothing_heavy(env):
 @pytest.mark.parametrize("url", ["unix:///nowhere/redis.sock?db=0", "redis://127.0.0.1:1/0"])
 def test_without_redis_commands_say_so_within_5_seconds_and_exit_3(tmp_path, arguments, url):
     began = time.monotonic()
-    done = janitor(environment(url, JANITOR_STATE_DIR=tmp_path), *arguments)
+    done = janitor_here(environment(url, JANITOR_STATE_DIR=tmp_path), *arguments)
     assert time.monotonic() - began < 5
     assert done.returncode == 3
-    assert re.fullmatch(r"Error: Redis did not take it: [^\n]+\n", done.stderr)
+    assert re.fullmatch(
+        r"Error: Redis cannot be reached \([^\n]+\): is it running, and is REDIS_URL right\?\n", done.stderr
+    )
 
 
 def test_without_any_redis_named_it_says_what_to_do(tmp_path):
-    done = janitor(environment(JANITOR_STATE_DIR=tmp_path), "list")
+    done = janitor_here(environment(JANITOR_STATE_DIR=tmp_path), "list")
     assert done.returncode == 3
     assert "REDIS_URL is not set and no `janitor up` runs" in done.stderr
 
@@ -235,27 +252,45 @@ def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(env, setting,
 
 def test_a_closed_pipe_and_ctrl_c_end_without_a_traceback(env, finetune):
     argv = [sys.executable, "-m", "worker.cli", "delete", finetune, "--in", "1h", "--wait"]
-    waiting = subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not janitor(env, "list", "--finetune", finetune, "--json").stdout:
-        assert waiting.poll() is None
-    waiting.send_signal(signal.SIGINT)
-    _, errors = waiting.communicate(timeout=10)
-    assert (waiting.returncode, "Traceback" in errors) == (130, False)
+    with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:
+        assert waiting.stderr
+        told = waiting.stderr.readline()
+        waiting.send_signal(signal.SIGINT)
+        assert waiting.wait(10) == 130
+        assert "Traceback" not in waiting.stderr.read()
+    (accepted,) = records(janitor_here(env, "list", "--finetune", finetune, "--json"))
+    assert told == f"accepted: {accepted['id']}\n"
+    full = subprocess.run(
+        ["sh", "-c", '"$0" -m worker.cli list > /dev/full', sys.executable],
+        env=env, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert (full.returncode, full.stderr) == (1, "Error: No space left on device\n")
+
+
+@pytest.mark.parametrize("command", [["up"], ["demo", "--keep", "/proc/nowhere"]])
+def test_a_folder_that_cannot_be_used_is_named(env, command):
+    here = {name: value for name, value in env.items() if name != "REDIS_URL"}
+    done = janitor(here | {"JANITOR_STATE_DIR": "/proc/nowhere"}, *command)
+    assert (done.returncode, "the folder /proc/nowhere cannot be used" in done.stderr) == (2, True)
+    assert "Traceback" not in done.stderr
 
 
 def test_doctor_says_what_is_well_and_what_is_not(env):
-    well = janitor(env, "doctor", "--json")
+    well = janitor_here(env, "doctor", "--json")
     levels = {finding["check"]: finding["level"] for finding in records(well)}
     assert (well.returncode, set(levels.values())) == (0, {"ok"})
     assert {"settings", "redis", "persistence", "workers", "queue", "api default"} <= set(levels)
-    wrong_key = janitor(env | {"BFL_API_KEY": "wrong"}, "doctor")
+    odd = janitor_here(env | {"BFL_API_URL": "foo"}, "doctor", "--json")
+    first = records(odd)[0]
+    assert (odd.returncode, first["level"], "BFL_API_URL" in first["message"]) == (1, "error", True)
+    wrong_key = janitor_here(env | {"BFL_API_KEY": "wrong"}, "doctor")
     assert (wrong_key.returncode, "refuses the key" in wrong_key.stdout) == (1, True)
-    away = janitor(env | {"REDIS_URL": "redis://127.0.0.1:1/0"}, "doctor")
+    away = janitor_here(env | {"REDIS_URL": "redis://127.0.0.1:1/0"}, "doctor")
     assert away.returncode == 3
 
 
 def test_doctor_lists_every_setting_with_its_meaning_and_no_secret(env):
-    told = janitor(env, "doctor", "--settings")
+    told = janitor_here(env, "doctor", "--settings")
     assert told.returncode == 0
     assert "JANITOR_LEASE=30s" in told.stdout
     assert env["BFL_API_KEY"] not in told.stdout + told.stderr

@@ -210,9 +210,7 @@ def test_a_full_redis_refuses_what_is_new_and_loses_nothing(env, api, tmp_path):
         store.config_set("maxmemory", "1mb")
         refused = janitor(env, "delete", "one-more", "--json")
         assert (refused.returncode, refused.stdout) == (3, "")
-        assert refused.stderr == (
-            "Error: Redis did not take it: it is full (maxmemory); nothing was written: give it more memory\n"
-        )
+        assert refused.stderr == ("Error: Redis is full (maxmemory), nothing was written: give it more memory\n")
         threading.Event().wait(4)  # they become due meanwhile
         store.config_set("maxmemory", "0")
         done = janitor(env, "wait", *(record["id"] for record in asked), "--timeout", "60", "--json", timeout=90)

@@ -163,6 +163,7 @@ def outside(tmp_path_factory):
     assert not killed, "not gone within their stop_grace_period"
 
 
+@pytest.mark.xdist_group("services")
 class TestServices:
     def test_redis_keeps_every_write_and_evicts_nothing(self, outside):
         expected = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}

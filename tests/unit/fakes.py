@@ -8,9 +8,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tasks.bfl import Answer
-from tasks.deletion import Outcome, Rules, Run
+from tasks.deletion import Run
 from tasks.errors import KeyRefused, NotFound, Refused, Unclear
+from tasks.gate import HandBack
 from tasks.ledger import Claimed, Verdict
+from tasks.outcomes import Outcome, Rules
 from tasks.records import to_ms
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -39,12 +41,15 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = 1000.0
         self.slept: list[float] = []
+        self.stopping = False
 
     def __call__(self) -> float:
         return self.seconds
 
     def sleep(self, seconds: float) -> None:
-        self.slept.append(seconds)
+        if self.stopping:
+            raise HandBack("the worker is stopping")
+        self.slept += [seconds] if seconds else []
         self.seconds += seconds
 
 
@@ -83,27 +88,31 @@ class FakeApi:
 
 
 class FakeLedger:
-    """Says `go` once its words are used up; remembers what was done to the account and kept in waits."""
+    """Says `go` once its words are used up, `look` to every look; remembers what it was told."""
 
     def __init__(
         self,
         *words: str,
-        cool: timedelta = timedelta(seconds=1),
+        look: str = "go",
+        cool: timedelta = ONE_SECOND,
         keeps: bool = True,
         fails: Exception | None = None,
     ) -> None:
         self.words = list(words)
+        self.look = look
         self.cool = cool
         self.keeps = keeps
         self.fails = fails
-        self.checks = 0
+        self.checked: list[Claimed] = []
         self.actions: list[tuple[str, dict[str, Any]]] = []
         self.kept: list[tuple[str, int]] = []
 
-    def check(self, calls: Sequence[Claimed]) -> list[Verdict]:
-        self.checks += 1
+    def check(self, calls: Sequence[Claimed], *, look: bool = False) -> list[Verdict]:
         if self.fails:
             raise self.fails
+        if look:
+            return [Verdict(self.look, self.cool)]
+        self.checked += calls
         return [Verdict(self.words.pop(0) if self.words else "go", self.cool)]
 
     def wait(self, claimed: Claimed, attempts: str, unclear_at: int) -> bool:
@@ -126,6 +135,7 @@ class Case:
         *,
         ledger: FakeLedger | None = None,
         rules: Rules | None = None,
+        began_ago: float = 0,
         **claim: Any,
     ) -> None:
         self.clock = Clock()
@@ -133,7 +143,8 @@ class Case:
         self.api = FakeApi(self.clock, deletes, details, lists)
         api, fake_ledger = self.api, self.ledger
         collaborators: dict[str, Any] = {"api": api, "ledger": fake_ledger, "rules": rules or Rules()}
-        self.run = Run(claimed(**claim), sleep=self.clock.sleep, clock=self.clock, **collaborators)
+        began = self.clock() - began_ago
+        self.run = Run(claimed(**claim), sleep=self.clock.sleep, clock=self.clock, began=began, **collaborators)
         self.outcome = Outcome(None)
 
     def carried_out(self) -> Case:

@@ -67,6 +67,21 @@ def test_a_delete_is_sent_as_the_contract_says(wire):
     assert (answer.status, answer.message, answer.timestamp) == ("success", "gone", "2026-03-01")
 
 
+@pytest.mark.parametrize("other_shape", [{}, [], {"finetunes": "a", "finetune_details": ["a"]}])
+def test_looks_and_lists_are_read_in_their_known_shape_only(wire, other_shape):
+    good = {"finetunes": ["a", {"b": 1}], "finetune_details": {"mode": "style"}}
+    for call, field in (
+        (CLIENT.my_finetunes, "finetunes"),
+        (lambda: CLIENT.finetune_details("a&b"), "finetune_details"),
+    ):
+        wire.answers(200, good)
+        assert call() == good[field]
+        wire.answers(200, other_shape)
+        with pytest.raises(errors.Unclear, match="answered without"):
+            call()
+    assert wire.sent[-1]["url"] == "/v1/finetune_details?finetune_id=a%26b"
+
+
 @pytest.mark.parametrize(
     ("kind", "statuses"),
     [

@@ -22,7 +22,9 @@ PASSWORD = "5ecret"
     [
         ("redis://host", "redis://host"),
         (f"redis://user:{PASSWORD}@host:6380/2", f"redis://user:{PASSWORD}@host:6380/2"),
-        ("rediss://host/0?ssl_cert_reqs=none", "rediss://host/0?ssl_cert_reqs=none"),
+        ("rediss://host/0?ssl_cert_reqs=none", "rediss://host/0?ssl_cert_reqs=CERT_NONE"),
+        ("rediss://host/0", "rediss://host/0?ssl_cert_reqs=CERT_REQUIRED"),
+        ("unix:///p?db=2&password=p@w", "redis+socket://:p%40w@/p?virtual_host=2"),
         ("unix:///run/redis.sock", "redis+socket:///run/redis.sock?virtual_host=0"),
         ("unix:///run/redis.sock?db=3", "redis+socket:///run/redis.sock?virtual_host=3"),
         (f"unix://:{PASSWORD}@/run/r.sock?db=1", f"redis+socket://:{PASSWORD}@/run/r.sock?virtual_host=1"),

@@ -18,28 +18,28 @@ def message(**parts) -> SimpleNamespace:
     return SimpleNamespace(**{**absent, "root_id": "t1", **parts})
 
 
-def refused(read, *given, **options) -> str:
+def refused(read, *given) -> str:
     with pytest.raises(InvalidRequest) as error:
-        read(*given, **options)
+        read(*given)
     (line,) = str(error.value).splitlines()
     return line
 
 
 def test_the_least_a_producer_sends_is_a_finetune():
-    assert by_name("t1", "a") == NewRequest("t1", "a", account="default", source="name")
+    assert by_name("t1", "a", {}) == NewRequest("t1", "a", account="default", source="name")
 
 
 def test_who_and_why_travel_with_the_request():
     told: dict[str, Any] = {"account": "eu", "reason": "trial", "requested_by": "billing", "missing_ok": True}
-    assert by_name("t1", "a", **told) == NewRequest("t1", "a", source="name", **told)
+    assert by_name("t1", "a", told) == NewRequest("t1", "a", source="name", **told)
 
 
 def test_times_are_iso_8601_and_a_delay_is_in_seconds():
-    request = by_name("t1", "a", due_at="2026-12-24T20:00:00+02:00", requested_at="2026-12-01")
+    request = by_name("t1", "a", {"due_at": "2026-12-24T20:00:00+02:00", "requested_at": "2026-12-01"})
     assert request.due_at == datetime(2026, 12, 24, 18, tzinfo=UTC)
     assert request.requested_at == datetime(2026, 12, 1, tzinfo=UTC)
-    assert by_name("t1", "a", delay_seconds=1.5).delay == timedelta(seconds=1.5)
-    assert by_name("t1", "a", delay_seconds=0, due_at="").delay == timedelta(0)
+    assert by_name("t1", "a", {"delay_seconds": 1.5}).delay == timedelta(seconds=1.5)
+    assert by_name("t1", "a", {"delay_seconds": 0, "due_at": ""}).delay == timedelta(0)
 
 
 @pytest.mark.parametrize(
@@ -58,21 +58,21 @@ def test_times_are_iso_8601_and_a_delay_is_in_seconds():
     ],
 )
 def test_arguments_that_cannot_be_meant_are_refused_in_one_line(options, why):
-    assert refused(by_name, "t1", "a", **options).startswith(why)
-    assert refused(by_name_many, "t1", ["a"], **options).startswith(why)
+    assert refused(by_name, "t1", "a", options).startswith(why)
+    assert refused(by_name_many, "t1", ["a"], options).startswith(why)
 
 
 def test_many_are_one_request_each_and_the_same_again_when_the_message_comes_twice():
-    ids = [request.id for request in by_name_many("t1", ["a", "b", "a"])]
-    assert ids == [request.id for request in by_name_many("t1", ("a", "b"))]
-    assert ids[1:] == [request.id for request in by_name_many("t1", ["b"])]
+    ids = [request.id for request in by_name_many("t1", ["a", "b", "a"], {})]
+    assert ids == [request.id for request in by_name_many("t1", ("a", "b"), {})]
+    assert ids[1:] == [request.id for request in by_name_many("t1", ["b"], {})]
     assert [uuid.UUID(one).version for one in ids] == [5, 5]
-    assert not set(ids) & {request.id for request in by_name_many("t2", ["a", "b"])}
+    assert not set(ids) & {request.id for request in by_name_many("t2", ["a", "b"], {})}
 
 
 @pytest.mark.parametrize(("count", "bulk"), [(1, False), (BULK, False), (BULK + 1, True)])
 def test_more_than_a_hundred_finetunes_let_single_requests_go_first(count, bulk):
-    requests = by_name_many("t1", [f"f{n}" for n in range(count)] + ["f0"] * 50, reason="bulk")
+    requests = by_name_many("t1", [f"f{n}" for n in range(count)] + ["f0"] * 50, {"reason": "bulk"})
     assert {(request.bulk, request.reason) for request in requests} == {(bulk, "bulk")}
 
 
@@ -85,7 +85,7 @@ def test_more_than_a_hundred_finetunes_let_single_requests_go_first(count, bulk)
     ],
 )  # fmt: skip
 def test_a_list_with_one_bad_finetune_is_refused_whole(given, why):
-    assert why in refused(by_name_many, "t1", given)
+    assert why in refused(by_name_many, "t1", given, {})
 
 
 def test_a_message_without_callbacks_stores_none():

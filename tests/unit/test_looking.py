@@ -18,7 +18,7 @@ HOUR = timedelta(hours=1)
 
 def looked(details, listed) -> Look:
     api: Any = Case([], [details], [listed]).api
-    return look(api, OURS)
+    return look(api, OURS, lambda: None)
 
 
 @pytest.mark.parametrize(
@@ -64,8 +64,8 @@ def test_a_list_is_read_only_in_the_shape_that_is_known():
     ],
 )
 def test_another_fingerprint_is_another_finetune(found, known, why):
-    other = other_incarnation(found, known, looked_at_ms=5, asked_at_ms=to_ms(NOW), now=NOW)
-    assert (other and (other.why[-len(why) :], other.since_ms)) == (why and (why, 5))
+    other = other_incarnation(found, known, looked_at_ms=to_ms(NOW), asked_at_ms=to_ms(NOW), now=NOW)
+    assert (other and (other.why[-len(why) :], other.since_ms)) == (why and (why, to_ms(NOW)))
 
 
 @pytest.mark.parametrize(("seconds", "is_other"), [(59, False), (60, False), (61, True)])

@@ -86,8 +86,9 @@ def test_a_request_that_cannot_be_meant_so_is_refused(fields, why):
 
 
 def test_a_request_in_order_is_taken():
-    request = NewRequest("r1", "org/name", reason="läuft ab", delay=timedelta(0), missing_ok=True)
-    assert request.checked(allow_org_ids=True) is request
+    now = NewRequest("r1", "org/name", reason="läuft ab", delay=timedelta(0), missing_ok=True)
+    later = NewRequest("r1", "org/name", due_at=NOON)
+    assert [request.checked(allow_org_ids=True) for request in (now, later)] == [now, later]
 
 
 def test_every_state_has_its_followers_and_a_final_one_only_a_late_confirmation():
@@ -105,11 +106,16 @@ def test_done_is_deleted_or_missing_where_that_is_fine(missing_ok):
     assert done == {State.DELETED} | ({State.NOT_FOUND} if missing_ok else set())
 
 
+def test_times_are_milliseconds_in_the_ledger():
+    assert records.from_ms("1500.0") == datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
+    assert records.to_ms(NOON) == 1_772_366_400_000
+
+
 def test_the_json_form_is_stable():
     record = DELETION.to_json()
     assert " ".join(record) == (
         "id finetune_id account state status message timestamp evidence created_at due_at deadline finished_at "
-        "looked_at fingerprint cancel_requested_at requests attempts"
+        "looked_at fingerprint cancel_requested_at retried_by requests attempts"
     )
     assert " ".join(record["requests"][0]) == "id at requested_by reason source due_at missing_ok"
     assert " ".join(record["attempts"][0]) == "at sent http_status error message seconds"

@@ -18,6 +18,7 @@ from tasks.ledger import Ledger, WakeUp
 from tasks.queries import get, get_many
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.connections import connect, redis_url, terms
+from worker.logs import configure as configure_logs
 from worker.settings import Settings, load_settings
 
 NOT_IN_TIME = 4
@@ -45,6 +46,7 @@ class Desk:
 def open_desk() -> Desk:
     """Settings and Redis of this environment; raises `SettingsError` or `LedgerUnavailable`."""
     settings = load_settings()
+    configure_logs("WARNING")  # on stderr: stdout is for records
     return Desk(settings, redis_url(settings))
 
 
@@ -67,7 +69,9 @@ TIME = _Parsed("time", parse_time)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print records as JSON, one per line.")
 account_option = click.option("--account", default=DEFAULT_ACCOUNT, show_default=True, help="The account.")
-timeout_option = click.option("--timeout", type=float, metavar="S", help="Wait at most S seconds, then exit 4.")
+timeout_option = click.option(
+    "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait at most S seconds, then exit 4."
+)
 
 
 def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> tuple[list[Deletion], bool]:

@@ -127,16 +127,19 @@ def _by_name(url: str, env: Mapping[str, str]) -> list[str]:
 
 def _by_command(api: Sandbox, env: Mapping[str, str]) -> list[str]:
     note("and the command for four more ...")
-    later = [json.loads(line)["id"] for line in _janitor(
-        env, "delete", "demo-reborn", "demo-withdrawn", "--in", "3s", "--json").splitlines()]  # fmt: skip
-    now = [json.loads(line)["id"] for line in _janitor(
-        env, "delete", "demo-by-command", "demo-gone", "--json").splitlines()]  # fmt: skip
+    by_command, gone = _delete(env, "demo-by-command", "demo-gone")
+    (withdrawn,) = _delete(env, "demo-withdrawn", "--in", "1h")
     note("one is withdrawn, and one name is given to a new finetune while its deletion waits ...")
-    _janitor(env, "cancel", later[1])
+    _janitor(env, "cancel", withdrawn)
+    (reborn,) = _delete(env, "demo-reborn", "--in", "5s")
     # Everything that waits is looked at first, so that it is known which finetune was meant.
-    _await_look(env, later[0])
+    _await_look(env, reborn)
     api.create("demo-reborn", trigger_word="NEW")
-    return [*later, *now]
+    return [by_command, gone, withdrawn, reborn]
+
+
+def _delete(env: Mapping[str, str], *arguments: str) -> list[str]:
+    return [json.loads(line)["id"] for line in _janitor(env, "delete", *arguments, "--json").splitlines()]
 
 
 def _await_look(env: Mapping[str, str], id_: str) -> None:

@@ -13,12 +13,12 @@ from tasks.ledger import Ledger
 from tasks.looking import names
 from tasks.poison import list_poison
 from tasks.queries import oldest_due, stopped_accounts, workers_seen
-from tasks.records import from_ms
+from tasks.records import DEFAULT_ACCOUNT, from_ms
 from worker.cli.common import json_option
 from worker.cli.output import note, print_json
 from worker.connections import redis_url
 from worker.server_checks import Finding, check_server
-from worker.settings import Account, Settings, load_settings
+from worker.settings import Account, Settings, SettingsError, load_settings
 
 _LATE = timedelta(minutes=5)
 _UNREACHABLE = 3
@@ -54,11 +54,19 @@ def doctor(*, show_settings: bool, as_json: bool) -> int:
 
 def check(settings: Settings) -> Iterator[Finding]:
     """Everything that can be known from here, one finding at a time."""
-    yield Finding("settings", "ok", "no setting contradicts another (--settings lists them)")
-    yield from _check_redis(settings)
-    if not settings.accounts:
+    try:
+        accounts = settings.accounts
+        yield Finding("settings", "ok", "no setting contradicts another (--settings lists them)")
+    except SettingsError as error:
+        accounts = {}
+        yield Finding("settings", "error", str(error))
+    try:
+        yield from _check_redis(settings)
+    except SettingsError as error:
+        yield Finding("redis", "error", str(error))
+    if not accounts:
         yield Finding("api", "warning", "no key here: set BFL_API_KEY where workers run; producers need none")
-    for account in settings.accounts.values():
+    for account in accounts.values():
         yield _check_api(settings, account)
 
 
@@ -73,13 +81,13 @@ def _check_redis(settings: Settings) -> Iterator[Finding]:
         yield Finding("redis", "unreachable", str(error))
         return
     yield from check_server(client)
-    seen = workers_seen(ledger)
-    yield (
-        Finding("workers", "ok", f"{len(seen)} worker processes: {', '.join(seen)}")
-        if seen
-        else Finding("workers", "warning", "no worker is seen: start one with `janitor worker` or `janitor up`")
-    )
-    yield _check_due(ledger)
+    seen, due = workers_seen(ledger), _check_due(ledger)
+    if seen:
+        yield Finding("workers", "ok", f"worker processes: {', '.join(seen)}")
+    else:
+        nobody = "no worker is seen: start one with `janitor worker` or `janitor up`"
+        yield Finding("workers", "error" if oldest_due(ledger) else "warning", nobody)
+    yield due
     yield from _check_stops(ledger)
     yield _check_poison(ledger)
 
@@ -121,14 +129,15 @@ def _check_api(settings: Settings, account: Account) -> Finding:
     from worker.app import client  # noqa: PLC0415 -- brings in Celery
 
     name = f"api {account.name}"
+    suffix = "" if account.name == DEFAULT_ACCOUNT else f"_{account.name.upper()}"
     try:
         count = len(names(client(settings, account).my_finetunes()))
     except KeyRefused as error:
-        return Finding(name, "error", f"{account.url} refuses the key ({error}): correct BFL_API_KEY")
+        return Finding(name, "error", f"{account.url} refuses the key ({error}): correct BFL_API_KEY{suffix}")
     except Unclear as error:
         return Finding(name, "error", f"{account.url}: {error}; is this the right host?")
     except ApiError as error:
-        return Finding(name, "unreachable", f"{account.url}: {error}; test another host with BFL_API_URL")
+        return Finding(name, "unreachable", f"{account.url}: {error}; test another host with BFL_API_URL{suffix}")
     return Finding(name, "ok", f"{account.url} accepts the key and lists {count} finetunes")
 
 

@@ -7,7 +7,7 @@ import os
 import socket
 import uuid
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import click
@@ -32,11 +32,17 @@ from worker.cli.output import note, print_json, print_record, print_table
 
 _SHOWN = 20
 _RETRIABLE = (State.FAILED, State.REVIEW)
+_TEXT = click.File("r", encoding="utf-8-sig")  # a BOM is no part of an id
 
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="ID...")
-@click.option("--file", "file", type=click.File("r"), help="Read more ids from a file, one a line; - is stdin.")
+@click.option(
+    "--file",
+    "file",
+    type=_TEXT,
+    help="Read more ids from a file, one a line; - is stdin.",
+)
 @click.option("--in", "delay", type=DURATION, metavar="24h", help="Delete after this time.")
 @click.option(
     "--at", "due_at", type=TIME, metavar="T", help="Delete at this time (ISO 8601; UTC without an offset)."
@@ -72,6 +78,8 @@ def delete(
         )
         for id_ in wanted
     ]  # fmt: skip
+    if due_at is not None and due_at < datetime.now(UTC):
+        note(f"{due_at.isoformat()} is in the past: that counts as now")
     desk = open_desk()
     if dry_run:
         return _show_dry_run(desk, requests, as_json=as_json)
@@ -118,6 +126,8 @@ def retry(
 ) -> int:
     """Ask again for what failed or needs review: a new deletion, guarded by the same fingerprint.
 
+    What has no fingerprint, or was asked for again already, is left out with --state and refused by its id.
+
     \b
     janitor retry 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --wait
     janitor retry --state failed
@@ -126,11 +136,11 @@ def retry(
         raise click.UsageError("give either the ids of deletions, or --state failed or --state review")
     desk = open_desk()
     old = _known(desk, ids) if ids else _all_in(desk, check_state(state or ""), account)
-    for deletion in old:
-        if deletion.state not in _RETRIABLE:
-            raise InvalidRequest(
-                f"{deletion.id} is {deletion.state}: only failed and review can be asked for again"
-            )
+    if ids:
+        for deletion in old:
+            if why := _not_again(deletion):
+                raise InvalidRequest(f"{deletion.id} {why}")
+    old = [deletion for deletion in old if not _not_again(deletion)]
     if not old:
         note("nothing to ask for again")
         return 0
@@ -153,6 +163,9 @@ def _accept(
     if not workers_seen(desk.ledger):
         note("accepted, but no worker is seen: it waits until one runs (`janitor up`, or `janitor worker`)")
     if wait:
+        ids = [answer.deletion_id for answer in accepted]
+        # Whoever interrupts the wait must know what goes on without it.
+        note(f"accepted: {' '.join(ids)}" if len(ids) <= _SHOWN else f"{len(ids)} accepted")
         return _wait(desk, requests, accepted, timeout=timeout, as_json=as_json)
     found = [d for d in get_many(desk.ledger, [answer.deletion_id for answer in accepted]) if d]
     if as_json:
@@ -207,6 +220,20 @@ def _show_dry_run(desk: Desk, requests: Sequence[NewRequest], *, as_json: bool) 
             click.echo(f"would ask for {request.finetune_id}" + (f", joining {known}" if known else ""))
     note("dry run: nothing was written")
     return 0
+
+
+def _not_again(deletion: Deletion) -> str | None:
+    """Why a deletion cannot be asked for again, None where it can."""
+    if deletion.state not in _RETRIABLE:
+        return f"is {deletion.state}: only failed and review can be asked for again"
+    if deletion.retried_by:
+        return f"was asked for again already: {deletion.retried_by}"
+    if not deletion.fingerprint:
+        return (
+            "was never looked at, so nothing shows that the name still means the same finetune: see that it does, "
+            f"then `janitor delete {deletion.finetune_id}`"
+        )
+    return None
 
 
 def _login() -> str:

@@ -102,6 +102,7 @@ def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
         ("fingerprint", deletion.fingerprint or ""),
         ("cancel asked", local(deletion.cancel_requested_at)),
         ("finished", local(deletion.finished_at)),
+        ("retried by", deletion.retried_by or ""),
     )
     for request in deletion.requests:
         who = f" by {request.requested_by}" if request.requested_by else ""

@@ -99,6 +99,8 @@ def sandbox(
     try:
         simulated.run(port, keys=set(keys), finetunes=finetunes, journal_path=journal, latency_seconds=latency)
     except OSError as error:
+        if error.filename:
+            raise InvalidRequest(f"the journal {error.filename} cannot be written: {error.strerror}") from None
         raise InvalidRequest(f"port {port} cannot be used: {error.strerror}; give another with --port") from None
     return 0
 
