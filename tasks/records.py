@@ -230,13 +230,18 @@ def check_request_id(request_id: object) -> str:
 
 def check_account(account: object, known: Iterable[str] | None = None) -> str:
     """`account` if it is a name, and one of `known` where that is given; raises `InvalidRequest`."""
-    if not isinstance(account, str) or not re.fullmatch(r"[a-z0-9_]{1,40}", account):
+    if not isinstance(account, str) or not is_account(account):
         raise InvalidRequest(
             f"the account {_shown(account)} is not a name: give lowercase letters, digits and _, at most 40"
         )
     if known is not None and account not in known:
         raise InvalidRequest(f"the account {account!r} is not known: give one of {', '.join(sorted(known))}")
     return account
+
+
+def is_account(name: str) -> bool:
+    """Whether an account can be called so."""
+    return re.fullmatch(r"[a-z0-9_]{1,40}", name) is not None
 
 
 def check_state(state: str) -> State:

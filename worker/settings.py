@@ -16,6 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.durations import format_duration, parse_duration
 from tasks.errors import JanitorError
+from tasks.records import DEFAULT_ACCOUNT, is_account
 
 DEFAULT_API_URL = "https://api.us1.bfl.ai"
 
@@ -133,10 +134,13 @@ def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) ->
         match = re.fullmatch(r"BFL_API_KEY(?P<file>_FILE)?(?:_(?P<name>[A-Za-z0-9_]+))?", variable)
         if match is None or not environ[variable].strip():
             continue
-        name = (match["name"] or "default").lower()
+        name = (match["name"] or DEFAULT_ACCOUNT).lower()
+        if name == "file" or not is_account(name):
+            raise SettingsError(f"{variable} names the account {name!r}: give letters, digits and _, at most 40")
         if name in accounts:
             raise SettingsError(f"{variable} and another variable both give the key of account {name!r}: keep one")
-        url_variable = "BFL_API_URL" + (f"_{match['name']}" if match["name"] else "")
+        wanted = "BFL_API_URL" + (f"_{name.upper()}" if match["name"] else "")
+        url_variable = next((one for one in environ if one.upper() == wanted), wanted)
         url = environ.get(url_variable, "").strip() or DEFAULT_API_URL
         accounts[name] = Account(
             name,
@@ -150,7 +154,7 @@ def _read_key(variable: str, value: str, *, is_file: bool) -> SecretStr:
     if is_file:
         try:
             value = Path(value.strip()).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
+        except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or "it is not text"
             raise SettingsError(f"{variable} names a file that cannot be read: {reason}") from None
     key = value.strip()
@@ -166,7 +170,8 @@ def _checked_url(variable: str, url: str, *, allow_any: bool) -> str:
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         parts, host = urlsplit(""), ""
-    if not host or parts.scheme not in ("http", "https") or parts.username or parts.query or parts.fragment:
+    more = parts.username or parts.password or re.search(r"[?#\s]", url)
+    if not host or parts.scheme not in ("http", "https") or more:
         raise SettingsError(f"{variable} must be a base URL such as {DEFAULT_API_URL}")
     at_bfl = parts.scheme == "https" and (host == "bfl.ai" or host.endswith(".bfl.ai"))
     if not (at_bfl or _is_loopback(host) or allow_any):

@@ -110,6 +110,21 @@ def test_two_variables_for_one_account_are_refused(both, tmp_path):
     assert "another variable both give the key of account" in refused(read_accounts, variables)
 
 
+@pytest.mark.parametrize("variable", ["BFL_API_KEY_File", "BFL_API_KEY_FILE_FILE", f"BFL_API_KEY_{'A' * 41}"])
+def test_names_that_no_account_can_have_are_refused(variable, tmp_path):
+    (tmp_path / "key").write_text(KEY, encoding="utf-8")
+    assert variable in refused(read_accounts, {variable: str(tmp_path / "key")})
+
+
+def test_an_account_finds_its_url_however_either_is_written():
+    variables = {"BFL_API_KEY_eu": KEY, "BFL_API_URL_EU": "https://api.eu.bfl.ai"}
+    assert read_accounts(variables)["eu"].url == "https://api.eu.bfl.ai"
+
+
+def test_a_file_name_that_no_system_takes_is_refused():
+    assert "cannot be read" in refused(read_accounts, {"BFL_API_KEY_FILE": "\0"})
+
+
 @pytest.mark.parametrize(
     ("url", "taken"),
     [
@@ -131,7 +146,8 @@ def test_the_key_goes_only_to_bfl_or_this_machine_unless_that_is_meant(url, take
 @pytest.mark.parametrize(
     "url",
     ["api.bfl.ai", "ftp://api.bfl.ai", "https://", "https://a@api.bfl.ai", f"https://a:{KEY}@api.bfl.ai",
-     f"https://api.bfl.ai?key={KEY}", "https://api.bfl.ai/#top", "https://[api.bfl.ai", "https://api.bfl.ai:port"],
+     f"https://api.bfl.ai?key={KEY}", "https://api.bfl.ai/#top", "https://[api.bfl.ai", "https://api.bfl.ai:port",
+     "https://:pw@api.bfl.ai", "https://api.bfl.ai?", "https://api.bfl.ai#", "https://exa mple.bfl.ai"],
 )  # fmt: skip
 def test_what_is_no_base_url_is_refused_even_where_any_is_allowed(url):
     variables = {"BFL_API_KEY_EU": KEY, "BFL_API_URL_EU": url}
