@@ -173,6 +173,9 @@ MISTAKES = [
     (["retry"], "give either the ids of deletions, or --state"),
     (["retry", "--state", "deleted"], "only failed and review can be asked for again"),
     (["delte", "a"], "No such command"),
+    (["cleanup", "check"], "no policies: set JANITOR_POLICY_FILE to a TOML file, or give --file"),
+    (["cleanup", "check", "--file", "/nowhere"], "/nowhere cannot be read: No such file"),
+    (["cleanup", "check", "--file", "README.md"], "README.md: not TOML: "),
 ]
 
 
@@ -248,6 +251,14 @@ def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(env, setting,
     assert len(done.stderr.splitlines()) == 1
     assert "two words" not in done.stderr
     assert "hidden" not in done.stderr
+
+
+def test_cleanup_check_says_what_each_policy_would_do(env):
+    done = janitor_here(env, "cleanup", "check", "--file", str(ROOT / "docs/policies.example.toml"))
+    tests, unused = done.stdout.splitlines()
+    assert done.returncode == 0
+    assert tests.startswith("tests (default): match test-*, ci-*; older than 7d; keep the newest 3; at most 20")
+    assert unused.endswith("never prod-*, demo; at most 10 and 10 % at once, after 7d; when asked")
 
 
 def test_a_closed_pipe_and_ctrl_c_end_without_a_traceback(env, finetune):

@@ -24,7 +24,8 @@ def shown(value):
 
 def settings_row(name, field):
     default = "your user state folder" if field.default_factory else shown(field.default)
-    return f"| `JANITOR_{name.upper()}` | {default} | {field.description} |"
+    default = " " if field.default is None else f" {default} "
+    return f"| `JANITOR_{name.upper()}` |{default}| {field.description} |"
 
 
 @pytest.mark.parametrize(

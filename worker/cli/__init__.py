@@ -21,6 +21,7 @@ _COMMANDS = {
     "pause": ("control", "Stop all deleting within 2 seconds, everywhere."),
     "resume": ("control", "Go on deleting after a pause."),
     "poison": ("control", "List, show or drop messages that nobody could read."),
+    "cleanup": ("cleanup", "Check the policies for stale finetunes."),
     "doctor": ("doctor", "Check settings, Redis, the API and the workers."),
     "worker": ("processes", "Run a worker."),
     "beat": ("processes", "Run beat, which starts scheduled cleanups."),

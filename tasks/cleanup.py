@@ -1,0 +1,210 @@
+"""Which finetunes a policy would delete, and why each of the others stays. Pure: no clock, no network, no ledger.
+
+A finetune is deleted only where no rule keeps it. `KEEP` is the list of the rules; each has a test that fails
+without it (tests/unit/test_cleanup_rules.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
+from typing import Any, Literal, NamedTuple
+
+from tasks.durations import iso
+from tasks.policies import Policy
+
+DAY = timedelta(days=1)
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """What is known of one. began: the API's timestamp if it is sound; unsound: why it is not, where it has one.
+
+    first_seen: when the janitor first saw this incarnation; protected: until when, or for good.
+    """
+
+    id: str
+    fingerprint: str | None = None
+    began: datetime | None = None
+    unsound: str | None = None
+    first_seen: datetime | None = None
+    last_used: datetime | None = None
+    protected: datetime | Literal["for good"] | None = None
+
+    @property
+    def since(self) -> datetime | None:
+        """Since when it exists, as far as is known; None where that is not known."""
+        return None if self.unsound else self.began or self.first_seen
+
+
+class Item(NamedTuple):
+    """One line of a plan."""
+
+    finetune_id: str
+    action: Literal["delete", "keep"]
+    reason: str
+    age_days: int | None
+    last_used: datetime | None
+    fingerprint: str | None
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self._asdict(), "last_used": iso(self.last_used)}
+
+
+class Case(NamedTuple):
+    """What a rule looks at. use_since: since when use is reported for the account without a gap over a day."""
+
+    policy: Policy
+    finetune: Finetune
+    newest: frozenset[str]
+    use_since: datetime | None
+    now: datetime
+
+
+def select(
+    policy: Policy, finetunes: Sequence[Finetune], *, use_since: datetime | None, now: datetime
+) -> list[Item]:
+    """Every finetune with keep or delete and the reason, in the order given."""
+    newest = _newest(policy, finetunes)
+    return [_item(Case(policy, finetune, newest, use_since, now)) for finetune in finetunes]
+
+
+def blocked(
+    policy: Policy, items: Sequence[Item], *, seen_before: int | None = None, deleted_by_us: int = 0
+) -> str | None:
+    """Why a plan must not be applied, None where it may.
+
+    seen_before: how many finetunes the account had at the last look; deleted_by_us: of them, since then.
+    """
+    deletions, total = sum(item.action == "delete" for item in items), len(items)
+    if not total:
+        return "the list is empty: is this the right account?"
+    if seen_before is not None and total < (seen_before - deleted_by_us) / 2:
+        return f"the list has shrunk from {seen_before} to {total} since the last look, and not by our deletions"
+    if deletions == total:
+        return f"all {total} finetunes would be deleted"
+    if deletions > policy.max_deletions:
+        return f"{deletions} would be deleted, and max_deletions is {policy.max_deletions}"
+    most = max(1, total * policy.max_percent // 100)
+    if deletions > most:
+        return f"{deletions} of {total} would be deleted, and max_percent is {policy.max_percent} ({most})"
+    return None
+
+
+def _item(case: Case) -> Item:
+    finetune, since = case.finetune, case.finetune.since
+    age = (case.now - since) // DAY if since else None
+    why = next((reason for rule in KEEP if (reason := rule(case))), None)
+    action: Literal["delete", "keep"] = "keep" if why else "delete"
+    return Item(finetune.id, action, why or _stale(case), age, finetune.last_used, finetune.fingerprint)
+
+
+def _stale(case: Case) -> str:
+    policy, finetune, since = case.policy, case.finetune, case.finetune.since
+    reasons = []
+    if policy.older_than is not None and since:
+        age = (case.now - since) // DAY
+        reasons.append(f"older than {_days(policy.older_than)} ({age}), created {since:%Y-%m-%d}")
+    if policy.unused_for is not None:
+        used = f"last used {finetune.last_used:%Y-%m-%d}" if finetune.last_used else "never used"
+        reasons.append(f"unused for {_days(policy.unused_for)}, {used}")
+    return "; ".join(reasons) or f"matches {', '.join(policy.match)}"
+
+
+def _not_matched(case: Case) -> str | None:
+    if _matches(case.finetune.id, case.policy.match):
+        return None
+    return f"matches none of {', '.join(case.policy.match)}"
+
+
+def _another_organisations(case: Case) -> str | None:
+    return "it is another organisation's" if "/" in case.finetune.id else None
+
+
+def _protected_by_pattern(case: Case) -> str | None:
+    patterns = [one for one in case.policy.protect if fnmatchcase(case.finetune.id, one)]
+    return f"protected by the pattern {patterns[0]}" if patterns else None
+
+
+def _protected_by_request(case: Case) -> str | None:
+    until = case.finetune.protected
+    if until is None or (isinstance(until, datetime) and until <= case.now):
+        return None
+    return f"protected until {until:%Y-%m-%d}" if isinstance(until, datetime) else "protected for good"
+
+
+def _age_unsound(case: Case) -> str | None:
+    return f"its age is not known: its timestamp is {case.finetune.unsound}" if case.finetune.unsound else None
+
+
+def _age_unknown(case: Case) -> str | None:
+    return None if case.finetune.since else "its age is not known"
+
+
+def _without_fingerprint(case: Case) -> str | None:
+    return None if case.finetune.fingerprint else "which finetune it is could not be read"
+
+
+def _too_young(case: Case) -> str | None:
+    since, wanted = case.finetune.since, case.policy.older_than
+    if wanted is None or since is None or case.now - since > wanted:
+        return None
+    return f"not older than {_days(wanted)} ({(case.now - since) // DAY})"
+
+
+def _use_not_reported(case: Case) -> str | None:
+    wanted = case.policy.unused_for
+    if wanted is None or (case.use_since is not None and case.now - case.use_since >= wanted):
+        return None
+    return f"no use reported since {case.use_since:%Y-%m-%d}" if case.use_since else "no use is reported"
+
+
+def _used_lately(case: Case) -> str | None:
+    wanted, used = case.policy.unused_for, case.finetune.last_used
+    if wanted is None or used is None or case.now - used > wanted:
+        return None
+    return f"used within {_days(wanted)}, on {used:%Y-%m-%d}"
+
+
+def _newer_than_its_use(case: Case) -> str | None:
+    wanted, since = case.policy.unused_for, case.finetune.since
+    if wanted is None or since is None or case.now - since > wanted:
+        return None
+    return f"not there for {_days(wanted)} yet"
+
+
+def _among_the_newest(case: Case) -> str | None:
+    return f"among the newest {case.policy.keep_newest}" if case.finetune.id in case.newest else None
+
+
+KEEP: tuple[Callable[[Case], str | None], ...] = (
+    _not_matched,
+    _another_organisations,
+    _protected_by_pattern,
+    _protected_by_request,
+    _age_unsound,
+    _age_unknown,
+    _without_fingerprint,
+    _too_young,
+    _use_not_reported,
+    _used_lately,
+    _newer_than_its_use,
+    _among_the_newest,
+)
+
+
+def _matches(finetune_id: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(finetune_id, pattern) for pattern in patterns)
+
+
+def _newest(policy: Policy, finetunes: Sequence[Finetune]) -> frozenset[str]:
+    """The youngest of those that match, by age; equals by name, so that the same ones stay each time."""
+    known = [(one.since, one.id) for one in finetunes if one.since and _matches(one.id, policy.match)]
+    return frozenset(id_ for _, id_ in sorted(known, reverse=True)[: policy.keep_newest])
+
+
+def _days(duration: timedelta) -> str:
+    days = duration / DAY
+    return f"{days:g} day" + ("" if days == 1 else "s")

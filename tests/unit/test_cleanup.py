@@ -1,0 +1,180 @@
+"""The selection: deleted only where no rule keeps it, and never more than the caps allow."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks import cleanup
+from tasks.cleanup import Finetune, blocked, select
+from tasks.policies import Policy
+
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+OLD = Policy("old", older_than=30 * DAY)
+UNUSED = Policy("unused", unused_for=30 * DAY)
+STALE = Finetune("ft", "v1:mode=1", began=NOW - 45 * DAY)
+LONG = NOW - 400 * DAY
+
+
+def ago(days):
+    return NOW - days * DAY
+
+
+def told(policy, finetune, *others, use_since=LONG):
+    item = select(policy, [finetune, *others], use_since=use_since, now=NOW)[0]
+    return item.action, item.reason
+
+
+# Each rule that keeps a finetune, with the case that only this rule keeps: see test_cleanup_rules.py.
+KEPT = {
+    "_not_matched": (replace(OLD, match=("test-*",)), STALE, "matches none of test-*"),
+    "_another_organisations": (OLD, replace(STALE, id="org/name"), "it is another organisation's"),
+    "_protected_by_pattern": (replace(OLD, protect=("f?",)), STALE, "protected by the pattern f?"),
+    "_protected_by_request": (OLD, replace(STALE, protected="for good"), "protected for good"),
+    "_age_unsound": (
+        Policy("tmp", match=("f*",)), replace(STALE, unsound="in the future"),
+        "its age is not known: its timestamp is in the future",
+    ),
+    "_age_unknown": (Policy("tmp", match=("f*",)), Finetune("ft", "v1:mode=1"), "its age is not known"),
+    "_without_fingerprint": (OLD, replace(STALE, fingerprint=None), "which finetune it is could not be read"),
+    "_too_young": (OLD, replace(STALE, began=ago(29)), "not older than 30 days (29)"),
+    "_use_not_reported": (UNUSED, STALE, "no use reported since 2026-10-03"),
+    "_used_lately": (UNUSED, replace(STALE, last_used=ago(2)), "used within 30 days, on 2026-10-30"),
+    "_newer_than_its_use": (UNUSED, replace(STALE, began=ago(3)), "not there for 30 days yet"),
+    "_among_the_newest": (replace(OLD, keep_newest=1), STALE, "among the newest 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", KEPT)
+def test_each_rule_keeps_what_no_other_does(rule):
+    policy, finetune, reason = KEPT[rule]
+    use_since = ago(29) if rule == "_use_not_reported" else LONG
+    assert told(policy, finetune, use_since=use_since) == ("keep", reason)
+
+
+def test_every_rule_has_its_case():
+    assert {rule.__name__ for rule in cleanup.KEEP} == set(KEPT)
+
+
+@pytest.mark.parametrize(
+    ("policy", "finetune", "reason"),
+    [
+        (OLD, STALE, "older than 30 days (45), created 2026-09-17"),
+        (OLD, replace(STALE, began=None, first_seen=ago(31)), "older than 30 days (31), created 2026-10-01"),
+        (UNUSED, STALE, "unused for 30 days, never used"),
+        (UNUSED, replace(STALE, last_used=ago(40)), "unused for 30 days, last used 2026-09-22"),
+        (
+            replace(OLD, unused_for=DAY),
+            replace(STALE, last_used=ago(2)),
+            "older than 30 days (45), created 2026-09-17; unused for 1 day, last used 2026-10-30",
+        ),
+        (Policy("tmp", match=("f*",)), STALE, "matches f*"),
+        (OLD, replace(STALE, protected=ago(1)), "older than 30 days (45), created 2026-09-17"),
+    ],
+)
+def test_what_is_stale_is_deleted_and_told_why(policy, finetune, reason):
+    assert told(policy, finetune) == ("delete", reason)
+
+
+def test_the_newest_are_those_that_began_last():
+    # Others have taken the oldest for the newest: the order must be by age, not by name or by place.
+    finetunes = [Finetune(f"ft-{n}", "v1:mode=1", began=ago(40 + (n * 7) % 10)) for n in range(10)]
+    items = select(replace(OLD, keep_newest=3), finetunes, use_since=None, now=NOW)
+    kept = [item.age_days for item in items if item.action == "keep"]
+    assert set(kept) == {40, 41, 42}
+
+
+def test_use_that_is_reported_with_gaps_keeps_all():
+    assert told(UNUSED, STALE, use_since=None) == ("keep", "no use is reported")
+
+
+CAPS = [
+    ([], {}, "the list is empty: is this the right account?"),
+    ([0, 1], {"seen_before": 5}, "the list has shrunk from 5 to 2 since the last look, and not by our deletions"),
+    ([0, 1], {"seen_before": 5, "deleted_by_us": 2}, None),
+    ([1, 1, 1], {}, "all 3 finetunes would be deleted"),
+    ([1] * 21 + [0] * 200, {}, "21 would be deleted, and max_deletions is 20"),
+    ([1] * 20 + [0] * 200, {}, None),
+    ([1, 1, 0, 0, 0], {}, "2 of 5 would be deleted, and max_percent is 25 (1)"),
+    ([1, 0], {}, None),
+]
+
+
+@pytest.mark.parametrize(("stale", "seen", "why"), CAPS)
+def test_a_plan_that_goes_too_far_is_blocked_whole(stale, seen, why):
+    finetunes = [Finetune(f"ft-{n}", "v1:mode=1", began=ago(45 if old else 1)) for n, old in enumerate(stale)]
+    assert blocked(OLD, select(OLD, finetunes, use_since=None, now=NOW), **seen) == why
+
+
+DAYS = st.integers(0, 400)
+MOMENTS = st.none() | DAYS.map(ago)
+FINETUNES = st.lists(
+    st.builds(
+        Finetune,
+        id=st.text("abt-/", min_size=1, max_size=4),
+        fingerprint=st.sampled_from([None, "v1:mode=1"]),
+        began=MOMENTS,
+        unsound=st.sampled_from([None, None, "unreadable"]),
+        first_seen=MOMENTS,
+        last_used=MOMENTS,
+        protected=st.sampled_from([None, None, "for good", ago(1), ago(-1)]),
+    ),
+    max_size=30,
+    unique_by=lambda one: one.id,
+)
+POLICIES = st.builds(
+    Policy,
+    name=st.just("p"),
+    match=st.sampled_from([("*",), ("a*",), ("t-*", "b")]),
+    older_than=st.none() | st.integers(1, 300).map(lambda days: days * DAY),
+    unused_for=st.none() | st.integers(1, 300).map(lambda days: days * DAY),
+    keep_newest=st.integers(0, 5),
+    protect=st.sampled_from([(), ("b*",)]),
+    max_deletions=st.integers(1, 10),
+    max_percent=st.integers(1, 100),
+)
+
+
+def deleted(policy, finetunes, use_since):
+    items = select(policy, finetunes, use_since=use_since, now=NOW)
+    return {item.finetune_id for item in items if item.action == "delete"}
+
+
+@given(POLICIES, FINETUNES, MOMENTS)
+def test_what_is_protected_is_never_selected(policy, finetunes, use_since):
+    protected = {one.id for one in finetunes if one.protected == "for good" or one.protected == ago(-1)}
+    assert not deleted(policy, finetunes, use_since) & protected
+
+
+@given(POLICIES, FINETUNES, MOMENTS, st.sampled_from(["*", "a*", "?", "t-*"]))
+def test_one_more_protect_pattern_never_adds_a_deletion(policy, finetunes, use_since, pattern):
+    more = replace(policy, protect=(*policy.protect, pattern))
+    assert deleted(more, finetunes, use_since) <= deleted(policy, finetunes, use_since)
+
+
+@given(POLICIES, FINETUNES, MOMENTS, st.integers(1, 300))
+def test_a_higher_age_never_adds_a_deletion(policy, finetunes, use_since, days):
+    for field in ("older_than", "unused_for"):
+        age = getattr(policy, field)
+        higher = replace(policy, **{field: (age or timedelta(0)) + days * DAY})
+        assert deleted(higher, finetunes, use_since) <= deleted(policy, finetunes, use_since)
+
+
+@given(POLICIES, FINETUNES, MOMENTS)
+def test_the_caps_are_never_passed(policy, finetunes, use_since):
+    items = select(policy, finetunes, use_since=use_since, now=NOW)
+    count = sum(item.action == "delete" for item in items)
+    if blocked(policy, items) is None:
+        assert count <= policy.max_deletions
+        assert count <= max(1, len(items) * policy.max_percent // 100)
+        assert count < len(items)
+
+
+@given(POLICIES, FINETUNES, MOMENTS)
+def test_every_finetune_is_listed_once_with_a_reason(policy, finetunes, use_since):
+    items = select(policy, finetunes, use_since=use_since, now=NOW)
+    assert [item.finetune_id for item in items] == [one.id for one in finetunes]
+    assert all(item.reason for item in items)
