@@ -19,10 +19,11 @@ import structlog
 from celery import Celery, Task, states
 from celery.exceptions import Ignore, Reject
 
+from tasks.claims import WakeUp
 from tasks.durations import ACCEPTED_TIME, parse_time
 from tasks.errors import DeletionNotDone, InvalidRequest, LedgerUnavailable
 from tasks.intake import BULK, Intake, conflicts
-from tasks.ledger import Ledger, WakeUp
+from tasks.ledger import Ledger
 from tasks.queries import get, get_many
 from tasks.records import Deletion, NewRequest, check_finetune_id, check_request_id
 from tasks.work import Crew
@@ -91,13 +92,13 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
             accept(services(), requests)
         return [request.id for request in requests]
 
-    @app.task(name="finetunes.cancel", **_ACCEPTING)
-    def cancel(*given: Any, **options: Any) -> str:
+    @app.task(name="finetunes.cancel", bind=True, **_ACCEPTING)
+    def cancel(self: Any, *given: Any, **options: Any) -> str:
         deletion_id = _only("deletion_id", given, options)
         if options:
             raise InvalidRequest(f"{min(options)!r} is not an argument: only deletion_id is accepted")
         with _requeued_while_away():
-            answer, _ = services().ledger.cancel([check_request_id(deletion_id)])[0]
+            answer, _ = services().ledger.cancel([check_request_id(deletion_id)], nonce=self.request.id)[0]
         if answer == "unknown":
             raise InvalidRequest(f"no deletion has the id {deletion_id!r}")
         return answer

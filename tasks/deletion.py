@@ -17,9 +17,10 @@ import structlog
 from tasks import errors
 from tasks.backoff import Again, long_delay, retrying
 from tasks.bfl import Answer, BflClient
+from tasks.claims import Claimed
 from tasks.gate import Cancelled, Gate, HandBack, NotNow
 from tasks.incarnations import fingerprint
-from tasks.ledger import Claimed, Ledger
+from tasks.ledger import Ledger
 from tasks.looking import Look, Other, look, other_incarnation, too_late_to_know
 from tasks.outcomes import Outcome, Rules
 from tasks.records import Evidence, State, from_ms
@@ -132,11 +133,8 @@ class Run:
         began = self.gate.now_ms()
         try:
             found = self._look()
-        except errors.KeyRefused as error:
-            self.gate.probe(self.api, error)
-            return self._unless_unclear(error)
-        except errors.Refused as error:
-            return self._unless_unclear(error)
+        except (errors.KeyRefused, errors.Refused) as error:
+            return self._refused(error)
         except errors.ApiError as error:
             raise self.gate.again(error) from None
         return self._judge(found, began)
@@ -165,8 +163,12 @@ class Run:
         return None
 
     def _look(self) -> Look:
-        second_call = self.gate.may_look if self.claimed.kind == "delete" else lambda: None
-        return look(self.api, self.claimed.finetune_id, second_call)
+        return look(self.api, self.claimed.finetune_id, self._before_another_call)
+
+    def _before_another_call(self) -> None:
+        self.sleep(0)  # not when the process is to stop
+        if self.claimed.kind == "delete":
+            self.gate.may_look()
 
     def _attempt(self) -> Outcome:
         self.sleep(0)  # not when the process is to stop
@@ -192,24 +194,26 @@ class Run:
                 return self._read_back(error)
             case errors.NotFound():
                 return self._read_back(error)
-            case errors.KeyRefused():
-                self.gate.probe(self.api, error)
-                return self._unless_unclear(error)
-            case errors.Refused():
-                return self._unless_unclear(error)
+            case errors.KeyRefused() | errors.Refused():
+                return self._refused(error)
             case _:
                 raise self.gate.again(error)
 
-    def _unless_unclear(self, error: errors.ApiError) -> Outcome:
+    def _probe(self, error: errors.KeyRefused) -> None:
+        self._before_another_call()
+        self.gate.probe(self.api, error)
+
+    def _refused(self, error: errors.ApiError) -> Outcome:
         """Refused for good is `failed`, unless an earlier attempt of ours may still have been applied."""
+        if isinstance(error, errors.KeyRefused):
+            self._probe(error)
         if self.unclear_at:
             raise Again(str(error))
         return Outcome(State.FAILED, str(error))
 
     def _read_back(self, error: errors.ApiError) -> Outcome:
         """The answer did not tell, so look: gone, or another's by now, is `deleted` after an unclear attempt."""
-        self.sleep(0)
-        self.gate.may_look()
+        self._before_another_call()
         try:
             found = self._look()
         except errors.Throttled as throttled:
@@ -225,17 +229,19 @@ class Run:
         """No further attempt is allowed, by a cancel or the deadline: a look decides what became of the last."""
         if self.cancelled and not self.unclear_at:
             return Outcome(State.QUEUED, "withdrawn on request")
-        self.gate.may_look()
+        self._before_another_call()
         try:
             found = self._look()
         except errors.KeyRefused as error:
-            self.gate.probe(self.api, error)
+            self._probe(error)
             raise Again(str(error)) from None
         except errors.ApiError as error:
             raise self.gate.again(error) from None
         other = self._other(found)
         if not found.there or (self.unclear_at and other):
             return self._gone(other)
+        if other and not self.cancelled:
+            return Outcome(State.SUPERSEDED, other.why, since_ms=other.since_ms)
         unsettled = self._unsettled()
         if unsettled:
             return Outcome(State.QUEUED, "waits to see whether the last attempt was applied", delay=unsettled)
@@ -283,15 +289,11 @@ class Run:
 
     def _note(self, at: int, result: Answer | errors.ApiError) -> None:
         failed = isinstance(result, errors.ApiError)
-        attempt = {
-            "at": at,
-            "sent": not isinstance(result, errors.NotSent),
-            "http_status": result.http_status,
-            "error": type(result).__name__ if failed else None,
+        self.attempts.append({
+            "at": at, "sent": not isinstance(result, errors.NotSent), "http_status": result.http_status,
+            "error": type(result).__name__ if failed else None, "seconds": round(result.seconds, 3),
             "message": result.detail if isinstance(result, errors.ApiError) else result.message,
-            "seconds": round(result.seconds, 3),
-        }
-        self.attempts.append(attempt)
+        })  # fmt: skip
 
     def _attempt_lines(self) -> str:
         return "\n".join(json.dumps(attempt) for attempt in self.attempts)

@@ -12,8 +12,9 @@ from typing import Any
 
 import structlog
 
+from tasks.claims import WakeUp
 from tasks.errors import LedgerUnavailable
-from tasks.ledger import Ledger, WakeUp
+from tasks.ledger import Ledger
 
 log = structlog.get_logger()
 

@@ -12,7 +12,8 @@ from datetime import timedelta
 from tasks import errors
 from tasks.backoff import Again
 from tasks.bfl import BflReader
-from tasks.ledger import Claimed, Ledger, Verdict
+from tasks.claims import Claimed, Verdict
+from tasks.ledger import Ledger
 
 CHECK_HOLDS_SECONDS = 1.0
 _TRIES = 3
@@ -53,34 +54,35 @@ class Gate:
         return self._claimed.claimed_at + _ms(timedelta(seconds=self._clock() - self._began))
 
     def may_start(self) -> None:
-        """Return if a look and then a delete may start now; raises `HandBack`, `Cancelled` or `NotNow`."""
-        if self._is_old(self._cleared_at):
-            self._check(look=False)
+        """Return if a look may start that a delete may follow; raises `HandBack`, `Cancelled` or `NotNow`."""
+        if self._is_old(self._held_at):
+            self._check(mark=False)
 
     def may_look(self) -> None:
         """Return if a look that decides may start now, cancelled or paused as it may be."""
         if self._is_old(self._held_at):
-            self._check(look=True)
+            self._check(look=True, mark=False)
 
     def may_delete(self, fingerprint: str, looked_at: int) -> None:
         """Return if a delete may start now: it is marked as sent, and what a look has just found is kept."""
         news = bool(fingerprint) and fingerprint != self._claimed.fingerprint
-        if news:
-            self._claimed = self._claimed._replace(fingerprint=fingerprint, looked_at=looked_at)
+        self._claimed = self._claimed._replace(
+            fingerprint=fingerprint or self._claimed.fingerprint, looked_at=looked_at or self._claimed.looked_at
+        )
         if news or not self._claimed.calling or self._is_old(self._cleared_at):
-            self._check(look=False)
+            self._check(mark=True)
 
     def _is_old(self, checked_at: float) -> bool:
         return self._clock() - checked_at >= CHECK_HOLDS_SECONDS
 
-    def _check(self, *, look: bool) -> None:
+    def _check(self, *, mark: bool, look: bool = False) -> None:
         for _ in range(_TRIES):
             asked = self._clock()
-            verdict = self._ledger.check([self._claimed], look=look)[0]
+            verdict = self._ledger.check([self._claimed], look=look, mark=mark)[0]
             if verdict.word != "go":
                 raise self._refusal(verdict)
             self._held_at = asked
-            if not look:
+            if mark:
                 self._cleared_at, self._claimed = asked, self._claimed._replace(calling=1)
             if not self._is_old(asked):
                 return
@@ -103,6 +105,7 @@ class Gate:
         if not self._ledger.wait(self._claimed, attempts, unclear_at):
             raise HandBack("the lease ended")
         self._held_at = self._cleared_at = float("-inf")
+        self._claimed = self._claimed._replace(calling=0)
 
     def again(self, error: errors.ApiError) -> errors.JanitorError:
         """What to raise for an answer that asks to try again; a throttled account cools down for all workers."""

@@ -8,9 +8,10 @@ from datetime import UTC, datetime
 
 import structlog
 
+from tasks.claims import Accepted, WakeUp
 from tasks.durations import LONGEST
 from tasks.errors import IdConflict, InvalidRequest
-from tasks.ledger import Accepted, Ledger, WakeUp
+from tasks.ledger import Ledger
 from tasks.queries import get_many, known_accounts
 from tasks.records import Deletion, NewRequest, check_account
 

@@ -29,90 +29,23 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from importlib.resources import files
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis
-from redis.exceptions import AuthenticationError, ConnectionError, RedisError, ResponseError, TimeoutError
 
-from tasks.errors import LedgerRefused, LedgerUnavailable
+from tasks.claims import Accepted, Claimed, Dispatched, Terms, Verdict, WakeUp
 from tasks.records import TRANSITIONS, NewRequest, to_ms
+from tasks.redis_errors import unavailable
 
 PREFIX = "janitor:"
 MOST_CRASHES = 5
 ANSWER_WITHIN = timedelta(seconds=5)
 ANSWER_AGAIN = timedelta(seconds=60)
 _BATCH = 1000
-
-
-@dataclass(frozen=True)
-class Terms:
-    """The durations the ledger works with; `worker.settings` says what each means."""
-
-    lease: timedelta = timedelta(seconds=30)
-    call_deadline: timedelta = timedelta(seconds=20)
-    give_up_after: timedelta = timedelta(days=7)
-    retention: timedelta = timedelta(days=90)
-    first_look_after: timedelta = timedelta(seconds=30)
-
-
-class Accepted(NamedTuple):
-    """What became of one request: the deletion it belongs to, and whether that is new."""
-
-    deletion_id: str
-    created: bool
-    known: bool
-
-
-class WakeUp(NamedTuple):
-    """A Celery message to send: this account has work."""
-
-    account: str
-    id: str
-
-
-class Claimed(NamedTuple):
-    """What a worker holds: a first look, a delete, or the probe of a parked account. Times: ms, Redis's clock."""
-
-    kind: str
-    id: str
-    token: int
-    finetune_id: str = ""
-    lane: str = ""
-    created_at: int = 0
-    asked_at: int = 0
-    due_at: int = 0
-    deadline: int = 0
-    fingerprint: str = ""
-    looked_at: int = 0
-    unclear_at: int = 0
-    cancel_requested_at: int = 0
-    backoffs: int = 0
-    last_tried: int = 0
-    calling: int = 0
-    joined: int = 0
-    claimed_at: int = 0
-    account: str = ""
-
-
-class Verdict(NamedTuple):
-    """Whether a call may start: `go`, `lost`, `cancelled`, `paused`, `cooling`, `parked` or `full`."""
-
-    word: str
-    wait: timedelta
-
-
-class Dispatched(NamedTuple):
-    """What a round of dispatch found: wake-ups to send, results to write, records pruned."""
-
-    wakeups: list[WakeUp]
-    owed: list[str]
-    pruned: int
 
 
 class Ledger:
@@ -158,15 +91,15 @@ class Ledger:
         now, why, *claimed = self._run("claim", **wanted, nonce=uuid.uuid4().hex, **self._holds())
         return [Claimed(*row)._replace(claimed_at=now, account=account) for row in claimed], why
 
-    def check(self, calls: Sequence[Claimed], *, look: bool = False) -> list[Verdict]:
+    def check(self, calls: Sequence[Claimed], *, mark: bool = True, look: bool = False) -> list[Verdict]:
         """Just before calls: renew the leases, take the permits, mark the attempts as sent, or say why not.
 
-        The fingerprint and the time of the look in each of `calls` are kept. look: for looks, which mark nothing.
+        The fingerprint and the time of the look in each of `calls` are kept. mark: whether a delete follows. look:
+        what follows is a look that decides, in whose way neither a cancel nor a pause stands.
         """
-        found = [
-            {"fingerprint": claimed.fingerprint, "looked_at": claimed.looked_at, "look": look} for claimed in calls
-        ]
-        tokens = [token | seen for token, seen in zip(_tokens(calls), found, strict=True)]
+        how = {"look": look, "mark": mark}
+        seen = [{"fingerprint": one.fingerprint, "looked_at": one.looked_at, **how} for one in calls]
+        tokens = [token | more for token, more in zip(_tokens(calls), seen, strict=True)]
         answers = self._run("check", calls=tokens, **self._holds())
         return [Verdict(word, timedelta(milliseconds=wait_ms)) for word, wait_ms in answers]
 
@@ -197,9 +130,9 @@ class Ledger:
         )
         return list(words), list(owed)
 
-    def cancel(self, ids: Sequence[str]) -> list[tuple[str, str]]:
-        """(answer, deletion id) for each: `cancelled`, `requested`, `final` or `unknown`."""
-        answers = self._run("cancel", ids=list(ids), nonce=uuid.uuid4().hex, **self._lives())
+    def cancel(self, ids: Sequence[str], *, nonce: str | None = None) -> list[tuple[str, str]]:
+        """(answer, deletion id) for each: `cancelled`, `requested`, `final`, `unknown`. nonce: of this cancel."""
+        answers = self._run("cancel", ids=list(ids), nonce=nonce or uuid.uuid4().hex, **self._lives())
         return [(answer, id_) for answer, id_ in answers]
 
     def dispatch(
@@ -283,27 +216,6 @@ class Ledger:
             return self._scripts[script](
                 keys=[self.prefix], args=[json.dumps({**given, "skew_ms": _ms(self.skew)})]
             )
-
-
-@contextmanager
-def unavailable() -> Iterator[None]:
-    """Turn redis-py's errors into `LedgerUnavailable` with one line."""
-    try:
-        yield
-    except RedisError as error:
-        lasting = type(error) is ResponseError and "OOM" not in str(error)
-        raise (LedgerRefused if lasting else LedgerUnavailable)(_in_words(error)) from error
-
-
-def _in_words(error: RedisError) -> str:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if "OOM command not allowed" in reason:
-        return "Redis is full (maxmemory), nothing was written: give it more memory"
-    if isinstance(error, AuthenticationError) or "NOAUTH" in reason or "must be called with the client" in reason:
-        return "Redis wants a password: give the right one in REDIS_URL or REDIS_PASSWORD_FILE"
-    if isinstance(error, ConnectionError | TimeoutError):
-        return f"Redis cannot be reached ({reason}): is it running, and is REDIS_URL right?"
-    return f"Redis did not take it: {reason}"
 
 
 def _tokens(claims: Iterable[Claimed]) -> list[dict[str, Any]]:

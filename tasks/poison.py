@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import redis
 
 from tasks.durations import iso
-from tasks.ledger import PREFIX, Ledger, unavailable
+from tasks.ledger import PREFIX, Ledger
+from tasks.redis_errors import unavailable
 
 MOST_KEPT = 1000  # older ones make room
 MOST_TEXT = 10_000  # characters kept of one message

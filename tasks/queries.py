@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from heapq import merge
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from tasks.durations import iso
 from tasks.errors import InvalidRequest, UnknownDeletion
-from tasks.ledger import Ledger, unavailable
+from tasks.ledger import Ledger
 from tasks.records import (
     DEFAULT_ACCOUNT,
     Attempt,
@@ -23,6 +23,7 @@ from tasks.records import (
     from_ms,
     to_ms,
 )
+from tasks.redis_errors import unavailable
 
 _CHUNK = 200
 
@@ -87,10 +88,13 @@ def list_deletions(ledger: Ledger, where: Filter, *, limit: int = 50, cursor: st
     after = _parse_cursor(cursor) if cursor else None
     entries = _by_finetune(ledger, where, after) if where.finetune_id else _by_state(ledger, where, after)
     found: list[Deletion] = []
+    seen: set[str] = set()  # one that changes its state meanwhile may come twice
     while len(found) <= limit:
         chunk = list(islice(entries, min(_CHUNK, limit + 1)))
         if not chunk:
             break
+        chunk = [entry for entry in chunk if entry.id not in seen]
+        seen.update(entry.id for entry in chunk)
         found += [d for d in get_many(ledger, [entry.id for entry in chunk]) if d and _matches(d, where)]
     last = found[limit - 1] if len(found) > limit else None
     return Page(found[:limit], f"{to_ms(last.created_at)}:{last.id}" if last else None)
@@ -161,14 +165,18 @@ def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_
             pipe.zrevrangebyscore(key, high, low, 0, _CHUNK, withscores=True)
         firsts = pipe.execute()
 
-    def pages(key: str, first: Any) -> Iterator[_Entry]:
-        def page(offset: int) -> list[_Entry]:
-            rows: Any = first
-            if offset:
-                rows = ledger.redis.zrevrangebyscore(key, high, low, offset, _CHUNK, withscores=True)
-            return [_Entry(int(score), id_) for id_, score in rows]
-
-        return _paged(page, after)
+    def pages(key: str, rows: Any) -> Iterator[_Entry]:
+        while rows:
+            last = rows[-1][1]
+            # All of one moment at once, so that the next page can begin after it, whatever moved meanwhile.
+            with unavailable():
+                same: Any = ledger.redis.zrevrangebyscore(key, last, last, withscores=True)
+            entries = [_Entry(int(score), id_) for id_, score in [row for row in rows if row[1] > last] + same]
+            yield from (entry for entry in entries if after is None or entry < after)
+            if len(rows) < _CHUNK:
+                return
+            with unavailable():
+                rows = ledger.redis.zrevrangebyscore(key, f"({last}", low, 0, _CHUNK, withscores=True)
 
     return merge(*map(pages, keys, firsts), reverse=True)
 
@@ -177,31 +185,20 @@ def _by_finetune(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterato
     accounts = [where.account] if where.account else sorted(_all_accounts(ledger))
 
     def pages(account: str) -> Iterator[_Entry]:
-        def page(offset: int) -> list[_Entry]:
-            rows: Any = ledger.redis.zrevrangebylex(
-                f"{ledger.prefix}names:{account}",
-                f"[{where.finetune_id}\n:",
-                f"[{where.finetune_id}\n",
-                offset,
-                _CHUNK,
-            )
+        high = f"[{where.finetune_id}\n:"
+        while True:
+            with unavailable():
+                rows: Any = ledger.redis.zrevrangebylex(
+                    f"{ledger.prefix}names:{account}", high, f"[{where.finetune_id}\n", 0, _CHUNK
+                )
             parts = [row.split("\n") for row in rows]
-            return [_Entry(int(created_at), id_) for _, created_at, id_ in parts]
-
-        return _paged(page, after)
+            entries = [_Entry(int(created_at), id_) for _, created_at, id_ in parts]
+            yield from (entry for entry in entries if after is None or entry < after)
+            if len(rows) < _CHUNK:
+                return
+            high = f"({rows[-1]}"
 
     return merge(*map(pages, accounts), reverse=True)
-
-
-def _paged(page: Callable[[int], list[_Entry]], after: _Entry | None) -> Iterator[_Entry]:
-    offset = 0
-    while True:
-        with unavailable():
-            entries = page(offset)
-        yield from (entry for entry in entries if after is None or entry < after)
-        if len(entries) < _CHUNK:
-            return
-        offset += len(entries)
 
 
 def _all_accounts(ledger: Ledger) -> set[str]:

@@ -15,10 +15,11 @@ from typing import Any
 import structlog
 
 from tasks.bfl import BflClient
+from tasks.claims import Claimed
 from tasks.deletion import Run
 from tasks.errors import ApiError, LedgerRefused, LedgerUnavailable
 from tasks.gate import HandBack
-from tasks.ledger import Claimed, Ledger
+from tasks.ledger import Ledger
 from tasks.outcomes import Outcome, Rules
 
 log = structlog.get_logger()
@@ -166,8 +167,10 @@ class Crew:
 
     def _write(self, outcomes: list[dict[str, Any]]) -> list[str]:
         """Write outcomes, however long Redis is away; a stopping worker leaves them to the next one's look."""
-        patience = _STOPPING_GRACE.total_seconds()
-        while patience > 0:
+        until = None
+        while until is None or time.monotonic() < until:
+            if self.stopping.is_set() and until is None:
+                until = time.monotonic() + _STOPPING_GRACE.total_seconds()
             try:
                 return self.ledger.conclude(outcomes)[1]
             except LedgerRefused:
@@ -177,7 +180,6 @@ class Crew:
             except LedgerUnavailable as error:
                 log.warning("conclude.waits", outcomes=len(outcomes), error=str(error))
                 time.sleep(_CONCLUDE_EVERY_SECONDS)
-                patience -= _CONCLUDE_EVERY_SECONDS if self.stopping.is_set() else 0
         return []
 
     def _answer(self, owed: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ from datetime import timedelta
 import pytest
 import redis
 
-from tasks.ledger import Ledger, Terms
+from tasks.claims import Terms
+from tasks.ledger import Ledger
 from tasks.records import NewRequest
 from worker import embedded
 

@@ -17,10 +17,11 @@ from redis.exceptions import RedisError
 
 from tasks import definitions
 from tasks.bfl import BflClient, Timeouts
+from tasks.claims import WakeUp
 from tasks.dispatch import Dispatcher
 from tasks.errors import LedgerUnavailable
 from tasks.intake import Intake
-from tasks.ledger import Ledger, WakeUp
+from tasks.ledger import Ledger
 from tasks.outcomes import Rules
 from tasks.work import Crew
 from worker.channel import install, set_aside

@@ -11,12 +11,14 @@ import redis
 from redis.backoff import ExponentialBackoff
 from redis.retry import Retry
 
+from tasks.claims import Terms
 from tasks.errors import LedgerUnavailable
-from tasks.ledger import Terms
 from worker.settings import Settings, SettingsError
 
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 10.0
+# A script takes milliseconds; a worker that is to stop waits for one answer twice at most.
+LEDGER_SECONDS, LEDGER_RETRIES = 4.0, 1
 ACCEPTED = "give redis://[user:password@]host[:port]/db, rediss://... or unix:///path?db=0"
 
 
@@ -69,8 +71,8 @@ def connect(url: str, *, patient: bool = True) -> redis.Redis:
 
     Every script can be sent again: `tasks.ledger` has each one recognise its repetition.
     """
-    retries = Retry(ExponentialBackoff(cap=0.5, base=0.05), 3 if patient else 0)
-    timeouts: dict[str, Any] = {"socket_timeout": SOCKET_SECONDS if patient else CONNECT_SECONDS}
+    retries = Retry(ExponentialBackoff(cap=0.5, base=0.05), LEDGER_RETRIES if patient else 0)
+    timeouts: dict[str, Any] = {"socket_timeout": LEDGER_SECONDS if patient else CONNECT_SECONDS}
     if not url.startswith("unix"):
         timeouts |= {"socket_connect_timeout": CONNECT_SECONDS, "socket_keepalive": True}
     return redis.Redis.from_url(

@@ -6,7 +6,8 @@ for i, request in ipairs(input.requests) do
   local d = find(request.id)
   if d then
     -- The same call again, its first answer lost on the way, is told what it would have been told.
-    local mine = not seen[request.id] and redis.call('HGET', prefix .. 'd:' .. d.id, 'nonce') == input.nonce
+    local mine = not seen[request.id] and d.id == request.id
+      and redis.call('HGET', prefix .. 'd:' .. d.id, 'nonce') == input.nonce
     answers[i] = {d.id, mine and 1 or 0, mine and 0 or 1}
   else
     request.at = math.min(given(request.requested_at) or now, now)

@@ -7,13 +7,14 @@ local function cancel(d)
     local mine = redis.call('HGET', prefix .. 'd:' .. d.id, 'cancelled_by') == input.nonce
     return mine and 'cancelled' or 'final'
   end
+  local by = redis.call('HGET', prefix .. 'd:' .. d.id, 'cancelled_by')
   if d.cancel_requested_at then
-    -- Whoever joined in the meantime is withdrawn too.
-    set(d, {cancel_requested_at = now})
+    -- Whoever joined in the meantime is withdrawn too, unless it is the same cancel again.
+    if by ~= input.nonce then set(d, {cancel_requested_at = now, cancelled_by = input.nonce}) end
     return 'requested'
   end
   if d.unclear_at or (d.state == 'running' and d.calling) then
-    set(d, {cancel_requested_at = now})
+    set(d, {cancel_requested_at = now, cancelled_by = input.nonce})
     if d.state ~= 'running' then
       if d.state == 'scheduled' then move(d, 'queued', now, 'resolve')
       else

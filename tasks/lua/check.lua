@@ -1,7 +1,7 @@
--- Just before calls: {calls = [{id, token, look, fingerprint, looked_at}], lease_ms, permit_ms}.
+-- Just before calls: {calls = [{id, token, look, mark, fingerprint, looked_at}], lease_ms, permit_ms}.
 -- What a look has just found is kept: were the worker lost in its call, the next one must know whom it meant.
--- Renews the lease, takes the permit and marks the attempt as sent, or says why not. A look marks nothing, and
--- neither a cancel nor a pause stands in its way.
+-- Renews the lease, takes the permit and, with `mark`, marks the attempt as sent; or says why not. In the way of a
+-- look that decides (`look`) stands neither a cancel nor a pause.
 -- Answers {verdict, wait_ms} for each: go, lost, cancelled, paused, cooling, parked or full.
 
 local answers = {}
@@ -22,8 +22,9 @@ for i, call in ipairs(input.calls) do
     else
       redis.call('ZADD', permits, now + input.permit_ms, d.id)
       redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
-      if not call.look then set(d, {calling = now}) end
-      if given(call.fingerprint) then set(d, {fingerprint = call.fingerprint, looked_at = call.looked_at}) end
+      if call.mark then set(d, {calling = now}) end
+      if given(call.fingerprint) then set(d, {fingerprint = call.fingerprint}) end
+      if call.looked_at > 0 then set(d, {looked_at = call.looked_at}) end
       answers[i] = {'go', 0}
     end
   end

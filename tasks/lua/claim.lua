@@ -36,9 +36,10 @@ local function take_looks(most)
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', looks, NEVER, now, 'LIMIT', 0, math.max(0, most))) do
     local d = read(id)
     if d and (d.state == 'scheduled' or d.state == 'queued') then
-      redis.call('ZADD', looks, now + input.lease_ms, id)
-      -- It may take two calls, one after the other.
-      hold('look:' .. id, 2 * input.permit_ms)
+      -- It may take three calls, one after the other, and nobody else must begin it meanwhile.
+      local long = math.max(input.lease_ms, 3 * input.permit_ms)
+      redis.call('ZADD', looks, now + long, id)
+      hold('look:' .. id, long)
       report('look', d)
     else
       redis.call('ZREM', looks, id)
@@ -47,7 +48,8 @@ local function take_looks(most)
 end
 
 local function is_called_at_once(d)
-  return not (given(input.looks_first) or d.lane == 'resolve' or d.fingerprint or d.unclear_at)
+  local looks = given(input.looks_first) or d.lane == 'resolve' or d.fingerprint or d.unclear_at
+  return not (looks or d.looked_at or (tonumber(d.backoffs) or 0) > 0)
 end
 
 local function start(d)

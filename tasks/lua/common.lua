@@ -23,7 +23,7 @@ end
 local FIELDS = {
   'finetune_id', 'account', 'state', 'lane', 'created_at', 'due_at', 'token', 'calling', 'unclear_at',
   'cancel_requested_at', 'named', 'joined', 'crashes', 'fingerprint', 'looked_at', 'asked_at', 'deadline',
-  'backoffs', 'last_tried', 'concluded',
+  'backoffs', 'last_tried', 'concluded', 'relook',
 }
 
 local function read(id)
@@ -116,6 +116,13 @@ local function look_in_time(d)
   schedule_look(d, d.state == 'queued' and now + input.first_look_after_ms or now)
 end
 
+-- Handed back with somebody joined meanwhile, whose look is still owed.
+local function look_anew(d)
+  if not d.relook then return end
+  set(d, {relook = ''})
+  look_in_time(d)
+end
+
 local function create(request)
   local d = {id = request.id, finetune_id = request.finetune_id, account = request.account}
   local due = math.max(request.due_at, now)
@@ -160,7 +167,8 @@ local function join(d, request)
     if d.state == 'queued' then enter(d, d.state, d.due_at) end
   end
   -- A person or a service means the finetune of now: it is looked at anew.
-  if not given(request.fingerprint) and d.state ~= 'running' then look_in_time(d) end
+  if given(request.fingerprint) then return end
+  if d.state == 'running' then set(d, {relook = 1}) else look_in_time(d) end
 end
 
 local function add(request)

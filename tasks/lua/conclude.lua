@@ -16,6 +16,11 @@ end
 
 local function late(d, o)
   append(d, 'attempts', o.attempts)
+  -- What alarms must end it, whoever holds it by now: it must not be tried again.
+  if given(o.pause) and not is_final(d.state) then
+    finish(d, o)
+    return 'done'
+  end
   if o.state == 'deleted' and o.evidence == 'response' and d.state ~= 'deleted' then
     finish(d, o)
     return 'done'
@@ -35,6 +40,7 @@ local function hand_back(d, o)
   set(d, {calling = '', message = o.message, backoffs = delay and (tonumber(d.backoffs) or 0) + 1 or d.backoffs})
   if delay then set(d, {due_at = due}) end
   move(d, due > now and 'scheduled' or 'queued', due, lane)
+  look_anew(d)
   return 'again'
 end
 
@@ -60,11 +66,11 @@ local function conclude(o)
   -- A delete that happened is a fact, whoever holds the lease by now; anything else needs the token.
   -- The same outcome again, its first answer lost on the way, changes nothing.
   if tonumber(d.concluded) == o.token then return 'done' end
+  if given(o.pause) then redis.call('HSET', prefix .. 'paused', d.account, o.pause) end
   local mine = d.state == 'running' and tonumber(d.token) == o.token
   if not mine then return late(d, o) end
   set(d, {concluded = o.token})
   keep_findings(d, o)
-  if given(o.pause) then redis.call('HSET', prefix .. 'paused', d.account, o.pause) end
   if o.state == 'queued' then return hand_back(d, o) end
   finish(d, o)
   return 'done'

@@ -15,6 +15,7 @@ local function take_back(d)
     finish(d, {state = 'cancelled', message = 'withdrawn on request before anything was deleted'})
   else
     move(d, 'queued', now, d.cancel_requested_at and 'resolve' or d.lane)
+    look_anew(d)
   end
 end
 

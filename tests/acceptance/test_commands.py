@@ -241,11 +241,16 @@ def test_without_any_redis_named_it_says_what_to_do(tmp_path):
         ({"REDIS_URL": "memcached://:hidden@x"}, "REDIS_URL is not a URL of a single Redis"),
     ],
 )
-@pytest.mark.parametrize("start", ["worker.cli worker", "celery -A worker worker -P threads"])
+@pytest.mark.parametrize("start", ["janitor worker", "celery -A worker worker"])
 def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(env, setting, words, start):
-    argv = [sys.executable, "-m", *start.split()]
-    quiet = {"PYTHONWARNINGS": "ignore"}  # Celery warns of running as root, as a container in CI may
-    done = subprocess.run(argv, env=env | setting | quiet, capture_output=True, text=True, timeout=30, check=False)
+    argv = [sys.executable, "-m", *start.split(), "-P", "threads"]
+    here = (
+        env | setting | {"PYTHONWARNINGS": "ignore"}
+    )  # Celery warns of running as root, as a container in CI may
+    if start == "janitor worker":
+        done = janitor_here(here, "worker")
+    else:
+        done = subprocess.run(argv, env=here, capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 2
     assert words in done.stderr
     assert len(done.stderr.splitlines()) == 1

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from tasks.ledger import Ledger
+from tasks.queries import workers_seen
 from tests.processes import KEY, environment, janitor, producer, records, started, until
 from worker import embedded
-from worker.connections import celery_url
+from worker.connections import celery_url, connect
 from worker.sandbox import Sandbox
 from worker.supervise import Spec
 
@@ -36,7 +38,8 @@ def up(env, log):
     state_dir = Path(env["JANITOR_STATE_DIR"])
 
     def works():
-        return embedded.find_running(state_dir) and "worker processes" in janitor(env, "doctor").stdout
+        url = embedded.find_running(state_dir)
+        return bool(url and workers_seen(Ledger(connect(url, patient=False))))
 
     with started(Spec("up", [sys.executable, "-m", "worker.cli", "up"], env, works, log=log)) as child:
         yield child

@@ -3,7 +3,6 @@
 import random
 import signal
 import threading
-import time
 from contextlib import suppress
 
 import pytest
@@ -92,7 +91,7 @@ def _ask(system, names, dice):
                 assert {record["finetune_id"] for record in records(done)} == set(batch)
                 break
             assert done.returncode == 3, done.stderr
-            time.sleep(0.5)
+            threading.Event().wait(0.5)
 
 
 def _rage(system, dice):

@@ -234,7 +234,7 @@ class TestFirstLook:
     def test_a_lost_look_comes_again_when_its_lease_is_over(self, ledger, clocked):
         accept(ledger, asking(delay=timedelta(hours=1)))
         claim_one(ledger)
-        assert [one.kind for one in claim(clocked.after(seconds=31))] == ["look"]
+        assert [one.kind for one in claim(clocked.after(seconds=61))] == ["look"]
 
     def test_a_look_concludes_only_what_still_is_as_it_was_seen(self, ledger):
         accept(ledger, asking(id="r1", delay=timedelta(hours=1)))

@@ -15,7 +15,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tasks.ledger import Ledger, Terms
+from tasks.claims import Terms
+from tasks.ledger import Ledger
 from tasks.queries import Filter, get, list_deletions
 from tasks.records import TRANSITIONS, NewRequest, State, from_ms
 from tests.conftest import outcome
@@ -112,7 +113,7 @@ class Model(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     def check(self, data):
         one = data.draw(st.sampled_from(self.held))
-        (verdict,) = self.ledger.check([one], look=data.draw(st.booleans()))
+        (verdict,) = self.ledger.check([one], look=data.draw(st.booleans()), mark=data.draw(st.booleans()))
         deletion, token = get(self.ledger, one.id), self.redis.hget(f"janitor:d:{one.id}", "token")
         if verdict.word == "go":
             assert (deletion.state, int(token)) == ("running", one.token)

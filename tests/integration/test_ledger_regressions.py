@@ -4,7 +4,8 @@ from datetime import timedelta
 
 import pytest
 
-from tasks.queries import get
+from tasks.errors import LedgerRefused, LedgerUnavailable
+from tasks.queries import Filter, get, list_deletions
 from tasks.records import State
 from tests.conftest import asking, outcome
 
@@ -175,3 +176,88 @@ def test_dispatch_makes_accounts_known_again_after_a_flush(ledger):
 
 def test_callbacks_run_once_at_a_time(ledger):
     assert [ledger.take_callbacks("r1"), ledger.take_callbacks("r1")] == [True, False]
+
+
+def test_an_alarm_pauses_and_ends_it_whoever_holds_it_by_now(ledger, clocked):
+    accept(ledger, asking(id="r1"))
+    (held,) = claim(ledger)
+    later = clocked.after(seconds=31)
+    later.dispatch(["w"], alive_for=FOREVER)
+    later.conclude([outcome(held, "review", pause="the API deleted another one")])
+    assert get(ledger, "r1").state is State.REVIEW
+    assert ledger.redis.hget("janitor:paused", "default") == "the API deleted another one"
+
+
+@pytest.mark.parametrize("lost", [False, True])
+def test_who_joins_while_it_runs_is_looked_at_when_it_is_handed_back(ledger, clocked, lost):
+    accept(ledger, asking(id="r1"))
+    (held,) = claim(ledger, looks_first=True)
+    accept(ledger, asking(id="r2"))
+    if lost:
+        later = clocked.after(seconds=31)
+        later.dispatch(["w"], alive_for=FOREVER)
+    else:
+        ledger.conclude([outcome(held, "queued", delay_ms=3_000_000)])
+    assert ledger.redis.zscore("janitor:looks:default", "r1")
+
+
+def test_a_check_before_a_look_marks_nothing_as_sent(ledger, clocked):
+    accept(ledger, asking(id="r1"))
+    (held,) = claim(ledger, looks_first=True)
+    ledger.check([held], mark=False)
+    clocked.after(seconds=31).dispatch(["w"], alive_for=FOREVER)
+    assert get(ledger, "r1").attempts == ()
+
+
+def test_what_waited_or_was_looked_at_is_looked_at_again_and_so_not_marked(ledger, clocked):
+    accept(ledger, asking(id="r1"))
+    (held,) = claim(ledger)
+    ledger.conclude([outcome(held, "queued", delay_ms=1000)])
+    (again,) = claim(clocked.after(seconds=5))
+    assert (held.calling > 0, again.calling) == (True, 0)
+
+
+def test_the_same_cancel_again_withdraws_nobody_who_came_after_it(ledger, clocked):
+    accept(ledger, asking(id="r1"))
+    (held,) = claim(ledger)
+    ledger.cancel(["r1"], nonce="message-1")
+    later = clocked.after(seconds=5)
+    accept(later, asking(id="r2"))
+    assert later.cancel(["r1"], nonce="message-1") == [("requested", "r1")]
+    later.conclude([outcome(held, "queued")])
+    assert [get(ledger, id_).state for id_ in ("r1", "r2")] == [State.CANCELLED, State.QUEUED]
+
+
+def test_a_look_is_not_begun_twice_while_it_may_take_three_calls(ledger, clocked):
+    accept(ledger, asking(id="r1", delay=timedelta(hours=1)))
+    claim(ledger)
+    assert claim(clocked.after(seconds=59)) == []
+    assert [one.kind for one in claim(clocked.after(seconds=2))] == ["look"]
+
+
+def test_an_accept_sent_again_tells_a_joined_request_what_it_was_told(ledger):
+    accept(ledger, asking(id="r1"))
+    accept(ledger, asking(id="r2"))
+    nonce = ledger.redis.hget("janitor:d:r1", "nonce")
+    request = {"id": "r2", "finetune_id": "my-finetune", "account": "default", "source": "name"}
+    again = ledger._run("accept", requests=[request], nonce=nonce, **ledger._lives())
+    assert again[0] == [["r1", 0, 1]]
+
+
+def test_a_passing_refusal_is_not_taken_for_a_lasting_one(ledger, redis_client):
+    redis_client.config_set("min-replicas-to-write", 1)
+    try:
+        with pytest.raises(LedgerUnavailable) as raised:
+            accept(ledger, asking())
+    finally:
+        redis_client.config_set("min-replicas-to-write", 0)
+    assert not isinstance(raised.value, LedgerRefused)
+
+
+def test_a_list_leaves_nothing_out_that_moves_while_it_is_read(ledger):
+    accept(ledger, *(asking(f"ft-{n}", id=f"r{n:03}", bulk=True) for n in range(450)))
+    pages = list_deletions(ledger, Filter(), limit=200)
+    seen = [deletion.id for deletion in pages.deletions]
+    ledger.cancel(seen[:50])
+    rest = list_deletions(ledger, Filter(), limit=1000, cursor=pages.cursor)
+    assert {deletion.id for deletion in rest.deletions} == {f"r{n:03}" for n in range(450)} - set(seen)

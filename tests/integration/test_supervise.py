@@ -11,11 +11,11 @@ import pytest
 
 from worker.supervise import NotReady, Spec, started, until
 
-SLEEPER = [sys.executable, "-c", "import time; time.sleep(600)"]
+SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
 STUBBORN = [
     sys.executable,
     "-c",
-    "import signal, time; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); time.sleep(600)",
+    "import signal; signal.signal(15, signal.SIG_IGN); print('deaf', flush=True); signal.pause()",
 ]
 # A tree of its own, in a process of its own: signals go to a main thread.
 TREE = """

@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from tasks.bfl import Answer
+from tasks.claims import Claimed, Verdict
 from tasks.deletion import Run
 from tasks.errors import KeyRefused, NotFound, Refused, Unclear
 from tasks.gate import HandBack
-from tasks.ledger import Claimed, Verdict
 from tasks.outcomes import Outcome, Rules
 from tasks.records import to_ms
 
@@ -107,7 +107,7 @@ class FakeLedger:
         self.actions: list[tuple[str, dict[str, Any]]] = []
         self.kept: list[tuple[str, int]] = []
 
-    def check(self, calls: Sequence[Claimed], *, look: bool = False) -> list[Verdict]:
+    def check(self, calls: Sequence[Claimed], *, mark: bool = True, look: bool = False) -> list[Verdict]:
         if self.fails:
             raise self.fails
         if look:

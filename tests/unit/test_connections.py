@@ -5,7 +5,8 @@ import pytest
 from tasks.errors import LedgerUnavailable
 from worker.connections import (
     CONNECT_SECONDS,
-    SOCKET_SECONDS,
+    LEDGER_RETRIES,
+    LEDGER_SECONDS,
     celery_url,
     checked_url,
     connect,
@@ -74,7 +75,7 @@ def test_a_password_may_come_from_a_file_that_can_be_read_and_nowhere_else(tmp_p
 
 @pytest.mark.parametrize("url", ["redis://host/1", "unix:///run/redis.sock?db=1"])
 @pytest.mark.parametrize(
-    ("patient", "seconds", "retries"), [(True, SOCKET_SECONDS, 3), (False, CONNECT_SECONDS, 0)]
+    ("patient", "seconds", "retries"), [(True, LEDGER_SECONDS, LEDGER_RETRIES), (False, CONNECT_SECONDS, 0)]
 )
 def test_every_connection_is_bounded_in_time(url, patient, seconds, retries):
     options = connect(url, patient=patient).connection_pool.connection_kwargs

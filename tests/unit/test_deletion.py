@@ -203,7 +203,7 @@ def test_looks_can_be_kept_to_where_something_is_unclear(case, looks):
     [
         (Case([DONE], [(0.9, THERE)], **KNOWN), 0),
         (Case([DONE], [(1.1, THERE)], **KNOWN), 1),
-        (Case([REFUSED_CONNECTION, DONE], **KNOWN), 1),
+        (Case([REFUSED_CONNECTION, DONE], **KNOWN), 2),
         (Case([DONE], calling=NOW_MS), 1),
         (Case([DONE], rules=WHERE_UNCLEAR), 1),
         (Case([DONE], rules=WHERE_UNCLEAR, calling=NOW_MS), 0),

@@ -146,8 +146,8 @@ def test_a_check_that_took_too_long_does_not_count():
     case = Case([], fingerprint=SEEN, calling=0, ledger=ledger)
     check = ledger.check
 
-    def slow(calls, *, look=False):
-        verdicts = check(calls, look=look)
+    def slow(calls, **how):
+        verdicts = check(calls, **how)
         case.clock.seconds += 2
         return verdicts
 
@@ -157,7 +157,7 @@ def test_a_check_that_took_too_long_does_not_count():
 
 def test_the_claims_own_age_counts_from_when_it_was_asked_for():
     case = Case([DONE], fingerprint=SEEN, began_ago=3).carried_out()
-    assert (case.result[0], len(case.ledger.checked)) == ("deleted/response", 1)
+    assert (case.result[0], len(case.ledger.checked)) == ("deleted/response", 2)
 
 
 def test_a_leave_to_look_is_no_leave_to_delete():
@@ -171,3 +171,16 @@ def test_a_stop_is_heeded_before_each_call():
         case = Case([], [(seconds_of_the_look, THERE)], fingerprint=SEEN)
         case.clock.stopping = True
         assert (case.carried_out().result, case.outcome.message) == (("queued", 0), "the worker is stopping")
+
+
+def test_past_the_deadline_another_incarnation_is_superseded_not_failed():
+    case = Case([], [OTHER], due_ago=LATE, last_tried=1, fingerprint=SEEN, looked_at=LONG_AGO).carried_out()
+    assert (case.result, case.outcome.since_ms is not None) == (("superseded", 0), True)
+
+
+def test_a_stop_is_heeded_before_the_second_call_of_a_look_and_before_a_probe():
+    no_key = errors.KeyRefused("Forbidden", http_status=403, from_api=True)
+    for first in (GONE, no_key):
+        case = Case([], [first], [[]])
+        case.clock.stopping = True
+        assert (case.carried_out().result, case.api.calls["list"]) == (("queued", 0), 0)

@@ -12,9 +12,10 @@ from typing import Any
 
 import click
 
+from tasks.claims import WakeUp
 from tasks.durations import parse_duration, parse_time
 from tasks.errors import InvalidRequest
-from tasks.ledger import Ledger, WakeUp
+from tasks.ledger import Ledger
 from tasks.queries import get, get_many
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.connections import connect, redis_url, terms

@@ -12,9 +12,9 @@ from typing import Any
 
 import click
 
+from tasks.claims import Accepted
 from tasks.errors import InvalidRequest, UnknownDeletion
 from tasks.intake import BULK, Intake
-from tasks.ledger import Accepted
 from tasks.queries import Filter, get_many, known_accounts, list_deletions, open_deletions, workers_seen
 from tasks.records import Deletion, NewRequest, State, check_account, check_state
 from worker.cli.common import (
