@@ -66,7 +66,7 @@ _numbers = itertools.count()
 
 def asking(finetune_id="my-finetune", **fields):
     """A request; its id is unique unless given."""
-    return NewRequest(**{"id": f"request-{next(_numbers)}", "finetune_id": finetune_id, **fields})
+    return NewRequest(**{"id": f"request-{next(_numbers):06}", "finetune_id": finetune_id, **fields})
 
 
 def outcome(claimed, state, **fields):

@@ -55,7 +55,7 @@ def test_a_worker_killed_at_any_point_leaves_the_truth(system, api, point):
     assert_true([deletion], api)
 
 
-@pytest.mark.parametrize("point", ["before the call", "after the call"])
+@pytest.mark.parametrize("point", ["after the call", pytest.param("before the call", marks=pytest.mark.long)])
 def test_a_result_asked_for_by_name_answers_after_a_crash(system, api, point):
     api.create("ft")
     crashing = system.start_worker(crash_at=point)

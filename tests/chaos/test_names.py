@@ -50,7 +50,7 @@ def test_while_it_is_paused(system, api):
     assert (api.deletes(), api.finetunes()) == ([], ["ft"])
 
 
-@pytest.mark.parametrize("kind", ["reset", "hang"])
+@pytest.mark.parametrize("kind", ["reset", pytest.param("hang", marks=pytest.mark.long)])
 def test_after_an_unclear_attempt_that_was_applied(system, api, kind):
     api.create("ft")
     api.fault(kind, finetune_id="ft", applies=True)

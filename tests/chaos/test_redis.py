@@ -15,7 +15,7 @@ from worker import embedded
 from worker.supervise import Child, Spec
 
 
-@pytest.mark.parametrize("pool", ["threads", "prefork"])
+@pytest.mark.parametrize("pool", ["threads", pytest.param("prefork", marks=pytest.mark.long)])
 def test_redis_killed_in_the_midst_of_work(system, api, pool):
     names = [f"ft-{n}" for n in range(150)]
     for name in names:
