@@ -67,7 +67,7 @@ class Child:
         """True once it is ready, false where a stop was asked for meanwhile; raises `NotReady`."""
         ready, until = self.spec.ready, self.started_at + self.spec.ready_seconds
         while ready is not None and not ready():
-            if self.process.poll() is not None:
+            if self.poll() is not None:
                 raise NotReady(f"{self.spec.name} ended with {self.process.returncode}{_tail(self.spec.log)}")
             if time.monotonic() > until:
                 raise NotReady(
@@ -77,16 +77,26 @@ class Child:
                 return False
         return True
 
+    def poll(self) -> int | None:
+        """Its exit code, None while it runs; what it left behind is ended as soon as its end is seen."""
+        if self.process.returncode is None and self.process.poll() is not None:
+            self._end_group()
+        return self.process.returncode
+
     def stop(self) -> int:
         """SIGTERM, SIGKILL for the whole group after `stop_seconds`; the exit code."""
-        if self.process.poll() is None:
-            self.process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                self.process.wait(self.spec.stop_seconds)
-        # What it left behind has its group.
+        code = self.poll()
+        if code is not None:
+            return code  # and its number may be another process's by now
+        self.process.terminate()
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(self.spec.stop_seconds)
+        self._end_group()
+        return self.process.wait()
+
+    def _end_group(self) -> None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        return self.process.wait()
 
 
 @contextmanager
@@ -156,7 +166,7 @@ class _Keeper:
         if self._start_at is not None:
             if now >= self._start_at:
                 self.child, self._start_at = Child(self.spec), None
-        elif self.child.process.poll() is not None:
+        elif self.child.poll() is not None:
             self._died(now)
 
     def _died(self, now: float) -> None:

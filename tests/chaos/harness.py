@@ -49,9 +49,9 @@ class System:
 
     def __exit__(self, *_):
         for child in self.workers:
-            with suppress(ProcessLookupError):
+            if child.process.poll() is None:
                 os.killpg(child.process.pid, signal.SIGCONT)
-            child.process.kill()
+                child.process.kill()
             child.stop()
         self.redis.stop()
         self._stack.close()

@@ -118,3 +118,13 @@ def test_what_is_not_ready_in_time_is_stopped():
     spec = Spec("slow", SLEEPER, ready=lambda: False, ready_seconds=0.2)
     with pytest.raises(NotReady, match=r"slow was not ready within 0.2s"), started(spec):
         pass
+
+
+def test_what_has_ended_is_not_signalled_again(monkeypatch):
+    # Given a process whose end was seen: its number may be another one's by now.
+    with started(Spec("short", [sys.executable, "-c", ""])) as child:
+        child.process.wait(10)
+        signalled = []
+        monkeypatch.setattr(os, "killpg", lambda *given: signalled.append(given))
+        assert child.stop() == 0
+    assert signalled == []
