@@ -105,12 +105,12 @@ def test_a_frozen_worker_makes_no_call_that_was_not_checked(system, api):
 
 @pytest.mark.parametrize("pool", ["threads", "prefork"])
 def test_a_stop_under_load_is_bounded_and_loses_nothing(system, api, pool):
-    names = [f"ft-{n}" for n in range(60)]
+    names = [f"ft-{n}" for n in range(160)]
     for name in names:
         api.create(name)
     api.fault("slow", times=None, seconds=0.4)
     ids = ask(system, *names)
-    for _ in range(3):
+    for _ in range(5):
         child = system.start_worker(pool=pool)
         before = len(api.deletes())
         until(partial(more_deletes, api, before), seconds=20, what="some work")
