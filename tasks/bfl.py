@@ -64,7 +64,7 @@ class BflReader:
         """Everything the account has; seen: names as strings. Raises `errors.ApiError`."""
         body, status, seconds = self._call("GET", "/v1/my_finetunes")
         if not isinstance(body, dict) or not isinstance(body.get("finetunes"), list):
-            raise errors.Unclear("my_finetunes answered without a list", http_status=status, seconds=seconds)
+            raise errors.Reshaped("my_finetunes answered without a list", http_status=status, seconds=seconds)
         return list(body["finetunes"])
 
     def finetune_details(self, finetune_id: str) -> dict[str, Any]:

@@ -54,21 +54,30 @@ class Item(NamedTuple):
 
 
 class Case(NamedTuple):
-    """What a rule looks at. use_since: since when use is reported for the account without a gap over a day."""
+    """What a rule looks at. use_since: since when use is reported for the account without a gap over a day.
+
+    use_last: when any use was last reported.
+    """
 
     policy: Policy
     finetune: Finetune
     newest: frozenset[str]
     use_since: datetime | None
+    use_last: datetime | None
     now: datetime
 
 
 def select(
-    policy: Policy, finetunes: Sequence[Finetune], *, use_since: datetime | None, now: datetime
+    policy: Policy,
+    finetunes: Sequence[Finetune],
+    *,
+    use_since: datetime | None,
+    now: datetime,
+    use_last: datetime | None = None,
 ) -> list[Item]:
     """Every finetune with keep or delete and the reason, in the order given."""
     newest = _newest(policy, finetunes)
-    return [_item(Case(policy, finetune, newest, use_since, now)) for finetune in finetunes]
+    return [_item(Case(policy, finetune, newest, use_since, use_last, now)) for finetune in finetunes]
 
 
 def blocked(
@@ -158,7 +167,9 @@ def _use_not_reported(case: Case) -> str | None:
     wanted = case.policy.unused_for
     if wanted is None or (case.use_since is not None and case.now - case.use_since >= wanted):
         return None
-    return f"no use reported since {case.use_since:%Y-%m-%d}" if case.use_since else "no use is reported"
+    if case.use_since:
+        return f"use is reported only since {case.use_since:%Y-%m-%d}"
+    return f"no use reported since {case.use_last:%Y-%m-%d}" if case.use_last else "no use is reported"
 
 
 def _used_lately(case: Case) -> str | None:

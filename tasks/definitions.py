@@ -23,9 +23,10 @@ from tasks.claims import WakeUp
 from tasks.durations import ACCEPTED_TIME, parse_time
 from tasks.errors import DeletionNotDone, InvalidRequest, LedgerUnavailable
 from tasks.intake import BULK, Intake, conflicts
+from tasks.inventory import protected_among, touch
 from tasks.ledger import Ledger
 from tasks.queries import get, get_many
-from tasks.records import Deletion, NewRequest, check_finetune_id, check_request_id
+from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, check_finetune_id, check_request_id
 from tasks.work import Crew
 
 log = structlog.get_logger()
@@ -36,7 +37,9 @@ ROUTES = {
     "finetunes.delete": {"queue": DELETIONS},
     "finetunes.delete_many": {"queue": DELETIONS},
     "finetunes.cancel": {"queue": DELETIONS},
+    "finetunes.touch": {"queue": TOUCHES},
     "finetunes.work": {"queue": WAKEUPS},
+    "finetunes.tick": {"queue": WAKEUPS},
 }
 
 
@@ -63,6 +66,7 @@ class Services(Protocol):
     def intake(self) -> Intake: ...
     @property
     def crew(self) -> Crew: ...
+    def tick(self) -> None: ...
 
 
 def register(app: Celery, services: Callable[[], Services]) -> None:
@@ -103,6 +107,18 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
             raise InvalidRequest(f"no deletion has the id {deletion_id!r}")
         return answer
 
+    @app.task(name="finetunes.touch", **{**_ACCEPTING, "ignore_result": True})
+    def report_use(finetune_ids: Any, account: str = DEFAULT_ACCOUNT) -> None:
+        ids = [finetune_ids] if isinstance(finetune_ids, str) else finetune_ids
+        if not isinstance(ids, list | tuple) or not ids:
+            raise InvalidRequest("the finetune ids must be a list of at least one")
+        with _requeued_while_away():
+            touch(services().ledger, account, ids)
+
+    @app.task(name="finetunes.tick", acks_late=False, shared=False)
+    def tick() -> None:
+        services().tick()
+
     @app.task(name="finetunes.work", bind=True, acks_late=False, shared=False)
     def work(self: Any, account: str) -> None:
         if services().crew.work(account, self.request.id):
@@ -114,6 +130,9 @@ def accept(services: Services, requests: Sequence[NewRequest]) -> None:
     accepted = services.intake.accept(requests)
     for conflict in conflicts(services.ledger, requests, accepted):
         log.warning("request.conflict", error=str(conflict))
+    account = requests[0].account
+    for id_ in protected_among(services.ledger, account, [request.finetune_id for request in requests]):
+        log.warning("request.protected", finetune=id_, account=account)  # from cleanups: a request goes ahead
 
 
 def wake(app: Celery, wakeup: WakeUp) -> None:

@@ -6,6 +6,8 @@ JanitorError
 ├── UnknownDeletion           no record has this id
 ├── LedgerUnavailable         Redis cannot be reached, or refuses to write
 │   └── LedgerRefused         it refused this one, and would again
+├── UnknownPlan               no plan has this id
+├── PlanRefused               a plan is blocked or too old
 ├── DeletionNotDone           a deletion ended otherwise than asked; carries the record
 └── ApiError                  a call to the BFL API had no good answer
     ├── NotSent               no connection, name or TLS: the request never left
@@ -16,6 +18,7 @@ JanitorError
     ├── Refused               422, 400, other 4xx and any 3xx: final
     ├── WrongFinetune         200 that names another finetune: alarming
     └── Unclear               timeout, reset, 5xx, an unreadable 2xx: may have been applied
+        └── Reshaped          an answer in a shape that is not known
 """
 
 from __future__ import annotations
@@ -39,6 +42,14 @@ class IdConflict(InvalidRequest):
 
 class UnknownDeletion(JanitorError, LookupError):
     """No deletion and no request has this id."""
+
+
+class UnknownPlan(JanitorError, LookupError):
+    """No plan has this id."""
+
+
+class PlanRefused(JanitorError):
+    """A plan must not be applied: it is blocked, or too old."""
 
 
 class LedgerUnavailable(JanitorError, ConnectionError):
@@ -124,3 +135,7 @@ class WrongFinetune(ApiError):
 
 class Unclear(ApiError):
     """It may have been applied: read timeout, reset, 5xx, a 2xx that cannot be read."""
+
+
+class Reshaped(Unclear):
+    """A 2xx whose shape is not known: the list of finetunes is not what it was."""

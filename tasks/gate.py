@@ -111,16 +111,7 @@ class Gate:
         """What to raise for an answer that asks to try again; a throttled account cools down for all workers."""
         if not isinstance(error, errors.Throttled):
             return Again(str(error), error.retry_after)
-        first, longest = _COOL_DOWN.get(error.http_status or 0, _COOL_DOWN[429])
-        cool_ms = self._ledger.account(
-            self._claimed.account,
-            "cool",
-            reason=str(error),
-            ms=_ms(error.retry_after) if error.retry_after is not None else None,
-            step_ms=_ms(first),
-            most_ms=_ms(longest),
-        )
-        return self._wait(str(error), timedelta(milliseconds=cool_ms))
+        return self._wait(str(error), cool_down(self._ledger, self._claimed.account, error))
 
     def probe(self, api: BflReader, error: errors.KeyRefused) -> None:
         """Is the key refused, or only this finetune? `my_finetunes` tells; a refused key parks the account.
@@ -139,6 +130,20 @@ class Gate:
         """A short cool-down is waited out here, a longer one in the ledger, which starts nothing meanwhile."""
         left = self._budget - timedelta(seconds=self._clock() - self._began)
         return NotNow(why, wait) if wait < left else HandBack(why)
+
+
+def cool_down(ledger: Ledger, account: str, error: errors.Throttled) -> timedelta:
+    """The account waits, for all workers; for how long."""
+    first, longest = _COOL_DOWN.get(error.http_status or 0, _COOL_DOWN[429])
+    cool_ms = ledger.account(
+        account,
+        "cool",
+        reason=str(error),
+        ms=_ms(error.retry_after) if error.retry_after is not None else None,
+        step_ms=_ms(first),
+        most_ms=_ms(longest),
+    )
+    return timedelta(milliseconds=cool_ms)
 
 
 def _ms(duration: timedelta) -> int:

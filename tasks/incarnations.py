@@ -32,17 +32,23 @@ def differing_fields(one: str, other: str) -> list[str]:
 
 
 def api_timestamp(details: Mapping[str, Any], now: datetime) -> datetime | None:
-    """When the API says this life began; None where that is absent, unparseable, without an offset or future."""
+    """When the API says this life began; None where that is absent or not sound."""
+    return read_timestamp(details, now)[0]
+
+
+def read_timestamp(details: Mapping[str, Any], now: datetime) -> tuple[datetime | None, str | None]:
+    """When the API says this life began, or why its timestamp is not sound; neither where there is none."""
     text = details.get("timestamp")
-    if not isinstance(text, str):
-        return None
+    if text is None:
+        return None, None
     try:
         moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None or moment > now + CLOCK_TOLERANCE:
-            return None
-        return moment.astimezone(UTC)
-    except (ValueError, OverflowError):
-        return None
+        if moment.tzinfo is None:
+            return None, "without an offset"
+        moment = moment.astimezone(UTC)
+    except (TypeError, ValueError, OverflowError):
+        return None, "not readable"
+    return (None, "in the future") if moment > now + CLOCK_TOLERANCE else (moment, None)
 
 
 def _short_hash(value: Any) -> str:

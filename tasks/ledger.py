@@ -20,6 +20,11 @@ Keys, all behind the prefix `janitor:`:
     accounts, paused         set, hash
     poison                   list    messages that nobody could read: see tasks/poison.py
     workers                  zset    worker processes by when they count as gone
+    inventory:<account>      hash    finetune -> what a survey saw of it: see tasks/inventory.py
+    used:<account>           hash    finetune -> when its use was last reported
+    protected:<account>      hash    finetune -> until when no cleanup may have it
+    plan:<id>, plans         string, zset  cleanup plans, and their ids by time
+    policy-runs, tick        hash, string  policy -> its last scheduled run; when beat was last heard
     wakeups:<account>        zset    wake-ups sent and not begun, by when they count as lost
 
 The scripts compute keys from the prefix, so Redis Cluster is not supported.
@@ -165,8 +170,23 @@ class Ledger:
         """Cool an account down, park or unpark it, pause or resume it: see `account.lua`."""
         return self._run("account", account=account, action=action, **details)
 
+    def keep(self, action: str, account: str, ids: Sequence[str], until_ms: int | None = None) -> list[str]:
+        """Note use or protection; the deletions from which a cleanup was withdrawn: see `keep.lua`."""
+        withdrawn: list[str] = []
+        for start in range(0, len(ids), _BATCH):
+            batch = list(ids[start : start + _BATCH])
+            given = {"action": action, "account": account, "ids": batch, "until_ms": until_ms}
+            withdrawn += self._run("keep", **given, **self._lives())
+        return withdrawn
+
+    def permit(self, account: str, holder: str, max_concurrent: int) -> Verdict:
+        """A permit for a survey's next call: `go`, `full`, `cooling` or `parked`."""
+        given = {"account": account, "holder": holder, "max_concurrent": max_concurrent}
+        word, wait_ms = self._run("permit", **given, **self._holds())
+        return Verdict(word, timedelta(milliseconds=wait_ms))
+
     def release(self, account: str, holder: str) -> None:
-        """Give back a permit that no deletion holds (a probe's)."""
+        """Give back a permit that no deletion holds (a probe's, a survey's)."""
         with unavailable():
             self.redis.zrem(f"{self.prefix}permits:{account}", holder)
 

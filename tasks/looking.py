@@ -52,9 +52,9 @@ def look(api: BflReader, finetune_id: str, before_next: Callable[[], None]) -> L
 
 
 def names(listed: list[Any]) -> set[str]:
-    """The ids in an answer of `my_finetunes` (seen: strings); raises `Unclear` where it has another shape."""
+    """The ids in an answer of `my_finetunes` (seen: strings); raises `Reshaped` where it has another shape."""
     if not all(isinstance(item, str) for item in listed):
-        raise errors.Unclear("my_finetunes answered in a shape that is not known")
+        raise errors.Reshaped("my_finetunes answered in a shape that is not known")
     return set(listed)
 
 

@@ -6,8 +6,10 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
+
+from cronsim import CronSim, CronSimError
 
 from tasks.durations import ACCEPTED_DURATION, parse_duration
 from tasks.errors import InvalidRequest
@@ -90,7 +92,8 @@ def _policy(table: Mapping[str, Any], n: int, places: _Places) -> Policy:
     if "name" not in values:
         raise places.error(n, None, "this policy has no name: give one, such as name = 'tests'")
     policy = Policy(**values)
-    if "*" in policy.match and policy.older_than is None and policy.unused_for is None:
+    matches_all = any(not pattern.strip("*?") for pattern in policy.match)
+    if matches_all and policy.older_than is None and policy.unused_for is None:
         raise places.error(n, None, f"{policy.name!r} matches all and names no age: give older_than or unused_for")
     return policy
 
@@ -143,9 +146,12 @@ def _mode(value: object) -> object:
 
 
 def _schedule(value: object) -> str:
+    accepted = "give five fields in UTC, such as '0 3 * * *'"
     parts = value.split() if isinstance(value, str) else []
-    if len(parts) != 5 or not all(re.fullmatch(r"[\d*/,a-zA-Z-]+", part) for part in parts):
-        raise InvalidRequest(f"{value!r} is not a cron schedule: give five fields in UTC, such as '0 3 * * *'")
+    try:
+        next(CronSim(" ".join(parts if len(parts) == 5 else ()), datetime.now(UTC), reverse=True))
+    except (CronSimError, StopIteration):
+        raise InvalidRequest(f"{value!r} is not a cron schedule: {accepted}") from None
     return " ".join(parts)
 
 

@@ -268,6 +268,7 @@ def _request(line: str) -> Request:
         source=stored["source"],
         due_at=from_ms(stored["due_at"]),
         missing_ok=stored["missing_ok"],
+        withdrawn_at=from_ms(stored["withdrawn_at"]) if stored.get("withdrawn_at") else None,
     )
 
 

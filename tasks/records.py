@@ -65,6 +65,7 @@ class Request:
     source: str
     due_at: datetime
     missing_ok: bool
+    withdrawn_at: datetime | None = None  # a cleanup's, whose finetune was used or protected since
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -75,6 +76,7 @@ class Request:
             "source": self.source,
             "due_at": iso(self.due_at),
             "missing_ok": self.missing_ok,
+            **({"withdrawn_at": iso(self.withdrawn_at)} if self.withdrawn_at else {}),
         }
 
 

@@ -130,9 +130,7 @@ class Crew:
             if claimed.kind == "probe":
                 self._probe(claimed, client)
             else:
-                run = Run(
-                    claimed, api=client, ledger=self.ledger, rules=self.rules, sleep=self._sleep, began=asked
-                )
+                run = Run(claimed, api=client, ledger=self.ledger, rules=self.rules, sleep=self.sleep, began=asked)
                 outcome = run.first_look() if claimed.kind == "look" else run.run()
                 result = run.input(outcome)
                 _log(claimed, outcome)
@@ -152,7 +150,8 @@ class Crew:
         finally:
             self.ledger.release(claimed.account, claimed.id)
 
-    def _sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float) -> None:
+        """Wait; raises `HandBack` as soon as the process is to stop."""
         if self.stopping.wait(seconds):
             raise HandBack("the worker is stopping")
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 from celery import Celery, signals
@@ -16,23 +16,26 @@ from kombu import Exchange, Queue
 from redis.exceptions import RedisError
 
 from tasks import definitions
-from tasks.bfl import BflClient, Timeouts
+from tasks.bfl import BflClient, BflReader, Timeouts
 from tasks.claims import WakeUp
 from tasks.dispatch import Dispatcher
-from tasks.errors import LedgerUnavailable
+from tasks.errors import InvalidRequest, LedgerUnavailable
 from tasks.intake import Intake
 from tasks.ledger import Ledger
 from tasks.outcomes import Rules
+from tasks.schedule import Cleaner
 from tasks.work import Crew
 from worker.channel import install, set_aside
 from worker.connections import CONNECT_SECONDS, SOCKET_SECONDS, celery_url, connect, redis_url, terms
 from worker.logs import configure as configure_logs
+from worker.policy_file import read_policies
 from worker.server_checks import check_server
 from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
 from worker.stopping import Stopping
 
 log = structlog.get_logger()
 
+Reader = TypeVar("Reader", bound=BflReader)
 POOLS = ("thread", "prefork")  # the names of their modules in celery.concurrency
 # Celery's own slots: they accept and wake; API calls run on JANITOR_THREADS threads beside them.
 _SLOTS = 4
@@ -59,12 +62,20 @@ class Services:
     @cached_property
     def crew(self) -> Crew:
         settings = self.settings
-        clients = {name: client(settings, account) for name, account in settings.accounts.items()}
+        clients = {name: client(settings, account, BflClient) for name, account in settings.accounts.items()}
         rules = Rules(settings.look_first, settings.first_look_within, settings.retry_budget)
         return Crew(
             ledger=self.ledger, clients=clients, rules=rules, owner=_process_name(), threads=settings.threads,
             answer=self.answer, stopping=self.stopping,
         )  # fmt: skip
+
+    def tick(self) -> None:
+        """What a minute brings: scheduled cleanups."""
+        self.cleaner.tick(read_policies(self.settings.policy_file) if self.settings.policy_file else ())
+
+    @cached_property
+    def cleaner(self) -> Cleaner:
+        return cleaner(self.settings, self.ledger, self.intake, self.crew.sleep)
 
     def wake(self, wakeup: WakeUp) -> None:
         definitions.wake(self.app, wakeup)
@@ -148,14 +159,28 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
             "health_check_interval": 10,
             "retry_on_timeout": False,  # True may publish twice
         },
+        "beat_schedule": {
+            "tick": {
+                "task": "finetunes.tick",
+                "schedule": settings.tick_every,
+                # The next one says the same: what waited longer is not worth having.
+                "options": {"expires": settings.tick_every.total_seconds()},
+            }
+        },
         "beat_scheduler": "celery.beat:Scheduler",  # no file to keep: what is due is decided in the ledger
     }
 
 
-def client(settings: Settings, account: Account) -> BflClient:
+def client(settings: Settings, account: Account, kind: type[Reader]) -> Reader:
     """An API client for one account."""
     timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
-    return BflClient(account.url, account.key.get_secret_value(), timeouts)
+    return kind(account.url, account.key.get_secret_value(), timeouts)
+
+
+def cleaner(settings: Settings, ledger: Ledger, intake: Intake, sleep: Callable[[float], None]) -> Cleaner:
+    """What makes plans; its clients have no delete method."""
+    readers = {name: client(settings, account, BflReader) for name, account in settings.accounts.items()}
+    return Cleaner(ledger, intake, readers, settings.max_concurrent, settings.retry_budget, sleep)
 
 
 def require_accounts(settings: Settings) -> None:
@@ -190,9 +215,11 @@ def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
             require_accounts(settings)
             if pool not in POOLS:
                 raise SettingsError(f"the pool {pool!r} is not supported: give one of threads, prefork")
+            if settings.policy_file:
+                read_policies(settings.policy_file)
             _check_redis(services(), strict=settings.strict)
             _register(services())
-        except SettingsError as error:
+        except (SettingsError, InvalidRequest) as error:
             print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
 

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     dispatch_every: Duration = Field(
         timedelta(seconds=1), description="how often each worker looks for due work and ended leases"
     )
+    tick_every: Duration = Field(
+        timedelta(minutes=1), description="how often beat has the cleanups looked for whose time has come"
+    )
     allow_org_ids: bool = Field(default=False, description="accept ids of the form org/name")
     allow_api_url: bool = Field(
         default=False, description="accept an API URL that is neither at bfl.ai nor loopback"
@@ -119,7 +122,7 @@ def check(settings: Settings) -> None:
     """Raise `SettingsError` where two settings contradict each other."""
     for name in (
         "lease", "call_deadline", "connect_timeout", "read_timeout", "retention", "visibility_timeout",
-        "dispatch_every", "give_up_after",
+        "dispatch_every", "give_up_after", "tick_every",
     ):  # fmt: skip
         if getattr(settings, name) <= timedelta(0):
             raise SettingsError(f"JANITOR_{name.upper()} must be longer than 0s")

@@ -17,6 +17,8 @@ for i, request in ipairs(input.requests) do
     local created
     d, created = add(request)
     answers[i] = {d.id, created, 0}
+    local why = is_cleanup(request) and spared(d, request.at, given(request.fingerprint))
+    if why then withdraw_cleanup(d, why) end
     local retried = string.match(request.source, '^retry:(.+)$')
     if retried and redis.call('EXISTS', prefix .. 'd:' .. retried) == 1 then
       redis.call('HSET', prefix .. 'd:' .. retried, 'retried_by', d.id)

@@ -13,21 +13,7 @@ local function cancel(d)
     if by ~= input.nonce then set(d, {cancel_requested_at = now, cancelled_by = input.nonce}) end
     return 'requested'
   end
-  if d.unclear_at or (d.state == 'running' and d.calling) then
-    set(d, {cancel_requested_at = now, cancelled_by = input.nonce})
-    if d.state ~= 'running' then
-      if d.state == 'scheduled' then move(d, 'queued', now, 'resolve')
-      else
-        redis.call('ZREM', order_key(d, d.state), d.id)
-        set(d, {lane = 'resolve'})
-        enter(d, d.state, now)
-      end
-    end
-    return 'requested'
-  end
-  set(d, {cancel_requested_at = now, cancelled_by = input.nonce})
-  finish(d, {state = 'cancelled', message = 'withdrawn on request before anything was deleted'})
-  return 'cancelled'
+  return withdraw(d, input.nonce, 'withdrawn on request before anything was deleted')
 end
 
 local answers = {}

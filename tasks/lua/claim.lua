@@ -53,6 +53,11 @@ local function is_called_at_once(d)
 end
 
 local function start(d)
+  local why = d.cleanup and spared(d, tonumber(d.cleanup))
+  if why then
+    withdraw_cleanup(d, why)
+    return
+  end
   move(d, 'running', now + input.lease_ms)
   set(d, {token = d.token + 1, owner = input.owner, calling = is_called_at_once(d) and now or ''})
   redis.call('ZREM', prefix .. 'looks:' .. account, d.id)

@@ -23,7 +23,7 @@ end
 local FIELDS = {
   'finetune_id', 'account', 'state', 'lane', 'created_at', 'due_at', 'token', 'calling', 'unclear_at',
   'cancel_requested_at', 'named', 'joined', 'crashes', 'fingerprint', 'looked_at', 'asked_at', 'deadline',
-  'backoffs', 'last_tried', 'concluded', 'relook',
+  'backoffs', 'last_tried', 'concluded', 'relook', 'cleanup',
 }
 
 local function read(id)
@@ -102,6 +102,10 @@ local function request_line(request)
   })
 end
 
+local function is_cleanup(request)
+  return string.sub(request.source, 1, 8) == 'cleanup:'
+end
+
 local function remember_named(d, request)
   if request.source ~= 'name' then return end
   set(d, {named = d.named and (d.named .. '\n' .. request.id) or request.id})
@@ -132,7 +136,7 @@ local function create(request)
     finetune_id = d.finetune_id, account = d.account, state = state, lane = d.lane, created_at = now,
     due_at = due, deadline = due + input.give_up_after_ms, asked_at = request.at, token = 0,
     fingerprint = request.fingerprint, looked_at = request.looked_at, requests = request_line(request),
-    nonce = request.nonce,
+    nonce = request.nonce, cleanup = is_cleanup(request) and request.at or nil,
   })
   remember_named(d, request)
   redis.call('HSET', prefix .. 'open:' .. d.account, d.finetune_id, d.id)
@@ -157,6 +161,7 @@ local function join(d, request)
   append(d, 'requests', request_line(request))
   redis.call('SET', prefix .. 'r:' .. request.id, d.id)
   set(d, {joined = (tonumber(d.joined) or 0) + 1, asked_at = math.min(d.asked_at, request.at)})
+  if is_cleanup(request) then set(d, {cleanup = math.max(d.cleanup or 0, request.at)}) end
   remember_named(d, request)
   -- A request for one incarnation hastens the deletion of no other.
   local same = not given(request.fingerprint) or request.fingerprint == d.fingerprint
@@ -187,7 +192,7 @@ local function leftovers(d, since)
   local kept, left = {}, {}
   for line in string.gmatch(redis.call('HGET', prefix .. 'd:' .. d.id, 'requests'), '[^\n]+') do
     local request = cjson.decode(line)
-    if request.id ~= d.id and request.at > since then left[#left + 1] = request
+    if request.id ~= d.id and request.at > since and not given(request.withdrawn_at) then left[#left + 1] = request
     else kept[#kept + 1] = line end
   end
   set(d, {requests = table.concat(kept, '\n')})
@@ -225,6 +230,59 @@ local function finish(d, outcome)
     redis.call('ZADD', prefix .. 'outbox', now + (input.answer_within_ms or 0), id)
     owed[#owed + 1] = id
   end
+end
+
+-- Withdraw a deletion: at once, or, where a call of ours may have been made, once a look has shown how it ended.
+local function withdraw(d, nonce, message)
+  set(d, {cancel_requested_at = now, cancelled_by = nonce})
+  if not (d.unclear_at or (d.state == 'running' and d.calling)) then
+    finish(d, {state = 'cancelled', message = message})
+    return 'cancelled'
+  end
+  if d.state == 'scheduled' then move(d, 'queued', now, 'resolve') end
+  if d.state == 'queued' then
+    redis.call('ZREM', order_key(d, d.state), d.id)
+    set(d, {lane = 'resolve'})
+    enter(d, d.state, now)
+  end
+  return 'requested'
+end
+
+-- Why a cleanup may not have this finetune, if it may not. planned_at: when its plan was made.
+local function spared(d, planned_at, fingerprint)
+  local protected = tonumber(redis.call('HGET', prefix .. 'protected:' .. d.account, d.finetune_id) or 0)
+  if protected > now then return 'it is protected' end
+  local used = tonumber(redis.call('HGET', prefix .. 'used:' .. d.account, d.finetune_id) or 0)
+  if used >= planned_at then return 'it was used after the plan was made' end
+  local seen = fingerprint and redis.call('HGET', prefix .. 'inventory:' .. d.account, d.finetune_id)
+  if seen and cjson.decode(seen).fingerprint ~= fingerprint then return 'the name belongs to another finetune now' end
+end
+
+-- A cleanup's requests are withdrawn, and with the last request the deletion; answers whether any was.
+local function withdraw_cleanup(d, why)
+  if not d.cleanup or d.cancel_requested_at or is_final(d.state) then return false end
+  local lines, due = {}, nil
+  for line in string.gmatch(redis.call('HGET', prefix .. 'd:' .. d.id, 'requests'), '[^\n]+') do
+    local request = cjson.decode(line)
+    if not given(request.withdrawn_at) then
+      if is_cleanup(request) then
+        request.withdrawn_at = now
+        line = cjson.encode(request)
+      else
+        due = math.min(due or math.huge, request.due_at)
+      end
+    end
+    lines[#lines + 1] = line
+  end
+  set(d, {requests = table.concat(lines, '\n'), cleanup = ''})
+  if not due then
+    withdraw(d, 'cleanup', 'kept: ' .. why)
+  elseif d.state ~= 'running' and (tonumber(d.backoffs) or 0) == 0 and due ~= tonumber(d.due_at) then
+    if due > now and d.state == 'queued' then move(d, 'scheduled', due)
+    else redis.call('ZADD', order_key(d, d.state), due, d.id) end
+    set(d, {due_at = due, deadline = due + input.give_up_after_ms})
+  end
+  return true
 end
 
 local function live(account, at)

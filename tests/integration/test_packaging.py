@@ -49,4 +49,4 @@ def test_what_is_installed_from_the_wheel_works(wheel, tmp_path):
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     argv = [sys.executable, "-c", code]
     done = subprocess.run(argv, env=env, cwd="/", capture_output=True, text=True, timeout=30, check=False)
-    assert done.stdout.split() == [str(tmp_path / "tasks/__init__.py"), "9"], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "tasks/__init__.py"), "11"], done.stderr

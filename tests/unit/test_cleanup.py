@@ -41,7 +41,7 @@ KEPT = {
     "_age_unknown": (Policy("tmp", match=("f*",)), Finetune("ft", "v1:mode=1"), "its age is not known"),
     "_without_fingerprint": (OLD, replace(STALE, fingerprint=None), "which finetune it is could not be read"),
     "_too_young": (OLD, replace(STALE, began=ago(29)), "not older than 30 days (29)"),
-    "_use_not_reported": (UNUSED, STALE, "no use reported since 2026-10-03"),
+    "_use_not_reported": (UNUSED, STALE, "use is reported only since 2026-10-03"),
     "_used_lately": (UNUSED, replace(STALE, last_used=ago(2)), "used within 30 days, on 2026-10-30"),
     "_newer_than_its_use": (UNUSED, replace(STALE, began=ago(3)), "not there for 30 days yet"),
     "_among_the_newest": (replace(OLD, keep_newest=1), STALE, "among the newest 1"),
@@ -89,6 +89,8 @@ def test_the_newest_are_those_that_began_last():
 
 def test_use_that_is_reported_with_gaps_keeps_all():
     assert told(UNUSED, STALE, use_since=None) == ("keep", "no use is reported")
+    (item,) = select(UNUSED, [STALE], use_since=None, use_last=ago(3), now=NOW)
+    assert (item.action, item.reason) == ("keep", "no use reported since 2026-10-29")
 
 
 CAPS = [

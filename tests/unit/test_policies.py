@@ -39,6 +39,7 @@ MISTAKES = {
     "policy = 7\n": "'policy' is not accepted: give [[policy]] tables",
     f"[[policy]]\n{FINE}older = '3d'\n": "line 4: 'older' is not known: accepted are name, account, match",
     "[[policy]]\nname = 'a'\n": "line 1: 'a' matches all and names no age: give older_than or unused_for",
+    "[[policy]]\nname = 'a'\nmatch = '?*'\n": "line 1: 'a' matches all and names no age",
     "[[policy]]\nname = 'a'\nkeep_newest = 3\n": "line 1: 'a' matches all and names no age",
     "[[policy]]\nolder_than = '30d'\n": "line 1: this policy has no name",
     "\n\n[[policy]]\nname = 'A b'\n": "line 4: name: 'A b' is not a name: give lowercase",
@@ -56,6 +57,9 @@ MISTAKES = {
     f"[[policy]]\n{FINE}grace = 5\n": "line 4: grace: 5 is not a duration",
     f"[[policy]]\n{FINE}mode = 'delete'\n": "line 4: mode: 'delete' is not accepted: give 'plan' or 'apply'",
     f"[[policy]]\n{FINE}schedule = 'daily'\n": "line 4: schedule: 'daily' is not a cron schedule",
+    f"[[policy]]\n{FINE}schedule = '0 25 * * *'\n": "line 4: schedule: '0 25 * * *' is not a cron schedule",
+    f"[[policy]]\n{FINE}schedule = '0 0 30 2 *'\n": "line 4: schedule: '0 0 30 2 *' is not a cron schedule",
+    f"[[policy]]\n{FINE}schedule = '0 0 0 * * *'\n": "line 4: schedule: '0 0 0 * * *' is not a cron schedule",
     f"[[policy]]\n{FINE}[[policy]]\n{FINE}": "line 5: 'a' names two policies: give each a name of its own",
     f"[[policy]]\n{FINE}[[policy]]\nname = 'b'\nmode = 7\nolder_than = '3d'\n": "line 6: mode: 7 is not accepted",
 }

@@ -23,7 +23,11 @@ _COMMANDS = {
     "pause": ("control", "Stop all deleting within 2 seconds, everywhere."),
     "resume": ("control", "Go on deleting after a pause."),
     "poison": ("control", "List, show or drop messages that nobody could read."),
-    "cleanup": ("cleanup", "Check the policies for stale finetunes."),
+    "finetunes": ("finetunes", "Show what is there: age, last use, protection, stale or not."),
+    "protect": ("finetunes", "Keep finetunes from cleanups."),
+    "unprotect": ("finetunes", "Let cleanups have finetunes again."),
+    "touch": ("finetunes", "Report that finetunes are used."),
+    "cleanup": ("cleanup", "Find stale finetunes: check, plan, show, list, apply."),
     "doctor": ("doctor", "Check settings, Redis, the API and the workers."),
     "worker": ("processes", "Run a worker."),
     "beat": ("processes", "Run beat, which starts scheduled cleanups."),
@@ -99,9 +103,15 @@ def _drop_stdout() -> None:
 
 
 def exit_code(error: Exception) -> int:
-    """The exit code for an error: 1 unknown deletion, 3 unreachable, 2 anything a person can correct."""
-    from tasks.errors import ApiError, LedgerUnavailable, UnknownDeletion  # noqa: PLC0415 -- as above
+    """The exit code for an error: 1 unknown or a refused plan, 3 unreachable, 2 what a person can correct."""
+    from tasks.errors import (  # noqa: PLC0415 -- as above
+        ApiError,
+        LedgerUnavailable,
+        PlanRefused,
+        UnknownDeletion,
+        UnknownPlan,
+    )
 
     if isinstance(error, LedgerUnavailable | ApiError):
         return _UNREACHABLE
-    return 1 if isinstance(error, UnknownDeletion) else _WRONG_USAGE
+    return 1 if isinstance(error, UnknownDeletion | UnknownPlan | PlanRefused) else _WRONG_USAGE

@@ -1,4 +1,4 @@
-"""Commands about stale finetunes: check."""
+"""Commands about stale finetunes: check, plan, show, list, apply."""
 
 from __future__ import annotations
 
@@ -8,10 +8,17 @@ import click
 
 from tasks.durations import format_duration
 from tasks.errors import InvalidRequest
-from tasks.policies import Policy, PolicyError, parse_policies
+from tasks.plans import Plan, get_plan, list_plans
+from tasks.policies import Policy
+from worker.cli.common import json_option, open_desk, progress
+from worker.cli.enqueue import login
+from worker.cli.output import local, note, print_json, print_rows
+from worker.policy_file import read_policies
 from worker.settings import load_settings
 
-_PATH = click.Path(dir_okay=False, path_type=Path)
+_file_option = click.option(
+    "--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
+)
 
 
 @click.group()
@@ -22,13 +29,13 @@ def cleanup() -> None:
 
     \b
     janitor cleanup check
+    janitor cleanup plan --policy tests
+    janitor cleanup apply 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11
     """
 
 
 @cleanup.command()
-@click.option(
-    "--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
-)
+@_file_option
 def check(*, file: Path | None) -> int:
     """Check the policies, and nothing else; say what each would do.
 
@@ -41,17 +48,125 @@ def check(*, file: Path | None) -> int:
     return 0
 
 
-def read_policies(file: Path | None) -> tuple[Policy, ...]:
-    """The policies in `file`; raises `InvalidRequest` with the file, the line and the reason."""
-    if file is None:
-        raise InvalidRequest("no policies: set JANITOR_POLICY_FILE to a TOML file, or give --file")
-    try:
-        return parse_policies(file.read_text(encoding="utf-8"))
-    except PolicyError as error:
-        raise InvalidRequest(f"{file}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise InvalidRequest(f"{file} cannot be read: {reason}") from None
+@cleanup.command("plan")
+@_file_option
+@click.option("--policy", "name", metavar="NAME", help="Only this policy; all unless given.")
+@json_option
+def plan_(*, file: Path | None, name: str | None, as_json: bool) -> int:
+    """List every finetune with keep or delete and the reason; delete nothing.
+
+    The plan is kept with an id, for `janitor cleanup apply`. Exit code 1 where one is blocked: beyond a cap, or
+    made from a list that cannot be believed.
+
+    \b
+    janitor cleanup plan
+    janitor cleanup plan --policy tests --json
+    """
+    desk = open_desk()
+    policies = _named(read_policies(file or desk.settings.policy_file), name)
+    blocked = False
+    for policy in policies:
+        with progress(f"looking at {policy.account}") as advance:
+            plan = desk.cleaner.plan(policy, advance=advance)
+        blocked = blocked or plan.blocked is not None
+        _print(plan, as_json=as_json)
+    return 1 if blocked else 0
+
+
+@cleanup.command()
+@click.argument("id_", metavar="PLAN_ID")
+@json_option
+def show(*, id_: str, as_json: bool) -> int:
+    """Show a plan again.
+
+    \b
+    janitor cleanup show 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11
+    """
+    _print(get_plan(open_desk().ledger, id_), as_json=as_json)
+    return 0
+
+
+@cleanup.command("list")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many.")
+@json_option
+def list_(*, limit: int, as_json: bool) -> int:
+    """List plans, newest first.
+
+    \b
+    janitor cleanup list
+    """
+    plans = list_plans(open_desk().ledger, limit=limit)
+    if as_json:
+        print_json(plan.summary() for plan in plans)
+        return 0
+    print_rows(("WHEN", "POLICY", "ACCOUNT", "ID", "DELETES", "STATE"), [_cells(plan) for plan in plans])
+    return 0
+
+
+@cleanup.command()
+@click.argument("id_", metavar="PLAN_ID")
+@json_option
+def apply(*, id_: str, as_json: bool) -> int:
+    """Ask for just the deletions of a plan, each guarded by its fingerprint, after the policy's grace.
+
+    What was used, protected or replaced since is kept. A plan that is blocked, or older than 24 hours, is refused
+    with exit code 1. Twice applied is once applied.
+
+    \b
+    janitor cleanup apply 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11
+    """
+    from tasks.plans import apply_plan  # noqa: PLC0415 -- one name beside this command's own
+
+    desk = open_desk()
+    applied = apply_plan(desk.ledger, desk.intake, get_plan(desk.ledger, id_), requested_by=login())
+    if as_json:
+        print_json(one.deletion.to_json() | {"created": one.created, "kept": one.kept} for one in applied)
+    for one in applied:
+        if one.kept:
+            note(f"{one.deletion.finetune_id} is kept: {one.kept.removeprefix('kept: ')}")
+        elif not as_json:
+            due = local(one.deletion.due_at)
+            click.echo(f"{one.deletion.finetune_id}  {one.deletion.id}  {one.deletion.state}, due {due}")
+    new = sum(one.created and one.kept is None for one in applied)
+    note(f"{new} of {len(applied)} accepted; `janitor list --state scheduled` shows what is coming")
+    return 0
+
+
+def _named(policies: tuple[Policy, ...], name: str | None) -> tuple[Policy, ...]:
+    found = tuple(policy for policy in policies if name in (None, policy.name))
+    if name is not None and not found:
+        known = ", ".join(policy.name for policy in policies) or "none"
+        raise InvalidRequest(f"no policy is called {name!r}: there are {known}")
+    if not found:
+        note("no policy: nothing to plan")
+    return found
+
+
+def _print(plan: Plan, *, as_json: bool) -> None:
+    if as_json:
+        print_json([plan.to_json()])
+        return
+    items = sorted(plan.items, key=lambda item: item.action)
+    print_rows(("ACTION", "FINETUNE", "REASON"), [(item.action, item.finetune_id, item.reason) for item in items])
+    totals = f"{plan.deletions} of {plan.total} finetunes of account {plan.account} to delete"
+    note(
+        f"plan {plan.id} of {plan.policy}, {local(plan.created_at)}: {totals}, after {format_duration(plan.grace)}"
+    )
+    if plan.blocked:
+        note(f"blocked, it cannot be applied: {plan.blocked}")
+    elif not plan.applied_at:
+        note(f"nothing was deleted; `janitor cleanup apply {plan.id}` asks for it")
+
+
+def _cells(plan: Plan) -> tuple[str, ...]:
+    count = f"{plan.deletions} of {plan.total}"
+    return local(plan.created_at), plan.policy, plan.account, plan.id, count, _state(plan)
+
+
+def _state(plan: Plan) -> str:
+    if plan.blocked:
+        return f"blocked: {plan.blocked}"
+    return f"applied {local(plan.applied_at)}" if plan.applied_at else "not applied"
 
 
 def _in_words(policy: Policy) -> str:

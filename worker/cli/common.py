@@ -8,19 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tasks.claims import WakeUp
 from tasks.durations import parse_duration, parse_time
 from tasks.errors import InvalidRequest
+from tasks.intake import Intake
 from tasks.ledger import Ledger
 from tasks.queries import get, get_many
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.connections import connect, redis_url, terms
 from worker.logs import configure as configure_logs
 from worker.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from tasks.schedule import Cleaner
 
 NOT_IN_TIME = 4
 _POLL_SECONDS = 0.1
@@ -36,6 +40,18 @@ class Desk:
     @cached_property
     def ledger(self) -> Ledger:
         return Ledger(connect(self.url, patient=False), terms(self.settings))
+
+    @cached_property
+    def intake(self) -> Intake:
+        return Intake(self.ledger, self.wake, allow_org_ids=self.settings.allow_org_ids)
+
+    @cached_property
+    def cleaner(self) -> Cleaner:
+        """What looks at the API and makes plans; raises `SettingsError` without a key."""
+        from worker.app import cleaner, require_accounts  # noqa: PLC0415 -- brings in Celery
+
+        require_accounts(self.settings)
+        return cleaner(self.settings, self.ledger, self.intake, time.sleep)
 
     def wake(self, wakeup: WakeUp) -> None:
         from tasks.definitions import wake  # noqa: PLC0415 -- brings in Celery
@@ -82,14 +98,13 @@ def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) 
     """
     deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
     found: dict[str, Deletion] = {}
-    with _progress(len(ids)) as advance:
+    with progress("deletions") as advance:
         while True:
             open_ids = [id_ for id_ in ids if id_ not in found or not found[id_].state.is_final]
-            before = len(ids) - len(open_ids)
             for id_, deletion in zip(open_ids, get_many(ledger, open_ids), strict=True):
                 found[id_] = deletion or get(ledger, id_)
             done = sum(1 for id_ in ids if found[id_].state.is_final)
-            advance(done - before)
+            advance(done, len(ids))
             if done == len(ids):
                 return [found[id_] for id_ in ids], True
             if deadline is not None and time.monotonic() >= deadline:
@@ -98,13 +113,14 @@ def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) 
 
 
 @contextmanager
-def _progress(total: int) -> Iterator[Callable[[int], None]]:
-    if total < 2 or not sys.stderr.isatty():
-        yield lambda _: None
+def progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar for long work, told (done, total); on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda _done, _total: None
         return
     from rich.console import Console  # noqa: PLC0415 -- heavy
     from rich.progress import Progress  # noqa: PLC0415
 
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("deletions", total=total)
-        yield lambda done: progress.advance(task, done)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

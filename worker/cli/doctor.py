@@ -7,6 +7,7 @@ from datetime import timedelta
 
 import click
 
+from tasks.bfl import BflReader
 from tasks.durations import format_duration, iso
 from tasks.errors import ApiError, KeyRefused, LedgerUnavailable, Unclear
 from tasks.ledger import Ledger
@@ -131,7 +132,7 @@ def _check_api(settings: Settings, account: Account) -> Finding:
     name = f"api {account.name}"
     suffix = "" if account.name == DEFAULT_ACCOUNT else f"_{account.name.upper()}"
     try:
-        count = len(names(client(settings, account).my_finetunes()))
+        count = len(names(client(settings, account, BflReader).my_finetunes()))
     except KeyRefused as error:
         return Finding(name, "error", f"{account.url} refuses the key ({error}): correct BFL_API_KEY{suffix}")
     except Unclear as error:

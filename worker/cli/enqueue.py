@@ -14,7 +14,8 @@ import click
 
 from tasks.claims import Accepted
 from tasks.errors import InvalidRequest, UnknownDeletion
-from tasks.intake import BULK, Intake
+from tasks.intake import BULK
+from tasks.inventory import protected_among
 from tasks.queries import Filter, get_many, known_accounts, list_deletions, open_deletions, workers_seen
 from tasks.records import Deletion, NewRequest, State, check_account, check_state
 from worker.cli.common import (
@@ -70,7 +71,7 @@ def delete(
     wanted = list(dict.fromkeys([*ids, *_lines(file)]))
     if not wanted:
         raise click.UsageError("no finetune id is given: name at least one, or a file with --file")
-    who = requested_by or _login()
+    who = requested_by or login()
     requests = [
         NewRequest(
             id=str(uuid.uuid4()), finetune_id=id_, account=account, source="command", requested_by=who,
@@ -147,7 +148,7 @@ def retry(
     requests = [
         NewRequest(
             id=str(uuid.uuid4()), finetune_id=d.finetune_id, account=d.account, source=f"retry:{d.id}",
-            requested_by=_login(), fingerprint=d.fingerprint,
+            requested_by=login(), fingerprint=d.fingerprint,
             missing_ok=any(request.missing_ok for request in d.requests), bulk=len(old) > BULK,
         )
         for d in old
@@ -158,8 +159,9 @@ def retry(
 def _accept(
     desk: Desk, requests: Sequence[NewRequest], *, wait: bool, timeout: float | None, as_json: bool
 ) -> int:
-    intake = Intake(desk.ledger, desk.wake, allow_org_ids=desk.settings.allow_org_ids)
-    accepted = intake.accept(requests)
+    accepted = desk.intake.accept(requests)
+    for id_ in protected_among(desk.ledger, requests[0].account, [request.finetune_id for request in requests]):
+        note(f"{id_} is protected: from cleanups, not from this request; `janitor cancel` withdraws it")
     if not workers_seen(desk.ledger):
         note("accepted, but no worker is seen: it waits until one runs (`janitor up`, or `janitor worker`)")
     if wait:
@@ -236,7 +238,7 @@ def _not_again(deletion: Deletion) -> str | None:
     return None
 
 
-def _login() -> str:
+def login() -> str:
     try:
         name = getpass.getuser()
     except (OSError, KeyError):  # a container's uid may have no name; KeyError before Python 3.13

@@ -66,6 +66,17 @@ def _cells(deletion: Deletion, *, wide: bool) -> Iterable[Any]:
     yield from (map(Text, what) if wide else [Text("\n".join(filter(None, what)))])
 
 
+def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A plain table that fits the terminal; long cells fold."""
+    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
+    from rich.text import Text  # noqa: PLC0415
+
+    table = Table(*headings, box=None, header_style="bold", pad_edge=False)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    _console().print(table)
+
+
 def print_record(deletion: Deletion) -> None:
     """Everything about one deletion."""
     from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
@@ -107,7 +118,8 @@ def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
     for request in deletion.requests:
         who = f" by {request.requested_by}" if request.requested_by else ""
         why = f": {request.reason}" if request.reason else ""
-        yield "request", f"{local(request.at)} {request.source}{who}{why} ({request.id})"
+        gone = f", withdrawn {local(request.withdrawn_at)}" if request.withdrawn_at else ""
+        yield "request", f"{local(request.at)} {request.source}{who}{why} ({request.id}){gone}"
     for attempt in deletion.attempts:
         status = f"HTTP {attempt.http_status}" if attempt.http_status else attempt.error or ""
         sent = "" if attempt.sent else " (not sent)"

@@ -1,0 +1,175 @@
+"""Plans: what a policy would delete, kept with an id, and carried out exactly or not at all."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from tasks.cleanup import Item, blocked
+from tasks.durations import format_duration, iso, parse_time
+from tasks.errors import PlanRefused, UnknownPlan
+from tasks.intake import Intake
+from tasks.inventory import Inventory
+from tasks.ledger import Ledger
+from tasks.policies import Policy
+from tasks.queries import get_many
+from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, from_ms, to_ms
+from tasks.redis_errors import unavailable
+
+APPLY_WITHIN = timedelta(hours=24)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a policy would do with each finetune of its account. blocked: why it must not be applied."""
+
+    id: str
+    policy: str
+    account: str
+    created_at: datetime
+    grace: timedelta
+    blocked: str | None = None
+    applied_at: datetime | None = None
+    deletions: int = 0
+    total: int = 0
+    items: tuple[Item, ...] = ()
+
+    def summary(self) -> dict[str, Any]:
+        """The stable JSON form, without the items."""
+        return {
+            "id": self.id,
+            "policy": self.policy,
+            "account": self.account,
+            "created_at": iso(self.created_at),
+            "blocked": self.blocked,
+            "applied_at": iso(self.applied_at),
+            "grace_seconds": self.grace.total_seconds(),
+            "deletions": self.deletions,
+            "total": self.total,
+        }
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.summary(), "items": [item.to_json() for item in self.items]}
+
+
+class Applied(NamedTuple):
+    """What became of one item: the deletion, whether it is new, and why the finetune is kept, if it is."""
+
+    deletion: Deletion
+    created: bool
+    kept: str | None
+
+
+def make_plan(policy: Policy, inventory: Inventory, plan_id: str) -> Plan:
+    """The plan of `policy` for what was surveyed. Pure."""
+    items = inventory.select(policy)
+    why = blocked(policy, items, seen_before=inventory.seen_before, deleted_by_us=inventory.deleted_by_us)
+    plan = empty_plan(policy, inventory.now, plan_id, blocked=why)
+    deletions = sum(item.action == "delete" for item in items)
+    return replace(plan, items=tuple(items), total=len(items), deletions=deletions)
+
+
+def empty_plan(policy: Policy, now: datetime, plan_id: str, *, blocked: str | None) -> Plan:
+    """A plan without items, as for a list that could not be read."""
+    return Plan(plan_id, policy.name, policy.account, now, policy.grace, blocked)
+
+
+def store(ledger: Ledger, plan: Plan) -> Plan:
+    """Keep a plan as long as records; answers the one that is kept, the first under its id."""
+    key, index = f"{ledger.prefix}plan:{plan.id}", f"{ledger.prefix}plans"
+    items = json.dumps([item.to_json() for item in plan.items])
+    life = ledger.terms.retention
+    with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
+        pipe.hsetnx(key, "summary", json.dumps(plan.summary()))
+        pipe.hsetnx(key, "items", items)
+        pipe.pexpire(key, life)
+        pipe.zadd(index, {plan.id: to_ms(plan.created_at)}, nx=True)
+        pipe.zremrangebyscore(index, "-inf", to_ms(plan.created_at - life))
+        pipe.execute()
+    return get_plan(ledger, plan.id)
+
+
+def get_plan(ledger: Ledger, plan_id: str) -> Plan:
+    """The plan with this id; raises `UnknownPlan`."""
+    with unavailable():
+        stored: Any = ledger.redis.hgetall(f"{ledger.prefix}plan:{plan_id}")
+    if not stored:
+        raise UnknownPlan(f"no plan has the id {plan_id!r}: `janitor cleanup list` shows those there are")
+    items = tuple(_item(item) for item in json.loads(stored["items"]))
+    return replace(_plan(stored["summary"], stored.get("applied_at")), items=items)
+
+
+def list_plans(ledger: Ledger, *, limit: int = 50) -> list[Plan]:
+    """Plans, newest first, without their items."""
+    with unavailable():
+        ids: Any = ledger.redis.zrevrange(f"{ledger.prefix}plans", 0, limit - 1)
+        with ledger.redis.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                pipe.hmget(f"{ledger.prefix}plan:{id_}", "summary", "applied_at")
+            rows = pipe.execute()
+    return [_plan(*row) for row in rows if row[0]]
+
+
+def apply_plan(ledger: Ledger, intake: Intake, plan: Plan, *, requested_by: str | None) -> list[Applied]:
+    """Ask for just the plan's deletions, each once, however often it is applied. Raises `PlanRefused`.
+
+    What was used, protected or replaced since the plan was made is kept: its request is withdrawn at once.
+    """
+    age = from_ms(ledger.now_ms()) - plan.created_at
+    if plan.blocked:
+        raise PlanRefused(f"plan {plan.id} is blocked, nothing was written: {plan.blocked}")
+    if age > APPLY_WITHIN:
+        old = format_duration(timedelta(minutes=age // timedelta(minutes=1)))
+        raise PlanRefused(
+            f"plan {plan.id} is {old} old, and the limit is {format_duration(APPLY_WITHIN)}: "
+            f"`janitor cleanup plan --policy {plan.policy}` makes a new one"
+        )
+    requests = [_request(plan, item, requested_by) for item in plan.items if item.action == "delete"]
+    accepted = intake.accept(requests) if requests else []
+    with unavailable():
+        ledger.redis.hsetnx(f"{ledger.prefix}plan:{plan.id}", "applied_at", str(ledger.now_ms()))
+    deletions = get_many(ledger, [request.id for request in requests])
+    rows = zip(requests, accepted, deletions, strict=True)
+    return [
+        Applied(deletion, answer.created, _kept(deletion, request.id))
+        for request, answer, deletion in rows
+        if deletion
+    ]
+
+
+def _request(plan: Plan, item: Item, requested_by: str | None) -> NewRequest:
+    return NewRequest(
+        id=str(uuid.uuid5(uuid.UUID(plan.id), item.finetune_id)),
+        finetune_id=item.finetune_id,
+        account=plan.account,
+        source=f"cleanup:{plan.id}",
+        requested_by=requested_by,
+        reason=f"{plan.policy}: {item.reason}"[:MAX_TEXT_LENGTH],
+        delay=plan.grace,
+        requested_at=plan.created_at,
+        fingerprint=item.fingerprint,
+        bulk=True,
+    )
+
+
+def _kept(deletion: Deletion, request_id: str) -> str | None:
+    request = deletion.request(request_id)
+    if request is None or request.withdrawn_at is None:
+        return None
+    return deletion.message if deletion.state.is_final else "kept from the cleanup; another request goes on"
+
+
+def _plan(summary: str, applied_at: str | None) -> Plan:
+    stored = json.loads(summary)
+    stored["created_at"] = parse_time(stored["created_at"])
+    stored["grace"] = timedelta(seconds=stored.pop("grace_seconds"))
+    stored["applied_at"] = from_ms(applied_at) if applied_at else None
+    return Plan(**stored)
+
+
+def _item(stored: dict[str, Any]) -> Item:
+    last_used = stored["last_used"]
+    return Item(**{**stored, "last_used": parse_time(last_used) if last_used else None})

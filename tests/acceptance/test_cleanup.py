@@ -1,0 +1,200 @@
+"""Stale finetunes: plans, what is kept, and the schedule, through the command and real processes."""
+
+import sys
+import uuid
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+
+from tests.processes import environment, janitor, janitor_here, producer, records, started, until
+from worker import embedded
+from worker.supervise import Spec
+
+pytestmark = pytest.mark.usefixtures("running_worker")
+
+
+def ago(days):
+    return (datetime.now(UTC) - timedelta(days=days)).isoformat()
+
+
+@pytest.fixture
+def policies(tmp_path):
+    """Writes a policy file; answers the option that names it."""
+
+    def write(text):
+        file = tmp_path / "policies.toml"
+        file.write_text(text)
+        return ("--file", str(file))
+
+    return write
+
+
+@pytest.fixture
+def stale(api, redis_url):
+    """Six finetunes of this test alone; the first three are 45 days old."""
+    for name in api.finetunes():
+        api.remove(name)
+    redis.Redis.from_url(redis_url).delete("janitor:inventory:default", "janitor:account:default")
+    prefix = f"ft-{uuid.uuid4().hex[:6]}"
+    names = [f"{prefix}-{letter}" for letter in "abcdef"]
+    for n, name in enumerate(names):
+        api.create(name, timestamp=ago(45 if n < 3 else 5))
+    return names
+
+
+OLD = "[[policy]]\nname = 'old'\nolder_than = '30d'\nmax_percent = 100\ngrace = '0s'\n"
+
+
+def planned(env, *options):
+    done = janitor_here(env, "cleanup", "plan", *options, "--json")
+    (plan,) = records(done)
+    return done.returncode, plan
+
+
+def ended(env, ids):
+    done = janitor_here(env, "wait", *ids, "--timeout", "20", "--json")
+    return {record["finetune_id"]: record["state"] for record in records(done)}
+
+
+def test_a_plan_is_exact_and_apply_deletes_just_that(env, api, stale, policies):
+    code, plan = planned(env, *policies(OLD))
+    told = {item["finetune_id"]: (item["action"], item["reason"]) for item in plan["items"]}
+    created = f"{datetime.now(UTC) - timedelta(days=45):%Y-%m-%d}"
+    assert told == {
+        **dict.fromkeys(stale[:3], ("delete", f"older than 30 days (45), created {created}")),
+        **dict.fromkeys(stale[3:], ("keep", "not older than 30 days (5)")),
+    }
+    assert (code, plan["blocked"], plan["deletions"], plan["total"]) == (0, None, 3, 6)
+    assert not [call for name in stale for call in api.deletes(name)], "a plan deletes nothing"
+    assert records(janitor_here(env, "cleanup", "show", plan["id"], "--json")) == [plan]
+    listed = records(janitor_here(env, "cleanup", "list", "--json"))
+    assert listed[0] == {name: value for name, value in plan.items() if name != "items"}
+    applied = janitor_here(env, "cleanup", "apply", plan["id"], "--json")
+    ids = [record["id"] for record in records(applied)]
+    assert (applied.returncode, "3 of 3 accepted" in applied.stderr) == (0, True)
+    assert ended(env, ids) == dict.fromkeys(stale[:3], "deleted")
+    assert sorted(api.finetunes()) == stale[3:]
+    again = janitor_here(env, "cleanup", "apply", plan["id"], "--json")
+    assert [(record["id"], record["created"]) for record in records(again)] == [(id_, False) for id_ in ids]
+
+
+def test_for_people_there_are_tables_that_fit(env, stale, policies):
+    for columns in ("60", "100"):
+        shown = janitor_here({**env, "COLUMNS": columns}, "cleanup", "plan", *policies(OLD))
+        assert max(map(len, shown.stdout.splitlines())) <= int(columns)
+        assert shown.stdout.splitlines()[1].startswith("delete"), "what goes comes first"
+        assert "nothing was deleted; `janitor cleanup apply" in shown.stderr
+    listed = janitor_here(env, "cleanup", "list").stdout
+    assert ("3 of 6" in listed, "not applied" in listed) == (True, True)
+    policies(OLD)
+    table = janitor_here(env, "finetunes", *policies(OLD)).stdout
+    assert "LAST USE" in table
+    assert "delete: older than 30 days (45)" in table
+
+
+def test_what_is_used_protected_or_reborn_in_the_grace_is_kept(env, api, stale, policies):
+    used, protected, reborn = stale[:3]
+    _, plan = planned(env, *policies(OLD.replace("0s", "4s")))
+    applied = records(janitor_here(env, "cleanup", "apply", plan["id"], "--json"))
+    assert {record["state"] for record in applied} == {"scheduled"}
+    waiting = records(janitor_here(env, "list", "--state", "scheduled", "--json"))
+    assert {record["due_at"] for record in waiting} == {record["due_at"] for record in applied}
+    producer(env["REDIS_URL"]).send_task("finetunes.touch", [[used]], queue="touches")
+    done = janitor_here(env, "protect", protected, "--until", "2999-01-01")
+    assert (done.returncode, "a cleanup's request was withdrawn" in done.stderr) == (0, True)
+    api.create(reborn, timestamp=ago(1))
+    ids = [record["id"] for record in applied]
+    assert ended(env, ids) == {used: "cancelled", protected: "cancelled", reborn: "superseded"}
+    assert sorted(api.finetunes()) == sorted(stale)
+    late = janitor_here(env, "cleanup", "apply", plan["id"])
+    assert f"{used} is kept: it was used after the plan was made" in late.stderr
+    shown = {one["finetune_id"]: one for one in records(janitor_here(env, "finetunes", "--json"))}
+    assert shown[used]["last_used"]
+    assert (shown[protected]["protected"], shown[protected]["age_days"]) == ("2999-01-01T00:00:00.000Z", 45)
+    # People may delete it all the same, and are told.
+    asked = janitor_here(env, "delete", protected, "--in", "1h", "--json")
+    assert (asked.returncode, f"{protected} is protected" in asked.stderr) == (0, True)
+    assert janitor_here(env, "unprotect", protected).returncode == 0
+
+
+def test_what_goes_too_far_stops_the_run_whole_and_does_not_look_green(env, api, stale, policies):
+    code, plan = planned(env, *policies(OLD + "max_deletions = 2\n"))
+    assert (code, plan["blocked"]) == (1, "3 would be deleted, and max_deletions is 2")
+    for command in ("plan", "apply"):
+        option = policies(OLD + "max_deletions = 2\n") if command == "plan" else (plan["id"],)
+        done = janitor_here(env, "cleanup", command, *option)
+        assert (done.returncode, "max_deletions is 2" in done.stderr) == (1, True)
+    assert sorted(api.finetunes()) == stale
+    listed = [janitor_here(env, "list", "--finetune", name, "--json").stdout for name in stale]
+    assert listed == [""] * 6, "not one was asked for"
+
+
+MISTAKES = [
+    (("cleanup", "show", "nothing"), 1, "no plan has the id 'nothing'"),
+    (("cleanup", "apply", "nothing"), 1, "no plan has the id 'nothing'"),
+    (("cleanup", "plan"), 2, "no policies: set JANITOR_POLICY_FILE"),
+    (("cleanup", "plan", "--file", "nowhere.toml"), 2, "nowhere.toml cannot be read"),
+    (("protect", "a b"), 2, "has a space"),
+    (("protect", "a", "--until", "2020-01-01"), 2, "is in the past"),
+    (("protect", "a", "--until", "soon"), 2, "'soon' is not a time"),
+    (("touch", "a", "--account", "nobody"), 2, "'nobody' is not known: give one of default"),
+    (("finetunes", "--account", "nobody"), 2, "'nobody' is not known: give one of default"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), MISTAKES)
+def test_every_mistake_is_told_in_one_line(env, arguments, code, words):
+    done = janitor_here(env, *arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert words in done.stderr
+
+
+def test_a_policy_that_is_not_there_is_told_with_those_that_are(env, policies):
+    done = janitor_here(env, "cleanup", "plan", "--policy", "new", *policies(OLD))
+    assert (done.returncode, "no policy is called 'new': there are old" in done.stderr) == (2, True)
+
+
+def test_an_api_that_cannot_be_asked_makes_no_plan(env, api, stale, policies):
+    dead = env | {"BFL_API_URL": "http://127.0.0.1:9", "JANITOR_RETRY_BUDGET": "100ms"}
+    done = janitor_here(dead, "cleanup", "plan", *policies(OLD))
+    assert (done.returncode, done.stdout, "refused" in done.stderr) == (3, "", True)
+    keyless = {name: value for name, value in env.items() if name != "BFL_API_KEY"}
+    assert "no API key: set BFL_API_KEY" in janitor_here(keyless, "finetunes").stderr
+
+
+def test_a_worker_with_a_policy_file_that_is_wrong_does_not_start(env, policies):
+    _, file = policies("[[policy]]\nname = 'a'\n")
+    done = janitor(env | {"JANITOR_POLICY_FILE": file, "PYTHONWARNINGS": "ignore"}, "worker")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "line 1: 'a' matches all and names no age" in done.stderr
+
+
+class TestSchedule:
+    """A clock of seconds, on a Redis of its own; a run that was missed is due at once."""
+
+    @pytest.mark.parametrize("mode", ["plan", "apply"])
+    def test_two_beats_run_what_is_due_once(self, api, stale, tmp_path, policies, mode):
+        schedule = f"schedule = '0 0 1 1 *'\nmode = '{mode}'\n"
+        _, file = policies(OLD + schedule)
+        with embedded.running(tmp_path / "redis") as url, ExitStack() as stack:
+            env = environment(
+                url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_POLICY_FILE=file, JANITOR_TICK_EVERY="500ms"
+            )
+            store = redis.Redis.from_url(url, decode_responses=True)
+            store.hset("janitor:policy-runs", "old", 0)
+            argv = [sys.executable, "-m", "worker.cli"]
+            for name in ("worker", "beat", "beat"):
+                log = tmp_path / f"{name}.log"
+                stack.enter_context(started(Spec(name, [*argv, name], env, stop_seconds=25, log=log)))
+            until(lambda: store.zcard("janitor:plans") == 1, seconds=30, what="the plan")
+            if mode == "apply":
+                until(lambda: len(api.finetunes()) == 3, seconds=20, what="the deletions")
+            ticked = int(store.get("janitor:tick") or 0)
+            until(lambda: int(store.get("janitor:tick") or 0) > ticked + 1500, seconds=20, what="more ticks")
+            (plan,) = records(janitor_here(env, "cleanup", "list", "--json"))
+        assert (plan["deletions"], plan["blocked"], plan["applied_at"] is not None) == (3, None, mode == "apply")
+        gone = [call["finetune_id"] for name in stale for call in api.deletes(name) if call["effective"]]
+        assert gone == (stale[:3] if mode == "apply" else [])
+        assert "cleanup.planned" in (tmp_path / "worker.log").read_text()
