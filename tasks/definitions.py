@@ -115,7 +115,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         with _requeued_while_away():
             touch(services().ledger, account, ids)
 
-    @app.task(name="finetunes.tick", acks_late=False, shared=False)
+    @app.task(name="finetunes.tick", acks_late=False, shared=False, throws=(LedgerUnavailable,))
     def tick() -> None:
         services().tick()
 

@@ -71,7 +71,12 @@ class Services:
 
     def tick(self) -> None:
         """What a minute brings: scheduled cleanups."""
-        self.cleaner.tick(read_policies(self.settings.policy_file) if self.settings.policy_file else ())
+        try:
+            policies = read_policies(self.settings.policy_file) if self.settings.policy_file else ()
+        except InvalidRequest as error:
+            log.error("cleanup.policies_refused", error=str(error))
+            policies = ()
+        self.cleaner.tick(policies)
 
     @cached_property
     def cleaner(self) -> Cleaner:

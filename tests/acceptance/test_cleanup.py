@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
-from tests.processes import environment, janitor, janitor_here, producer, records, started, until
+from tests.processes import environment, janitor, janitor_here, producer, records, started, until, worker
 from worker import embedded
 from worker.supervise import Spec
 
@@ -198,3 +198,18 @@ class TestSchedule:
         gone = [call["finetune_id"] for name in stale for call in api.deletes(name) if call["effective"]]
         assert gone == (stale[:3] if mode == "apply" else [])
         assert "cleanup.planned" in (tmp_path / "worker.log").read_text()
+
+    def test_a_file_that_is_wrong_by_now_stops_the_cleanups_and_nothing_else(self, api, stale, tmp_path, policies):
+        _, file = policies(OLD + "schedule = '0 0 1 1 *'\n")
+        with embedded.running(tmp_path / "redis") as url:
+            env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_POLICY_FILE=file)
+            with worker(env, tmp_path / "worker.log"):
+                policies("[[policy]]\nname = 'a'\n")
+                redis.Redis.from_url(url).hset("janitor:policy-runs", "old", 0)
+                producer(url).send_task("finetunes.tick", queue="wakeups")
+                said = "policies.toml: line 1: 'a' matches all"
+                until(lambda: said in (tmp_path / "worker.log").read_text(), seconds=10, what="the refusal")
+                done = janitor_here(env, "delete", stale[0], "--wait", "--timeout", "20", "--json")
+            assert records(done)[0]["state"] == "deleted"
+            assert "Traceback" not in (tmp_path / "worker.log").read_text()
+            assert records(janitor_here(env, "cleanup", "list", "--json")) == []
