@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any
@@ -54,8 +54,15 @@ class Evidence(StrEnum):
     READ_BACK = "read-back"  # a look after an attempt of ours showed it gone
 
 
+class _Plain:
+    """The stable JSON form: the fields in their order; times in UTC, ISO 8601, milliseconds."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(self)}  # type: ignore[arg-type] # of dataclasses only
+
+
 @dataclass(frozen=True)
-class Request:
+class Request(_Plain):
     """One asking for a deletion: who, why, when, how soon."""
 
     id: str
@@ -68,20 +75,12 @@ class Request:
     withdrawn_at: datetime | None = None  # a cleanup's, whose finetune was used or protected since
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "id": self.id,
-            "at": iso(self.at),
-            "requested_by": self.requested_by,
-            "reason": self.reason,
-            "source": self.source,
-            "due_at": iso(self.due_at),
-            "missing_ok": self.missing_ok,
-            **({"withdrawn_at": iso(self.withdrawn_at)} if self.withdrawn_at else {}),
-        }
+        whole = super().to_json()
+        return whole if self.withdrawn_at else {name: whole[name] for name in whole if name != "withdrawn_at"}
 
 
 @dataclass(frozen=True)
-class Attempt:
+class Attempt(_Plain):
     """One delete call to the API. `sent` is false where it is known that the request never left."""
 
     at: datetime
@@ -91,39 +90,29 @@ class Attempt:
     message: str | None = None
     seconds: float | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "at": iso(self.at),
-            "sent": self.sent,
-            "http_status": self.http_status,
-            "error": self.error,
-            "message": self.message,
-            "seconds": self.seconds,
-        }
 
-
-@dataclass(frozen=True)
-class Deletion:
+@dataclass(frozen=True, kw_only=True)
+class Deletion(_Plain):
     """The record of one deletion, as it is answered to whoever asks for it."""
 
     id: str
     finetune_id: str
     account: str
     state: State
-    created_at: datetime
-    due_at: datetime
-    deadline: datetime
     status: str | None = None
     message: str | None = None
     timestamp: str | None = None
     evidence: Evidence | None = None
+    created_at: datetime
+    due_at: datetime
+    deadline: datetime
     finished_at: datetime | None = None
     looked_at: datetime | None = None
     fingerprint: str | None = None
     cancel_requested_at: datetime | None = None
     retried_by: str | None = None
-    requests: tuple[Request, ...] = field(default=())
-    attempts: tuple[Attempt, ...] = field(default=())
+    requests: tuple[Request, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
     def request(self, request_id: str) -> Request | None:
         return next((request for request in self.requests if request.id == request_id), None)
@@ -131,29 +120,6 @@ class Deletion:
     def is_done(self, *, missing_ok: bool) -> bool:
         """Whether it ended as asked: deleted, or not there where that is fine."""
         return self.state is State.DELETED or (missing_ok and self.state is State.NOT_FOUND)
-
-    def to_json(self) -> dict[str, Any]:
-        """The stable JSON form: times in UTC, ISO 8601, milliseconds."""
-        return {
-            "id": self.id,
-            "finetune_id": self.finetune_id,
-            "account": self.account,
-            "state": self.state.value,
-            "status": self.status,
-            "message": self.message,
-            "timestamp": self.timestamp,
-            "evidence": self.evidence.value if self.evidence else None,
-            "created_at": iso(self.created_at),
-            "due_at": iso(self.due_at),
-            "deadline": iso(self.deadline),
-            "finished_at": iso(self.finished_at),
-            "looked_at": iso(self.looked_at),
-            "fingerprint": self.fingerprint,
-            "cancel_requested_at": iso(self.cancel_requested_at),
-            "retried_by": self.retried_by,
-            "requests": [request.to_json() for request in self.requests],
-            "attempts": [attempt.to_json() for attempt in self.attempts],
-        }
 
 
 @dataclass(frozen=True)
@@ -261,6 +227,14 @@ def from_ms(milliseconds: float | str) -> datetime:
 
 def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return iso(value)
+    if isinstance(value, tuple):
+        return [one.to_json() for one in value]
+    return value.value if isinstance(value, StrEnum) else value
 
 
 def _check_text(name: str, text: object) -> None:

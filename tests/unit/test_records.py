@@ -1,6 +1,7 @@
 """Records: what may be asked for, which state may follow which, and the one form they are read in."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,8 +14,8 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 REQUEST = Request("r1", NOON, "billing", "trial over", "name", NOON, missing_ok=True)
 ATTEMPT = Attempt(NOON, sent=True, http_status=200, message="deleted", seconds=0.2)
 DELETION = Deletion(
-    "d1", "my-finetune", "default", State.DELETED, NOON, NOON, NOON, evidence=Evidence.RESPONSE,
-    finished_at=NOON, requests=(REQUEST,), attempts=(ATTEMPT,),
+    id="d1", finetune_id="my-finetune", account="default", state=State.DELETED, evidence=Evidence.RESPONSE,
+    created_at=NOON, due_at=NOON, deadline=NOON, finished_at=NOON, requests=(REQUEST,), attempts=(ATTEMPT,),
 )  # fmt: skip
 
 
@@ -101,7 +102,7 @@ def test_every_state_has_its_followers_and_a_final_one_only_a_late_confirmation(
 
 @pytest.mark.parametrize("missing_ok", [True, False])
 def test_done_is_deleted_or_missing_where_that_is_fine(missing_ok):
-    ended = {state: Deletion("d1", "a", "default", state, NOON, NOON, NOON) for state in State}
+    ended = {state: replace(DELETION, state=state) for state in State}
     done = {state for state, deletion in ended.items() if deletion.is_done(missing_ok=missing_ok)}
     assert done == {State.DELETED} | ({State.NOT_FOUND} if missing_ok else set())
 

@@ -132,8 +132,3 @@ def _console() -> Any:
     # COLUMNS, where set, goes before both.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_FILES
     return Console(width=width, highlight=False)
-
-
-def as_json(deletion: Deletion, **more: Any) -> dict[str, Any]:
-    """A record for `--json`, with what only this command knows."""
-    return {**deletion.to_json(), **more}
