@@ -26,6 +26,10 @@ Keys, all behind the prefix `janitor:`:
     plan:<id>, plans         string, zset  cleanup plans, and their ids by time
     policy-runs, tick        hash, string  policy -> its last scheduled run; when beat was last heard
     wakeups:<account>        zset    wake-ups sent and not begun, by when they count as lost
+    dispatched               string  when the last round of dispatch was
+    stats:<account>          hash    counts for metrics: `source:<kind>` requests accepted,
+                                     `call:<answer>:<bucket>` delete calls, `ms:<answer>` the time they took
+    idempotency:<key>        string  what an HTTP client asked for under its key, as a digest
 
 The scripts compute keys from the prefix, so Redis Cluster is not supported.
 """
@@ -51,6 +55,7 @@ MOST_CRASHES = 5
 ANSWER_WITHIN = timedelta(seconds=5)
 ANSWER_AGAIN = timedelta(seconds=60)
 _BATCH = 1000
+CALL_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)  # the buckets of `stats`; longer ones are `inf`
 
 
 class Ledger:
@@ -216,6 +221,14 @@ class Ledger:
             stored = self.redis.get(f"{self.prefix}cb:{request_id}")
         return json.loads(stored) if stored else None
 
+    def claim_key(self, key: str, digest: str) -> bool:
+        """Whether this idempotency key is new, or was given for the same before; kept as long as records are."""
+        name = f"{self.prefix}idempotency:{key}"
+        with unavailable():
+            if self.redis.set(name, digest, nx=True, px=self.terms.retention):
+                return True
+            return self.redis.get(name) in (digest, None)
+
     def now_ms(self) -> int:
         """Redis's clock, in milliseconds since the epoch."""
         with unavailable():
@@ -274,6 +287,7 @@ def _script_texts() -> dict[str, str]:
     common = (folder / "common.lua").read_text(encoding="utf-8")
     allowed = {state: dict.fromkeys(sorted(after), 1) for state, after in TRANSITIONS.items()}
     table = f"local NEXT = cjson.decode('{json.dumps(allowed)}')\n"
+    table += f"local CALL_SECONDS = cjson.decode('{json.dumps(CALL_SECONDS)}')\n"
     return {
         path.name.removesuffix(".lua"): table + common + path.read_text(encoding="utf-8")
         for path in folder.iterdir()

@@ -16,6 +16,7 @@ for i, request in ipairs(input.requests) do
     if given(request.callbacks) then redis.call('SET', prefix .. 'cb:' .. request.id, request.callbacks) end
     local created
     d, created = add(request)
+    redis.call('HINCRBY', prefix .. 'stats:' .. d.account, 'source:' .. string.match(request.source, '^[^:]*'), 1)
     answers[i] = {d.id, created, 0}
     local why = is_cleanup(request) and spared(d, request.at, given(request.fingerprint))
     if why then withdraw_cleanup(d, why) end

@@ -1,5 +1,6 @@
 -- Shared by every script of the ledger; `ledger.py` puts it in front of each and explains the keys.
--- KEYS[1] is the prefix of all keys, ARGV[1] the input as JSON, NEXT the transition table of records.py.
+-- KEYS[1] is the prefix of all keys, ARGV[1] the input as JSON, NEXT the transition table of records.py,
+-- CALL_SECONDS the buckets of ledger.py.
 -- A script runs alone in Redis, so each change of state below is atomic; times are Redis's own.
 
 local prefix = KEYS[1]
@@ -51,12 +52,30 @@ local function set(d, changes)
   redis.call('HSET', prefix .. 'd:' .. d.id, unpack(flat))
 end
 
+local function bucket_of(seconds)
+  for _, most in ipairs(CALL_SECONDS) do
+    if seconds <= most then return most end
+  end
+  return 'inf'
+end
+
+-- For metrics. Matched, not decoded: no text in it may stop a conclusion, and quotes within texts are escaped.
+local function count_attempt(d, line)
+  local stats = prefix .. 'stats:' .. d.account
+  local answer = string.match(line, '"http_status": ?(%d+)') or string.match(line, '"error": ?"(%w+)"') or 'none'
+  local seconds = tonumber(string.match(line, '"seconds": ?([%d.]+)'))
+  redis.call('HINCRBY', stats, 'call:' .. answer .. ':' .. (seconds and bucket_of(seconds) or 'none'), 1)
+  if seconds then redis.call('HINCRBY', stats, 'ms:' .. answer, math.floor(seconds * 1000 + 0.5)) end
+end
+
 local function append(d, field, lines)
   if not given(lines) then return end
   local old = given(redis.call('HGET', prefix .. 'd:' .. d.id, field))
   -- Sent again because the answer was lost: it is there already.
   if old and string.sub(old, -#lines) == lines then return end
   redis.call('HSET', prefix .. 'd:' .. d.id, field, old and (old .. '\n' .. lines) or lines)
+  if field ~= 'attempts' then return end
+  for line in string.gmatch(lines, '[^\n]+') do count_attempt(d, line) end
 end
 
 local function index_key(d, state)

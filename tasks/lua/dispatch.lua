@@ -33,6 +33,7 @@ local function prune(id)
   redis.call('ZREM', prefix .. 'finished', id)
 end
 
+redis.call('SET', prefix .. 'dispatched', now)
 redis.call('ZREMRANGEBYSCORE', prefix .. 'workers', NEVER, now)
 for _, process in ipairs(input.processes) do
   redis.call('ZADD', prefix .. 'workers', now + input.workers_ttl_ms, process)

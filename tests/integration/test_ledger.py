@@ -487,6 +487,8 @@ class TestPrune:
             "janitor:accounts",
             "janitor:account:default",
             "janitor:workers",
+            "janitor:dispatched",
+            "janitor:stats:default",
             "janitor:wakeups:default",
         }
 

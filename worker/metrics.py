@@ -1,0 +1,95 @@
+"""Prometheus metrics, computed from the ledger at each scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tasks.errors import LedgerUnavailable
+from tasks.figures import AccountFigures, Figures, figures
+from tasks.ledger import CALL_SECONDS, Ledger
+
+_BUCKETS = [*map(str, CALL_SECONDS), "inf"]
+_BY_ACCOUNT = {
+    "oldest_due_seconds": "How long the oldest due deletion has waited; 0 where nothing is due",
+    "permits": "API calls that may be under way",
+    "permits_limit": "API calls that may be under way at most",
+    "cool_down_seconds": "How long the account still waits, as the API asked",
+    "parked": "1 while the API refuses the key of the account",
+    "paused": "1 while deleting is paused",
+}
+
+
+class LedgerCollector(Collector):
+    """One scrape reads the ledger once; where that fails, `janitor_ledger_up` is 0 and says so alone."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            found = figures(self._ledger)
+        except LedgerUnavailable:
+            found = None
+        yield _gauge("ledger_up", "1 where Redis answered this scrape", found is not None)
+        if found is not None:
+            yield from _of_all(found)
+            for name, help_ in _BY_ACCOUNT.items():
+                yield _by_account(name, help_, found)
+            yield from _counted(found)
+
+
+def registry(ledger: Ledger) -> CollectorRegistry:
+    """A registry with the ledger's metrics alone: those of the serving process would only mislead."""
+    made = CollectorRegistry(auto_describe=False)
+    made.register(LedgerCollector(ledger))
+    return made
+
+
+def _of_all(found: Figures) -> Iterator[Metric]:
+    yield _gauge("workers", "Worker processes seen lately", found.workers)
+    yield _gauge(
+        "dispatch_age_seconds", "Since the last round of dispatch, of any worker", found.dispatch_age_seconds
+    )
+    yield _gauge("poison", "Messages put aside because nobody could read them", found.poison)
+
+
+def _counted(found: Figures) -> Iterator[Metric]:
+    deletions = GaugeMetricFamily("janitor_deletions", "Deletions on record", labels=["account", "state"])
+    requests = CounterMetricFamily("janitor_requests", "Requests accepted", labels=["account", "source"])
+    attempts = CounterMetricFamily(
+        "janitor_attempts", "Delete calls, by HTTP status or error", labels=["account", "answer"]
+    )
+    seconds = HistogramMetricFamily("janitor_call_seconds", "How long delete calls took", labels=["account"])
+    for name, account in found.accounts.items():
+        for state, count in account.states.items():
+            deletions.add_metric([name, state], count)
+        for source, count in account.requests.items():
+            requests.add_metric([name, source], count)
+        for answer, buckets in account.calls.items():
+            attempts.add_metric([name, answer], buckets.total())
+        _add_histogram(seconds, name, account)
+    yield from (deletions, requests, attempts, seconds)
+
+
+def _add_histogram(seconds: HistogramMetricFamily, name: str, account: AccountFigures) -> None:
+    counts = [sum(calls[bucket] for calls in account.calls.values()) for bucket in _BUCKETS]
+    edges = [*map(str, CALL_SECONDS), "+Inf"]
+    seconds.add_metric(
+        [name], list(zip(edges, accumulate(counts), strict=True)), sum(account.call_seconds.values())
+    )
+
+
+def _gauge(name: str, help_: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"janitor_{name}", help_, value=float(value))
+
+
+def _by_account(name: str, help_: str, found: Figures) -> Metric:
+    family = GaugeMetricFamily(f"janitor_{name}", help_, labels=["account"])
+    for account, of_it in found.accounts.items():
+        family.add_metric([account], float(getattr(of_it, name)))
+    return family
