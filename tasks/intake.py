@@ -29,8 +29,8 @@ class Intake:
     allow_org_ids: bool = False
     accounts: Collection[str] = ()  # known here, registered or not yet
 
-    def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
-        """Accept all or none. Raises `InvalidRequest` for the first that cannot be, before anything is written."""
+    def check(self, requests: Sequence[NewRequest]) -> None:
+        """Raise `InvalidRequest` for the first that cannot be accepted."""
         accounts = known_accounts(self.ledger) | set(self.accounts)
         now = datetime.now(UTC)
         oldest, latest = now - self.ledger.terms.retention, now + LONGEST
@@ -43,6 +43,10 @@ class Intake:
                 )
             if request.due_at is not None and request.due_at > latest:
                 raise InvalidRequest(f"due_at {request.due_at.isoformat()} is too far off: give at most ten years")
+
+    def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
+        """Accept all or none. Raises `InvalidRequest` for the first that cannot be, before anything is written."""
+        self.check(requests)
         accepted, wakeups = self.ledger.accept(requests)
         for wakeup in wakeups:
             self._wake(wakeup)

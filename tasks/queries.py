@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -33,6 +34,7 @@ class Filter:
     """Which deletions to list; None leaves a filter out. `since` and `until` are about their creation."""
 
     account: str | None = None
+    accounts: tuple[str, ...] = ()  # whom the asker may see; all where it is empty
     states: tuple[State, ...] = ()
     finetune_id: str | None = None
     since: datetime | None = None
@@ -100,6 +102,15 @@ def list_deletions(ledger: Ledger, where: Filter, *, limit: int = 50, cursor: st
     return Page(found[:limit], f"{to_ms(last.created_at)}:{last.id}" if last else None)
 
 
+def ended(ledger: Ledger, deletion_ids: Sequence[str]) -> set[str]:
+    """Which of these deletions are final, or no longer known; cheaper than reading the records."""
+    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+        for id_ in deletion_ids:
+            pipe.hget(f"{ledger.prefix}d:{id_}", "state")
+        states = pipe.execute()
+    return {id_ for id_, state in zip(deletion_ids, states, strict=True) if not state or State(state).is_final}
+
+
 def known_accounts(ledger: Ledger) -> set[str]:
     """The accounts workers have registered, and `default`."""
     with unavailable():
@@ -152,7 +163,7 @@ def oldest_due(ledger: Ledger) -> datetime | None:
 
 
 def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
-    accounts = [where.account] if where.account else sorted(_all_accounts(ledger))
+    accounts = _accounts(ledger, where)
     keys = [
         f"{ledger.prefix}ix:{account}:{state}" for account in accounts for state in where.states or tuple(State)
     ]
@@ -182,7 +193,7 @@ def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_
 
 
 def _by_finetune(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
-    accounts = [where.account] if where.account else sorted(_all_accounts(ledger))
+    accounts = _accounts(ledger, where)
 
     def pages(account: str) -> Iterator[_Entry]:
         high = f"[{where.finetune_id}\n:"
@@ -201,6 +212,10 @@ def _by_finetune(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterato
     return merge(*map(pages, accounts), reverse=True)
 
 
+def _accounts(ledger: Ledger, where: Filter) -> list[str]:
+    return [where.account] if where.account else sorted(where.accounts or _all_accounts(ledger))
+
+
 def _all_accounts(ledger: Ledger) -> set[str]:
     with unavailable():
         members: Any = ledger.redis.smembers(f"{ledger.prefix}accounts")
@@ -217,7 +232,7 @@ def _matches(deletion: Deletion, where: Filter) -> bool:
 
 def _parse_cursor(cursor: str) -> _Entry:
     created_at, _, id_ = cursor.partition(":")
-    if not created_at.isdigit() or not id_:
+    if not re.fullmatch(r"[0-9]{1,15}", created_at) or not id_:
         raise InvalidRequest(f"the cursor {cursor!r} is not one that a list answered: leave it out to start anew")
     return _Entry(int(created_at), id_)
 

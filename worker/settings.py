@@ -99,6 +99,7 @@ class Settings(BaseSettings):
     strict: bool = Field(
         default=False, description="do not start on a Redis that evicts or does not persist; else warn"
     )
+    tokens_file: Path | None = Field(None, description="who may use the HTTP service, a TOML file of tokens")
     policy_file: Path | None = Field(None, description="the cleanup policies, a TOML file")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
 

@@ -31,6 +31,8 @@ _COMMANDS = {
     "doctor": ("doctor", "Check settings, Redis, the API and the workers."),
     "worker": ("processes", "Run a worker."),
     "beat": ("processes", "Run beat, which starts scheduled cleanups."),
+    "serve": ("serving", "Run the HTTP service."),
+    "metrics": ("serving", "Serve Prometheus metrics."),
     "sandbox": ("processes", "Run a simulated BFL API."),
 }
 _WRONG_USAGE, _UNREACHABLE = 2, 3

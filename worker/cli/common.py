@@ -21,7 +21,7 @@ from tasks.queries import get, get_many
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.connections import connect, redis_url, terms
 from worker.logs import configure as configure_logs
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, SettingsError, load_settings
 
 if TYPE_CHECKING:
     from tasks.schedule import Cleaner
@@ -110,6 +110,17 @@ def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) 
             if deadline is not None and time.monotonic() >= deadline:
                 return [found[id_] for id_ in ids], False
             time.sleep(_POLL_SECONDS)
+
+
+@contextmanager
+def extra() -> Iterator[None]:
+    """Around imports that the extra `http` brings; raises `SettingsError` where it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"{error.name} is not installed: this command needs `pip install 'finetune-janitor[http]'`"
+        ) from None
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tasks.errors import InvalidRequest
+from worker.cli.common import extra
 from worker.settings import Settings, load_settings
 from worker.supervise import Spec
 
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
     from celery import Celery
 
 _STOP_SECONDS_OVER_CALL = 5
+_JANITOR = [sys.executable, "-m", "worker.cli"]
 _EXTRA = {"ignore_unknown_options": True}
 
 
 @click.command()
-def up() -> int:
+@click.option("--http", "http", is_flag=True, help="Run the HTTP service too; it needs JANITOR_TOKENS_FILE.")
+@click.option("--http-port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Its port.")
+def up(*, http: bool, http_port: int) -> int:
     """Run Redis, worker and beat here, in one foreground process tree.
 
     Everything is kept in JANITOR_STATE_DIR; other commands find it there while REDIS_URL is not set. A process
@@ -29,6 +33,7 @@ def up() -> int:
 
     \b
     BFL_API_KEY=... janitor up
+    BFL_API_KEY=... JANITOR_TOKENS_FILE=tokens.toml janitor up --http
     """
     from worker import embedded, supervise  # noqa: PLC0415 -- not needed for --help
     from worker.app import require_accounts  # noqa: PLC0415
@@ -36,11 +41,15 @@ def up() -> int:
 
     settings = load_settings()
     require_accounts(settings)
+    if http:
+        with extra():
+            from worker.http.tokens import read_tokens  # noqa: PLC0415 -- of an extra
+        read_tokens(settings.tokens_file)  # told now, and not by a process that is started again and again
     with embedded.lock(settings.state_dir):
         url = embedded.url(settings.state_dir)
         click.echo(f"state in {settings.state_dir}")
         click.echo(f"broker and result backend for by-name producers: {celery_url(url)}")
-        return supervise.supervise(_tree(settings, url), on_event=click.echo)
+        return supervise.supervise(_tree(settings, url, http_port if http else None), on_event=click.echo)
 
 
 @click.command(context_settings=_EXTRA)
@@ -113,14 +122,15 @@ def _celery(app: Celery, argv: list[str]) -> int:
     return int(command.main(args=argv, standalone_mode=False) or 0)
 
 
-def _tree(settings: Settings, url: str) -> list[Spec]:
+def _tree(settings: Settings, url: str, http_port: int | None) -> list[Spec]:
     from worker import embedded  # noqa: PLC0415 -- not needed for --help
 
-    janitor = [sys.executable, "-m", "worker.cli"]
     env = {**os.environ, "REDIS_URL": url, "JANITOR_STATE_DIR": str(settings.state_dir)}
     patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
+    serve = [] if http_port is None else [Spec("http", [*_JANITOR, "serve", "--port", str(http_port)], env)]
     return [
         embedded.spec(settings.state_dir),
-        Spec("worker", [*janitor, "worker"], env, stop_seconds=patience),
-        Spec("beat", [*janitor, "beat"], env),
+        Spec("worker", [*_JANITOR, "worker"], env, stop_seconds=patience),
+        Spec("beat", [*_JANITOR, "beat"], env),
+        *serve,
     ]

@@ -1,0 +1,67 @@
+"""`janitor serve` as a process, and clients with tokens of their own."""
+
+import hashlib
+import os
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import requests
+
+from tests.processes import started
+from worker.supervise import Spec
+
+SECRETS = {
+    "billing": ('["enqueue", "read"]', '["default"]'),
+    "reader": ('["read"]', '["*"]'),
+    "writer": ('["enqueue"]', '["*"]'),
+    "boss": ('["enqueue", "read", "admin"]', '["*"]'),
+    "elsewhere": ('["enqueue", "read"]', '["other"]'),
+}  # fmt: skip
+
+
+def token_file(folder):
+    """A token for each of `SECRETS`; the secret of `billing` is `secret-of-billing`."""
+    tables = [
+        f'[{name}]\nsha256 = "{hashlib.sha256(secret_of(name).encode()).hexdigest()}"\n'
+        f"scopes = {scopes}\naccounts = {accounts}\n"
+        for name, (scopes, accounts) in SECRETS.items()
+    ]
+    file = folder / "tokens.toml"
+    file.write_text("\n".join(tables))
+    return file
+
+
+def secret_of(name):
+    return f"secret-of-{name}"
+
+
+class Client(requests.Session):
+    """A service that knows the base URL and has a token."""
+
+    def __init__(self, base, name=None):
+        super().__init__()
+        self.trust_env = False
+        self.base = base
+        if name:
+            self.headers["Authorization"] = f"Bearer {secret_of(name)}"
+
+    def request(self, method, url, *given, **more):
+        return super().request(method, self.base + str(url), *given, **{"timeout": 20, **more})
+
+    def ask(self, *finetune_ids, key=None, **more):
+        body = {"deletions": [{"finetune_id": id_, **more} for id_ in finetune_ids]}
+        return self.post("/v1/deletions", json=body, headers={"Idempotency-Key": key} if key else {})
+
+
+@contextmanager
+def served(env, log, *options):
+    """`janitor serve` on a free port; the base URL."""
+    log = Path(log)
+
+    def listens():
+        return log.exists() and b"listening on" in log.read_bytes() and b"Started server" in log.read_bytes()
+
+    argv = [sys.executable, "-m", "worker.cli", "serve", "--port", "0", *options]
+    with started(Spec("serve", argv, {**os.environ, **env, "PYTHONUNBUFFERED": "1"}, listens, log=log)) as child:
+        yield log.read_text().split("listening on ")[1].split()[0], child

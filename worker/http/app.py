@@ -1,0 +1,60 @@
+"""The application: the routes, whether it lives and is ready, metrics; everything else is in its module."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+
+from worker.http.deletions import Office, Reader, router
+from worker.http.guard import Guard
+from worker.http.problems import documented, install
+from worker.http.tokens import Token
+from worker.metrics import registry
+
+_DESCRIPTION = (
+    "Deletes finetunes at the BFL API: asked for here, carried out by workers, every outcome on record. What is "
+    "answered with 202 or 200 is on record; errors are problem details (RFC 9457)."
+)
+
+
+def create_api(office: Office, tokens: Sequence[Token], version: str) -> FastAPI:
+    """The service for these tokens."""
+    app = FastAPI(
+        title="Finetune Janitor", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
+    app.state.office = office
+    app.add_middleware(Guard, tokens=tokens)
+    install(app)
+    app.include_router(router)
+    _add_probes(app, office)
+    return app
+
+
+def _add_probes(app: FastAPI, office: Office) -> None:
+    collected = registry(office.ledger)
+
+    @app.get("/healthz", tags=["probes"], operation_id="lives")
+    async def healthz() -> JSONResponse:
+        """The process lives."""
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/readyz", tags=["probes"], operation_id="isReady", responses=documented(503))
+    def readyz() -> JSONResponse:
+        """Redis answers."""
+        office.ledger.now_ms()
+        return JSONResponse({"status": "ok"})
+
+    @app.get("/metrics", tags=["probes"], operation_id="metrics", response_class=PlainTextResponse,
+             responses=documented(401, 403))  # fmt: skip
+    def metrics(caller: Reader) -> Response:
+        """Prometheus metrics, of all accounts: for tokens with `read` that are limited to none."""
+        if caller.limited_to:
+            raise HTTPException(
+                403, f"the token {caller.name!r} is limited to accounts: metrics are of all of them"
+            )
+        return Response(generate_latest(collected), media_type=CONTENT_TYPE_LATEST)

@@ -1,0 +1,82 @@
+"""The service as a process: one port, stopped without waiting for those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import signal
+import socket
+from collections.abc import Callable
+from importlib.metadata import version
+from typing import Any
+
+import uvicorn
+from prometheus_client import make_asgi_app
+
+from tasks.definitions import wake
+from tasks.errors import InvalidRequest
+from tasks.intake import Intake
+from tasks.ledger import Ledger
+from worker.app import create_app
+from worker.connections import connect, redis_url, terms
+from worker.http.app import create_api
+from worker.http.deletions import Office
+from worker.http.tokens import Token
+from worker.http.waiting import Waiting
+from worker.metrics import registry
+from worker.settings import Settings
+
+STOP_SECONDS = 10
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket on this address; raises `InvalidRequest` where it cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise InvalidRequest(
+            f"{host} port {port} cannot be used: {error.strerror}; give another with --port"
+        ) from None
+    # Inherited by each connection; asyncio does so only where the socket names its protocol. Without it every
+    # answer waits 40 ms for the client's delayed acknowledgement.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
+
+
+def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> None:
+    """Serve on this socket until SIGINT or SIGTERM. Raises `LedgerUnavailable` where no Redis is named."""
+    url = redis_url(settings)
+    celery = create_app(settings, url)
+    ledger = Ledger(connect(url, patient=False), terms(settings))  # who asks is told at once, and can ask again
+    intake = Intake(ledger, lambda wakeup: wake(celery, wakeup), settings.allow_org_ids)
+    office = Office(ledger, intake, Waiting(ledger))
+    _allow_many_connections()
+    _run(create_api(office, tokens, version("finetune-janitor")), listening, office.waiting.stop)
+
+
+def serve_metrics(settings: Settings, listening: socket.socket) -> None:
+    """Serve metrics alone, likewise."""
+    ledger = Ledger(connect(redis_url(settings), patient=False))
+    _run(make_asgi_app(registry(ledger)), listening)
+
+
+def _run(app: Any, listening: socket.socket, before_stop: Callable[[], None] = lambda: None) -> None:
+    class Server(uvicorn.Server):
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            before_stop()
+            await super().shutdown(sockets)
+
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, lifespan="off",
+        timeout_graceful_shutdown=STOP_SECONDS,
+    )  # fmt: skip
+    for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has stopped
+        signal.signal(number, lambda *_: None)
+    asyncio.run(Server(config).serve([listening]))
+
+
+def _allow_many_connections() -> None:
+    """A long poll is an open file: the usual soft limit of 1,024 would end at as many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
