@@ -9,7 +9,7 @@ COPY tasks ./tasks
 COPY worker ./worker
 # A venv without pip: what is copied into the final stage can install nothing.
 RUN python -m venv --without-pip /opt/janitor \
-    && pip --python /opt/janitor/bin/python install --no-cache-dir --constraint constraints.txt . ${ALSO}
+    && pip --python /opt/janitor/bin/python install --no-cache-dir --constraint constraints.txt '.[http]' ${ALSO}
 
 FROM python:3.11-slim-bookworm
 # The base image's own installers are of no use to a process that runs.

@@ -23,6 +23,7 @@ from ruamel.yaml import YAML
 from tasks.durations import parse_duration
 from worker.connections import connect
 from worker.embedded import find_server
+from worker.http.tokens import new_token
 from worker.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
@@ -62,7 +63,7 @@ class Outside:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        ports = dict(zip(("6379", "5555", "8899"), free_ports(3), strict=True))
+        ports = dict(zip(("6379", "5555", "8899", "8080"), free_ports(4), strict=True))
         self.places = ports | {
             "redis:6379": f"127.0.0.1:{ports['6379']}",
             "bind * -::*": "bind 127.0.0.1",
@@ -79,6 +80,7 @@ class Outside:
             (self.folder / name).mkdir()
         (self.folder / "secrets" / "redis_password").write_text(PASSWORD + "\n", encoding="utf-8")
         (self.folder / "secrets" / "bfl_api_key").write_text("sandbox-key\n", encoding="utf-8")
+        (self.folder / "secrets" / "http_tokens").write_text(new_token("somebody")[1], encoding="utf-8")
         for tool in ("server", "cli"):
             found = server.with_name(server.name.replace("server", tool))  # Valkey's have other names
             (self.folder / "bin" / f"redis-{tool}").symlink_to(found)
