@@ -31,11 +31,12 @@ class AccountFigures:
 
 
 class Figures(NamedTuple):
-    """Everything; `dispatch_age_seconds` is infinite where no dispatch was ever seen."""
+    """Everything; an age is infinite where dispatch or beat was never heard of."""
 
     accounts: dict[str, AccountFigures]
     workers: int
     dispatch_age_seconds: float
+    beat_age_seconds: float
     poison: int
 
 
@@ -47,8 +48,9 @@ def figures(ledger: Ledger) -> Figures:
         pipe.hgetall(f"{prefix}paused")
         pipe.zcount(f"{prefix}workers", now, "+inf")
         pipe.get(f"{prefix}dispatched")
+        pipe.get(f"{prefix}tick")
         pipe.llen(f"{prefix}poison")
-        names, paused, workers, dispatched, poison = pipe.execute()
+        names, paused, workers, dispatched, tick, poison = pipe.execute()
         names = sorted({DEFAULT_ACCOUNT, *names})
         for name in names:
             _ask(pipe, prefix, name, now)
@@ -58,8 +60,11 @@ def figures(ledger: Ledger) -> Figures:
         name: _account(rows[i * width : (i + 1) * width], now, paused=name in paused or "*" in paused)
         for i, name in enumerate(names)
     }
-    age = (now - int(dispatched)) / 1000 if dispatched else float("inf")
-    return Figures(accounts, workers, age, poison)
+    return Figures(accounts, workers, _age(now, dispatched), _age(now, tick), poison)
+
+
+def _age(now: int, at: str | None) -> float:
+    return (now - int(at)) / 1000 if at else float("inf")
 
 
 def _ask(pipe: Any, prefix: str, name: str, now: int) -> None:

@@ -55,6 +55,7 @@ def _of_all(found: Figures) -> Iterator[Metric]:
     yield _gauge(
         "dispatch_age_seconds", "Since the last round of dispatch, of any worker", found.dispatch_age_seconds
     )
+    yield _gauge("beat_age_seconds", "Since beat was last heard of", found.beat_age_seconds)
     yield _gauge("poison", "Messages put aside because nobody could read them", found.poison)
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.acceptance.http import Client, served, token_file
 from tests.processes import KEY, environment, worker
 from worker.embedded import running
 from worker.sandbox import Sandbox
@@ -41,3 +42,27 @@ def log(tmp_path_factory):
 def running_worker(env, log):
     with worker(env, log) as child:
         yield child
+
+
+@pytest.fixture(scope="module")
+def log_of_http(tmp_path_factory):
+    return tmp_path_factory.mktemp("http") / "http.log"
+
+
+@pytest.fixture(scope="module")
+def base(env, log_of_http, tmp_path_factory, running_worker):
+    file = token_file(tmp_path_factory.mktemp("tokens"))
+    with served({**env, "JANITOR_TOKENS_FILE": str(file)}, log_of_http) as (url, _):
+        yield url
+
+
+@pytest.fixture
+def billing(base):
+    with Client(base, "billing") as client:
+        yield client
+
+
+@pytest.fixture
+def boss(base):
+    with Client(base, "boss") as client:
+        yield client

@@ -14,35 +14,11 @@ from urllib.parse import quote, urlsplit
 import pytest
 import requests
 
-from tests.acceptance.http import SECRETS, Client, secret_of, served, token_file
+from tests.acceptance.http import SECRETS, Client, secret_of
 from tests.processes import ROOT, janitor_here, records, until
 
 pytestmark = pytest.mark.usefixtures("running_worker")
 UNKNOWN = "no deletion has the id 'nope'"
-
-
-@pytest.fixture(scope="module")
-def log_of_http(tmp_path_factory):
-    return tmp_path_factory.mktemp("http") / "http.log"
-
-
-@pytest.fixture(scope="module")
-def base(env, log_of_http, tmp_path_factory, running_worker):
-    file = token_file(tmp_path_factory.mktemp("tokens"))
-    with served({**env, "JANITOR_TOKENS_FILE": str(file)}, log_of_http) as (url, _):
-        yield url
-
-
-@pytest.fixture
-def billing(base):
-    with Client(base, "billing") as client:
-        yield client
-
-
-@pytest.fixture
-def boss(base):
-    with Client(base, "boss") as client:
-        yield client
 
 
 @pytest.fixture

@@ -122,9 +122,16 @@ def test_what_is_past_its_time_is_due_also_where_no_worker_runs(ledger, clocked)
     assert scrape(clocked.after(minutes=3))["janitor_oldest_due_seconds", "default"] >= 120
 
 
+def test_the_last_tick_of_beat_is_seen(ledger, clocked):
+    ledger.redis.set("janitor:tick", ledger.now_ms())
+    assert 300 <= scrape(clocked.after(minutes=5))["janitor_beat_age_seconds",] < 310
+
+
 def test_an_empty_ledger_and_one_that_is_away_can_be_scraped(clocked, tmp_path):
     empty = scrape(clocked())
-    assert (empty["janitor_ledger_up",], empty["janitor_dispatch_age_seconds",]) == (1, float("inf"))
+    never = float("inf")
+    assert (empty["janitor_ledger_up",], empty["janitor_dispatch_age_seconds",]) == (1, never)
+    assert empty["janitor_beat_age_seconds",] == never
     assert empty["janitor_deletions", "default", "review"] == 0
     away = connect(f"unix://{tmp_path}/none", patient=False)
     assert scrape(Ledger(away)) == {("janitor_ledger_up",): 0}

@@ -9,7 +9,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
-from worker.http.deletions import Office, Reader, router
+from worker.http import cleanup, deletions
+from worker.http.deletions import Office, Reader
 from worker.http.guard import Guard
 from worker.http.problems import documented, install
 from worker.http.tokens import Token
@@ -26,11 +27,13 @@ def create_api(office: Office, tokens: Sequence[Token], version: str) -> FastAPI
     app = FastAPI(
         title="Finetune Janitor", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
         redirect_slashes=False,
+        separate_input_output_schemas=False,  # a field with a default may be left out of an answer
     )  # fmt: skip
     app.state.office = office
     app.add_middleware(Guard, tokens=tokens)
     install(app)
-    app.include_router(router)
+    app.include_router(deletions.router)
+    app.include_router(cleanup.router)
     _add_probes(app, office)
     return app
 

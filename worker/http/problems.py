@@ -13,13 +13,22 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from tasks.errors import IdConflict, InvalidRequest, JanitorError, LedgerUnavailable, UnknownDeletion
+from tasks.errors import (
+    IdConflict,
+    InvalidRequest,
+    JanitorError,
+    LedgerUnavailable,
+    PlanRefused,
+    UnknownDeletion,
+    UnknownPlan,
+)
 
 log = structlog.get_logger()
 
 RETRY_AFTER = {"Retry-After": "5"}
 _STATUS: list[tuple[type[JanitorError], int]] = [
-    (UnknownDeletion, 404), (IdConflict, 409), (InvalidRequest, 422), (LedgerUnavailable, 503),
+    (UnknownDeletion, 404), (UnknownPlan, 404), (IdConflict, 409), (PlanRefused, 409), (InvalidRequest, 422),
+    (LedgerUnavailable, 503),
 ]  # fmt: skip
 _MEANINGS = {
     400: "the body cannot be read",
