@@ -62,6 +62,22 @@ def test_while_redis_is_away_it_says_so_and_nothing_is_half_accepted(home, env, 
             assert (again.status_code, len(again.json()["deletions"])) == (202, 100)
 
 
+def test_a_redis_that_hangs_holds_up_nobody_for_long(home, env, tmp_path):
+    with started(embedded.spec(home)) as redis, served(env, tmp_path / "log") as (base, _):
+        redis.process.send_signal(signal.SIGSTOP)
+        try:
+            with Client(base, "boss") as boss:
+                began = time.monotonic()
+                assert boss.ask("a").status_code == boss.get("/readyz").status_code == 503
+                assert boss.get("/healthz").status_code == 200
+                assert time.monotonic() - began < 8
+        finally:
+            redis.process.send_signal(signal.SIGCONT)
+        with Client(base, "boss") as boss:
+            until(lambda: boss.get("/readyz").status_code == 200, seconds=10, what="being ready")
+            assert boss.get("/v1/deletions").json()["deletions"] == []
+
+
 def test_a_long_poll_outlasts_a_short_absence_of_redis(home, env, tmp_path):
     with embedded.running(home), served(env, tmp_path / "log") as (base, _), Client(base, "boss") as boss:
         id_ = boss.ask("a").json()["deletions"][0]["request_id"]

@@ -20,7 +20,7 @@ from worker.http.problems import documented
 from worker.http.tokens import Token
 
 Admin = Annotated[Token, Depends(needs("admin"))]
-router = APIRouter(prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 422, 503))
+router = APIRouter(prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 404, 422, 503))
 
 
 class Whose(BaseModel):
@@ -124,7 +124,7 @@ def plans(office: Here, caller: Reader, limit: Annotated[int, Query(ge=1, le=500
     return JSONResponse({"plans": found})
 
 
-@router.get("/plans/{plan_id}", operation_id="showPlan", response_model=WholePlan, responses=documented(404))
+@router.get("/plans/{plan_id}", operation_id="showPlan", response_model=WholePlan)
 def show(plan_id: str, office: Here, caller: Reader) -> JSONResponse:
     """A plan with every finetune of its account."""
     return JSONResponse(_visible(office, plan_id, caller).to_json())
@@ -135,8 +135,7 @@ def show(plan_id: str, office: Here, caller: Reader) -> JSONResponse:
     operation_id="applyPlan",
     status_code=202,
     response_model=AppliedPlan,
-    responses=documented(404, 409)
-    | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
+    responses=documented(409) | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
 )
 def apply(plan_id: str, office: Here, caller: Admin) -> JSONResponse:
     """Ask for just the plan's deletions, each guarded by its fingerprint; twice applied is once applied.

@@ -1,4 +1,7 @@
-"""`/v1/deletions`: ask for them, follow them, list them, withdraw them."""
+"""`/v1/deletions`: ask for them, follow them, list them, withdraw them.
+
+What calls the ledger is no coroutine: FastAPI runs it on a pool of 40 threads.
+"""
 
 from __future__ import annotations
 
@@ -78,8 +81,8 @@ def ask(body: NewDeletions, office: Here, caller: Enqueuer, key: Key = None) -> 
     """Ask for finetunes to be deleted: all are accepted or none. It is on record before this answers."""
     check_accounts(caller, [one.account for one in body.deletions])
     requests = body.requests(caller.name, check_request_id(key) if key is not None else None)
-    office.intake.check(requests)
     if key is not None:
+        office.intake.check(requests)  # what is refused has not used its key
         _claim(office.ledger, key, f"{caller.name}\n{body.model_dump_json(exclude_defaults=True)}", requests)
     accepted = office.intake.accept(requests)
     found = get_many(office.ledger, [request.id for request in requests])

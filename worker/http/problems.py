@@ -13,22 +13,14 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from tasks.errors import (
-    IdConflict,
-    InvalidRequest,
-    JanitorError,
-    LedgerUnavailable,
-    PlanRefused,
-    UnknownDeletion,
-    UnknownPlan,
-)
+from tasks import errors
 
 log = structlog.get_logger()
 
 RETRY_AFTER = {"Retry-After": "5"}
-_STATUS: list[tuple[type[JanitorError], int]] = [
-    (UnknownDeletion, 404), (UnknownPlan, 404), (IdConflict, 409), (PlanRefused, 409), (InvalidRequest, 422),
-    (LedgerUnavailable, 503),
+_STATUS: list[tuple[type[errors.JanitorError], int]] = [
+    (errors.UnknownDeletion, 404), (errors.UnknownPlan, 404), (errors.IdConflict, 409), (errors.PlanRefused, 409),
+    (errors.InvalidRequest, 422), (errors.LedgerUnavailable, 503),
 ]  # fmt: skip
 _MEANINGS = {
     400: "the body cannot be read",
@@ -71,8 +63,8 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 def install(app: FastAPI) -> None:
     """Have every error of `app` answered so."""
 
-    @app.exception_handler(JanitorError)
-    async def ours(_: Request, error: JanitorError) -> JSONResponse:
+    @app.exception_handler(errors.JanitorError)
+    async def ours(_: Request, error: errors.JanitorError) -> JSONResponse:
         status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
         return problem(status, str(error))
 
