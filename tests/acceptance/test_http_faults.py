@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.acceptance.http import Client, secret_of, served, token_file
-from tests.processes import KEY, environment, janitor, janitor_here, started, until
+from tests.processes import KEY, environment, janitor_here, started, until
 from worker import embedded
 from worker.http.tokens import read_tokens
 from worker.sandbox import Sandbox
@@ -68,9 +68,9 @@ def test_a_redis_that_hangs_holds_up_nobody_for_long(home, env, tmp_path):
         try:
             with Client(base, "boss") as boss:
                 began = time.monotonic()
-                assert boss.ask("a").status_code == boss.get("/readyz").status_code == 503
+                assert boss.ask("a").status_code == 503
                 assert boss.get("/healthz").status_code == 200
-                assert time.monotonic() - began < 8
+                assert time.monotonic() - began < 5
         finally:
             redis.process.send_signal(signal.SIGCONT)
         with Client(base, "boss") as boss:
@@ -206,13 +206,13 @@ def test_without_a_good_file_of_tokens_it_does_not_start(tmp_path, command, text
 
 
 def test_a_new_token_is_shown_once_and_its_table_lets_it_in(tmp_path):
-    done = janitor(environment(), "serve", "--new-token", "billing")
+    done = janitor_here(environment(), "serve", "--new-token", "billing")
     secret, table = done.stdout.strip(), done.stderr[done.stderr.index("[billing]") :]
     assert (done.returncode, len(secret) >= 40, secret in table) == (0, True, False)
     (tmp_path / "tokens.toml").write_text(table)
     (token,) = read_tokens(tmp_path / "tokens.toml")
     assert (token.name, token.limited_to) == ("billing", ("default",))
-    refused = janitor(environment(), "serve", "--new-token", "two words")
+    refused = janitor_here(environment(), "serve", "--new-token", "two words")
     assert (refused.returncode, "'two words' is not accepted" in refused.stderr) == (2, True)
 
 
