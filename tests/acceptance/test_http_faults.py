@@ -205,6 +205,18 @@ def test_without_a_good_file_of_tokens_it_does_not_start(tmp_path, command, text
     assert (unset.returncode, "JANITOR_TOKENS_FILE is not set" in unset.stderr) == (2, True)
 
 
+@pytest.mark.parametrize("command", [["serve"], ["metrics"], ["up", "--http"]])
+def test_without_the_extra_it_says_what_to_install(env, monkeypatch, command):
+    gone = [name for name in sys.modules if name.startswith("worker.http")]
+    for name in [*gone, "fastapi"]:
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    done = janitor_here({**env, "BFL_API_KEY": "x"}, *command)
+    assert (done.returncode, done.stderr) == (
+        2, "Error: fastapi is not installed: this command needs `pip install 'finetune-janitor[http]'`\n"
+    )  # fmt: skip
+
+
 def test_a_new_token_is_shown_once_and_its_table_lets_it_in(tmp_path):
     done = janitor_here(environment(), "serve", "--new-token", "billing")
     secret, table = done.stdout.strip(), done.stderr[done.stderr.index("[billing]") :]

@@ -43,7 +43,9 @@ def up(*, http: bool, http_port: int) -> int:
     require_accounts(settings)
     if http:
         with extra():
-            from worker.http.tokens import read_tokens  # noqa: PLC0415 -- of an extra
+            import fastapi  # noqa: F401, PLC0415 -- is the extra installed?
+
+            from worker.http.tokens import read_tokens  # noqa: PLC0415 -- not needed for --help
         read_tokens(settings.tokens_file)  # told now, and not by a process that is started again and again
     with embedded.lock(settings.state_dir):
         url = embedded.url(settings.state_dir)
