@@ -98,7 +98,7 @@ class Ledger:
         looks_first: a look precedes each delete, so the claim alone marks nothing as sent.
         """
         wanted = {"account": account, "owner": owner, "want": want, "begun": begun, "looks_first": looks_first}
-        now, why, *claimed = self._run("claim", **wanted, nonce=uuid.uuid4().hex, **self._holds())
+        now, why, *claimed = self._run("claim", **wanted, nonce=uuid.uuid4().hex, **self._holds(), **self._lives())
         return [Claimed(*row)._replace(claimed_at=now, account=account) for row in claimed], why
 
     def check(self, calls: Sequence[Claimed], *, mark: bool = True, look: bool = False) -> list[Verdict]:

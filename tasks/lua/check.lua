@@ -11,6 +11,8 @@ for i, call in ipairs(input.calls) do
     answers[i] = {'lost', 0}
   elseif d.cancel_requested_at and not call.look then
     answers[i] = {'cancelled', 0}
+  elseif tonumber(d.due_at) > now and not call.look then
+    answers[i] = {'lost', 0}  -- the cleanup that brought it forward was withdrawn
   else
     local permits = prefix .. 'permits:' .. d.account
     local why, wait_ms, limit = stopped(d.account)

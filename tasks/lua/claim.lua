@@ -1,4 +1,5 @@
--- Claim what can start now: {account, owner, nonce, want, lease_ms, permit_ms, begun, looks_first}.
+-- Claim what can start now: {account, owner, nonce, want, lease_ms, permit_ms, begun, looks_first,
+-- give_up_after_ms, first_look_after_ms}.
 -- Answers {now, why nothing may start, [kind, id, token, fields ...] ...}; kind is look, delete or probe.
 -- The claim counts as the check before a call that starts within the second, and marks it as sent; but for what is
 -- looked at first, which is checked after the look: a worker lost before that has sent nothing.

@@ -176,15 +176,19 @@ local function bring_forward(d, due)
   set(d, {due_at = due, deadline = due + input.give_up_after_ms})
 end
 
+-- A request for one incarnation says nothing of another: it neither hastens its deletion nor dates it.
+local function is_for(d, request)
+  return not given(request.fingerprint) or request.fingerprint == d.fingerprint
+end
+
 local function join(d, request)
   append(d, 'requests', request_line(request))
   redis.call('SET', prefix .. 'r:' .. request.id, d.id)
-  set(d, {joined = (tonumber(d.joined) or 0) + 1, asked_at = math.min(d.asked_at, request.at)})
+  local asked_at = is_for(d, request) and math.min(d.asked_at, request.at) or d.asked_at
+  set(d, {joined = (tonumber(d.joined) or 0) + 1, asked_at = asked_at})
   if is_cleanup(request) then set(d, {cleanup = math.max(d.cleanup or 0, request.at)}) end
   remember_named(d, request)
-  -- A request for one incarnation hastens the deletion of no other.
-  local same = not given(request.fingerprint) or request.fingerprint == d.fingerprint
-  if same then bring_forward(d, math.max(request.due_at, now)) end
+  if is_for(d, request) then bring_forward(d, math.max(request.due_at, now)) end
   if not request.bulk and d.lane == 'bulk' then
     if d.state == 'queued' then redis.call('ZREM', order_key(d, d.state), d.id) end
     set(d, {lane = 'single'})
@@ -204,9 +208,12 @@ local function add(request)
 end
 
 -- Requests that this outcome does not answer: made after a cancel, or meant for a later incarnation.
-local function leftovers(d, since)
+local function leftovers(d, outcome)
   local cancelled_at = tonumber(d.cancel_requested_at)
-  since = math.min(given(since) or cancelled_at or math.huge, cancelled_at or math.huge)
+  -- Use and protection withdraw a cleanup's request alone, whatever the dates of those who joined.
+  local for_cleanup = redis.call('HGET', prefix .. 'd:' .. d.id, 'cancelled_by') == 'cleanup'
+  if for_cleanup and outcome.state == 'cancelled' then cancelled_at = 0 end
+  local since = math.min(given(outcome.since_ms) or cancelled_at or math.huge, cancelled_at or math.huge)
   if not d.joined or since == math.huge then return {} end
   local kept, left = {}, {}
   for line in string.gmatch(redis.call('HGET', prefix .. 'd:' .. d.id, 'requests'), '[^\n]+') do
@@ -226,9 +233,20 @@ local function drop_named(d, request)
   set(d, {named = table.concat(kept, '\n')})
 end
 
+-- Whoever gets the name of one that is gone is another, though it may look the same: its age starts anew.
+local function end_life(d)
+  local inventory = prefix .. 'inventory:' .. d.account
+  local seen = redis.call('HGET', inventory, d.finetune_id)
+  if not seen then return end
+  seen = cjson.decode(seen)
+  seen.first_seen = now
+  redis.call('HSET', inventory, d.finetune_id, cjson.encode(seen))
+end
+
 -- A deletion ends: its order, its name, its permit and its looks are freed, its answers are owed.
 local function finish(d, outcome)
-  local left = leftovers(d, outcome.since_ms)
+  local left = leftovers(d, outcome)
+  if outcome.state == 'deleted' or outcome.state == 'not_found' then end_life(d) end
   move(d, outcome.state, now)
   set(d, {
     status = outcome.status, message = outcome.message, timestamp = outcome.timestamp,
@@ -277,30 +295,38 @@ local function spared(d, planned_at, fingerprint)
   if seen and cjson.decode(seen).fingerprint ~= fingerprint then return 'the name belongs to another finetune now' end
 end
 
+-- Without the cleanup that brought it forward, a deletion waits for the time of those who are left.
+local function postpone(d, due)
+  if due <= tonumber(d.due_at) then return end
+  set(d, {due_at = due, deadline = due + input.give_up_after_ms})
+  if d.state == 'scheduled' then
+    redis.call('ZADD', order_key(d, d.state), due, d.id)
+  elseif due > now and not (d.state == 'running' and d.calling) then
+    free_permit(d)
+    move(d, 'scheduled', due)
+    look_anew(d)
+  end
+end
+
 -- A cleanup's requests are withdrawn, and with the last request the deletion; answers whether any was.
 local function withdraw_cleanup(d, why)
-  if not d.cleanup or d.cancel_requested_at or is_final(d.state) then return false end
-  local lines, due = {}, nil
+  if not d.cleanup or is_final(d.state) then return false end
+  local lines, due, others = {}, nil, false
   for line in string.gmatch(redis.call('HGET', prefix .. 'd:' .. d.id, 'requests'), '[^\n]+') do
     local request = cjson.decode(line)
-    if not given(request.withdrawn_at) then
-      if is_cleanup(request) then
-        request.withdrawn_at = now
-        line = cjson.encode(request)
-      else
-        due = math.min(due or math.huge, request.due_at)
-      end
+    if is_cleanup(request) and not given(request.withdrawn_at) then
+      request.withdrawn_at = now
+      line = cjson.encode(request)
+    elseif not is_cleanup(request) then
+      others = true
+      if is_for(d, request) then due = math.min(due or math.huge, request.due_at) end
     end
     lines[#lines + 1] = line
   end
   set(d, {requests = table.concat(lines, '\n'), cleanup = ''})
-  if not due then
-    withdraw(d, 'cleanup', 'kept: ' .. why)
-  elseif d.state ~= 'running' and (tonumber(d.backoffs) or 0) == 0 and due ~= tonumber(d.due_at) then
-    if due > now and d.state == 'queued' then move(d, 'scheduled', due)
-    else redis.call('ZADD', order_key(d, d.state), due, d.id) end
-    set(d, {due_at = due, deadline = due + input.give_up_after_ms})
-  end
+  if d.cancel_requested_at then return true end
+  if not others then withdraw(d, 'cleanup', 'kept: ' .. why)
+  elseif due then postpone(d, due) end
   return true
 end
 

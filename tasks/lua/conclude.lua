@@ -36,7 +36,7 @@ local function hand_back(d, o)
   end
   local due, lane = tonumber(d.due_at), d.cancel_requested_at and 'resolve' or d.lane
   local delay = given(o.delay_ms)
-  if delay then due = now + delay end
+  if delay then due = d.cancel_requested_at and now + delay or math.max(due, now + delay) end
   set(d, {calling = '', message = o.message, backoffs = delay and (tonumber(d.backoffs) or 0) + 1 or d.backoffs})
   if delay then set(d, {due_at = due}) end
   move(d, due > now and 'scheduled' or 'queued', due, lane)

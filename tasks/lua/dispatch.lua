@@ -14,7 +14,9 @@ local function take_back(d)
   elseif d.cancel_requested_at and not d.unclear_at then
     finish(d, {state = 'cancelled', message = 'withdrawn on request before anything was deleted'})
   else
-    move(d, 'queued', now, d.cancel_requested_at and 'resolve' or d.lane)
+    -- Later than now only where a cleanup that brought it forward was withdrawn in its call.
+    local due = d.cancel_requested_at and now or math.max(now, tonumber(d.due_at))
+    move(d, due > now and 'scheduled' or 'queued', due, d.cancel_requested_at and 'resolve' or d.lane)
     look_anew(d)
   end
 end
