@@ -13,7 +13,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
 from tasks.durations import iso
+from tasks.errors import InvalidRequest
 from tasks.policies import Policy
+from tasks.records import check_finetune_id
 
 DAY = timedelta(days=1)
 
@@ -132,6 +134,14 @@ def _another_organisations(case: Case) -> str | None:
     return "it is another organisation's" if "/" in case.finetune.id else None
 
 
+def _not_to_be_asked_for(case: Case) -> str | None:
+    try:
+        check_finetune_id(case.finetune.id, allow_org_ids=True)
+    except InvalidRequest:
+        return "no deletion of such an id can be asked for"
+    return None
+
+
 def _protected_by_pattern(case: Case) -> str | None:
     patterns = [one for one in case.policy.protect if fnmatchcase(case.finetune.id, one)]
     return f"protected by the pattern {patterns[0]}" if patterns else None
@@ -193,6 +203,7 @@ def _among_the_newest(case: Case) -> str | None:
 KEEP: tuple[Callable[[Case], str | None], ...] = (
     _not_matched,
     _another_organisations,
+    _not_to_be_asked_for,
     _protected_by_pattern,
     _protected_by_request,
     _age_unsound,

@@ -12,6 +12,7 @@ from typing import Any
 FIELDS = ("timestamp", "finetune_type", "trigger_word", "mode", "iterations", "learning_rate", "lora_rank")
 CLOCK_TOLERANCE = timedelta(seconds=60)
 _VERSION = "v1"
+_FIRST_YEAR = 2024  # BFL has no older finetunes; 0001 and 1970 are how software writes "no time"
 
 
 def fingerprint(details: Mapping[str, Any]) -> str:
@@ -48,6 +49,8 @@ def read_timestamp(details: Mapping[str, Any], now: datetime) -> tuple[datetime 
         moment = moment.astimezone(UTC)
     except (TypeError, ValueError, OverflowError):
         return None, "not readable"
+    if moment.year < _FIRST_YEAR:
+        return None, "older than finetunes are"
     return (None, "in the future") if moment > now + CLOCK_TOLERANCE else (moment, None)
 
 

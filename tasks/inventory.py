@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
 from tasks.cleanup import Finetune, Item, select
+from tasks.durations import LONGEST
 from tasks.incarnations import fingerprint, read_timestamp
 from tasks.ledger import Ledger
 from tasks.policies import Policy
@@ -166,8 +167,8 @@ def save(ledger: Ledger, inventory: Inventory, changed: Collection[str], *, beli
 
 
 def _forget(ledger: Ledger, inventory: Inventory) -> None:
-    """What is no longer there; of its use, what was reported long ago: it may be on its way into the list."""
-    long_ago = to_ms(inventory.now - USE_GAP)
+    """What is no longer there. Not its use: a list may lack for once what is there, and it would look unused."""
+    long_ago = to_ms(inventory.now - LONGEST)  # longer than any `unused_for`
     with unavailable():
         known: Any = ledger.redis.hkeys(f"{ledger.prefix}inventory:{inventory.account}")
     old = {

@@ -53,9 +53,14 @@ def look(api: BflReader, finetune_id: str, before_next: Callable[[], None]) -> L
 
 def names(listed: list[Any]) -> set[str]:
     """The ids in an answer of `my_finetunes` (seen: strings); raises `Reshaped` where it has another shape."""
-    if not all(isinstance(item, str) for item in listed):
+    if not all(isinstance(item, str) and _is_text(item) for item in listed):
         raise errors.Reshaped("my_finetunes answered in a shape that is not known")
     return set(listed)
+
+
+def _is_text(item: str) -> bool:
+    """Half of a surrogate pair is none: JSON can hold it, nothing else can."""
+    return not any("\ud800" <= letter <= "\udfff" for letter in item)
 
 
 def other_incarnation(found: Look, known: str, looked_at_ms: int, asked_at_ms: int, now: datetime) -> Other | None:

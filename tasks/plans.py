@@ -16,7 +16,7 @@ from tasks.inventory import Inventory
 from tasks.ledger import Ledger
 from tasks.policies import Policy
 from tasks.queries import get_many
-from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, from_ms, to_ms
+from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, State, from_ms, to_ms
 from tasks.redis_errors import unavailable
 
 APPLY_WITHIN = timedelta(hours=24)
@@ -157,9 +157,13 @@ def _request(plan: Plan, item: Item, requested_by: str | None) -> NewRequest:
 
 def _kept(deletion: Deletion, request_id: str) -> str | None:
     request = deletion.request(request_id)
-    if request is None or request.withdrawn_at is None:
+    if request is None or request.withdrawn_at is None or deletion.state is State.DELETED:
         return None
-    return deletion.message if deletion.state.is_final else "kept from the cleanup; another request goes on"
+    if deletion.state.is_final:
+        return deletion.message
+    if deletion.cancel_requested_at:
+        return "if the call under way has not deleted it; a look will show"
+    return "kept from the cleanup; another request goes on"
 
 
 def _plan(summary: str, applied_at: str | None) -> Plan:

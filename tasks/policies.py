@@ -15,6 +15,7 @@ from tasks.durations import ACCEPTED_DURATION, parse_duration
 from tasks.errors import InvalidRequest
 from tasks.records import DEFAULT_ACCOUNT, is_account
 
+_CLASS = re.compile(r"\[[^]]+\]")  # `[a-z0-9]*` matches all as well
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 
 
@@ -92,7 +93,7 @@ def _policy(table: Mapping[str, Any], n: int, places: _Places) -> Policy:
     if "name" not in values:
         raise places.error(n, None, "this policy has no name: give one, such as name = 'tests'")
     policy = Policy(**values)
-    matches_all = any(not pattern.strip("*?") for pattern in policy.match)
+    matches_all = any(not _CLASS.sub("", pattern).strip("*?") for pattern in policy.match)
     if matches_all and policy.older_than is None and policy.unused_for is None:
         raise places.error(n, None, f"{policy.name!r} matches all and names no age: give older_than or unused_for")
     return policy
@@ -112,9 +113,14 @@ def _account(value: object) -> str:
 
 def _patterns(value: object) -> tuple[str, ...]:
     given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list) or not given or not all(isinstance(one, str) and one.strip() for one in given):
+    if not isinstance(given, list) or not given or not all(map(_is_pattern, given)):
         raise InvalidRequest(f"{value!r} is no list of patterns: give texts such as 'test-*'")
     return tuple(given)
+
+
+def _is_pattern(value: object) -> bool:
+    """No id has a space or a control character: such a pattern would protect nothing."""
+    return isinstance(value, str) and value.isprintable() and bool(value) and " " not in value
 
 
 def _age(value: object) -> timedelta:

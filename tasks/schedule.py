@@ -16,7 +16,7 @@ from tasks.errors import JanitorError, Reshaped
 from tasks.intake import Intake
 from tasks.inventory import Inventory
 from tasks.ledger import Ledger
-from tasks.plans import Applied, Plan, apply_plan, empty_plan, make_plan, store
+from tasks.plans import APPLY_WITHIN, Applied, Plan, apply_plan, empty_plan, make_plan, store
 from tasks.policies import Policy
 from tasks.records import check_account, from_ms, to_ms
 from tasks.redis_errors import unavailable
@@ -86,13 +86,15 @@ class Cleaner:
             try:
                 with self._window(policy, last_window(policy.schedule, now)) as window:
                     if window is not None:
-                        self._run(policy, window)
+                        self._run(policy, window, now)
             except JanitorError as error:
                 log.warning("cleanup.failed", policy=policy.name, account=policy.account, error=str(error))
 
-    def _run(self, policy: Policy, window: datetime) -> None:
-        # Begun again after a crash, it is the same plan and the same requests.
-        plan = self.plan(policy, str(uuid.uuid5(_PLANS, f"{policy.account} {policy.name} {window.isoformat()}")))
+    def _run(self, policy: Policy, window: datetime, now: datetime) -> None:
+        # Begun again after a crash, it is the same plan and the same requests; but not where the policy was edited
+        # meanwhile, or the plan is too old to be applied.
+        run = f"{policy} {window.isoformat()} {(now - window) // APPLY_WITHIN}"
+        plan = self.plan(policy, str(uuid.uuid5(_PLANS, run)))
         log.info(
             "cleanup.planned", policy=policy.name, account=policy.account, plan=plan.id, window=window.isoformat(),
             deletions=plan.deletions, total=plan.total, blocked=plan.blocked,
@@ -113,16 +115,16 @@ class Cleaner:
         with unavailable():
             redis.hsetnx(runs, policy.name, str(to_ms(window)))
             due = int(redis.hget(runs, policy.name) or 0) < to_ms(window)
-            ours = due and redis.set(lease, "1", nx=True, px=_RUN_FOR)
+            held = due and redis.set(lease, "1", nx=True, px=_RUN_FOR)
             # It may have been made between these two questions.
-            ours = ours and int(redis.hget(runs, policy.name) or 0) < to_ms(window)
+            ours = held and int(redis.hget(runs, policy.name) or 0) < to_ms(window)
         try:
             yield window if ours else None
             if ours:
                 with unavailable():
                     redis.hset(runs, policy.name, str(to_ms(window)))
         finally:
-            if ours:
+            if held:
                 with unavailable():
                     redis.delete(lease)
 

@@ -86,11 +86,15 @@ class Surveyor:
             return self._call(lambda: self.api.finetune_details(finetune_id))
         except (errors.NotFound, errors.Refused):
             return None
+        except errors.KeyRefused:
+            self._call(self.api.my_finetunes)  # raises where it is the key, and not this one, that is refused
+            return None
 
     def _call(self, call: Callable[[], T]) -> T:
         holder = f"survey:{self._nonce}:{threading.get_ident()}"
 
         def once() -> T:
+            self.sleep(0)  # not when the process is to stop
             self._permitted(holder)
             try:
                 return call()

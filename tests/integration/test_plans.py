@@ -7,6 +7,7 @@ import pytest
 
 from tasks import errors
 from tasks.bfl import BflReader
+from tasks.gate import HandBack
 from tasks.intake import Intake
 from tasks.inventory import load, protect, touch
 from tasks.plans import get_plan, list_plans
@@ -102,6 +103,8 @@ UNSOUND = {
     "2026-01-01T00:00:00": "its age is not known: its timestamp is without an offset",
     "yesterday": "its age is not known: its timestamp is not readable",
     7: "its age is not known: its timestamp is not readable",
+    "0001-01-01T00:00:00Z": "its age is not known: its timestamp is older than finetunes are",
+    "1970-01-01T00:00:00Z": "its age is not known: its timestamp is older than finetunes are",
     "9999-01-01T00:00:00Z": "its age is not known: its timestamp is in the future",
     "0001-01-01T00:00:00+14:00": "its age is not known: its timestamp is not readable",
 }
@@ -327,6 +330,34 @@ class TestTick:
         cleaner_of(due, api).tick([policy])
         assert [(plan.id, plan.applied_at is not None) for plan in list_plans(ledger)] == [(stored.id, True)]
 
+    def test_a_run_that_a_crash_cut_off_for_days_ends_and_is_not_begun_again_each_minute(
+        self, ledger, api, clocked, monkeypatch
+    ):
+        policy = replace(self.DAILY, schedule="0 0 1 1 *", mode="apply")
+        ledger.redis.hset("janitor:policy-runs", "old", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Cleaner, "apply", crash)
+            with pytest.raises(KeyboardInterrupt):
+                cleaner_of(ledger, api).tick([policy])
+        ledger.redis.delete("janitor:policy-lease:old")
+        late = clocked.after(hours=30)
+        for _ in range(2):
+            cleaner_of(late, api).tick([policy])
+        lists = [call for call in api.journal() if call["call"] == "my_finetunes"]
+        assert len(lists) == 2, "once before the crash and once after it"
+
+    def test_a_policy_that_was_edited_after_a_crash_does_not_run_its_old_plan(
+        self, ledger, api, clocked, monkeypatch
+    ):
+        policy = replace(self.DAILY, mode="apply")
+        ledger.redis.hset("janitor:policy-runs", "old", 0)
+        with monkeypatch.context() as patch:
+            patch.setattr(Cleaner, "apply", crash)
+            with pytest.raises(KeyboardInterrupt):
+                cleaner_of(ledger, api).tick([policy])
+        cleaner_of(ledger, api).tick([replace(policy, protect=("a",))])
+        assert list(ledger.redis.hgetall("janitor:open:default")) == ["b"]
+
     def test_a_policy_whose_account_has_no_key_here_is_left_to_others(self, ledger, api, clocked):
         policy = replace(self.DAILY, account="other")
         cleaner_of(ledger, api).tick([policy])
@@ -344,3 +375,67 @@ def test_use_older_than_the_finetune_is_another_ones(cleaner, ledger, api, clock
     cleaner_of(later, api).plan(OLD)
     (found,) = [one for one in load(later, "default").finetunes() if one.id == "a"]
     assert found.last_used is None
+
+
+def test_use_is_not_forgotten_where_a_list_lacks_a_finetune_for_once(ledger, api, clocked):
+    # Given one used twenty days ago, and a list that lacked it since
+    touch(ledger, "default", ["a"])
+    cleaner_of(ledger, api).plan(OLD)
+    began = ago(days=45)
+    for _ in range(20):
+        touch(clocked.after(days=1), "default", ["f"])
+    api.remove("a")
+    cleaner_of(clocked(), api).plan(OLD)
+    api.create("a", timestamp=began)
+    # When it is there again
+    plan = cleaner_of(clocked(), api).plan(replace(OLD, unused_for=15 * DAY))
+    # Then its use counts: within thirty days it was used.
+    assert load(clocked(), "default").used.keys() >= {"a"}
+    assert {item.finetune_id: item.last_used for item in plan.items}["a"] is not None
+
+
+@pytest.mark.parametrize("odd", ["with a space", "x" * 256, "tab\there"])
+def test_an_id_that_cannot_be_asked_for_is_kept_and_the_others_go(cleaner, api, odd):
+    api.create(odd, timestamp=ago(days=45))
+    plan = cleaner.plan(OLD)
+    assert proposed(plan) == ["a", "b"]
+    assert len(cleaner.apply(plan)) == 2
+
+
+def test_a_list_with_what_is_no_text_at_all_blocks_the_plan(cleaner, api):
+    api.create("\ud800", timestamp=ago(days=45))
+    assert "shape that is not known" in cleaner.plan(OLD).blocked
+
+
+def test_one_whose_details_are_refused_is_kept_and_a_refused_key_makes_no_plan(cleaner, ledger, api):
+    api.fault("status", call="finetune_details", finetune_id="a", status=403, times=None)
+    plan = cleaner.plan(OLD)
+    assert (proposed(plan), plan.items[0].reason) == (["b"], "which finetune it is could not be read")
+    api.create("z", timestamp=ago(days=45))
+    api.fault("status", call="finetune_details", finetune_id="z", status=403, times=None)
+    api.fault("status", call="my_finetunes", status=403, times=1, skip=1)
+    with pytest.raises(errors.KeyRefused):
+        cleaner.plan(OLD)
+
+
+def test_a_survey_ends_with_its_process(ledger, api):
+    def stop(seconds):
+        raise HandBack("the worker is stopping")
+
+    with pytest.raises(HandBack):
+        replace(cleaner_of(ledger, api), sleep=stop).plan(OLD)
+    assert api.journal() == []
+
+
+def test_what_became_of_a_withdrawn_cleanup_is_told_as_it_is(cleaner, ledger):
+    # Given one that is used while its call is under way
+    plan = cleaner.plan(replace(OLD, grace=timedelta(0), max_deletions=2))
+    cleaner.apply(plan)
+    claimed, other = ledger.claim("default", "w", 10, looks_first=True)[0]
+    ledger.check([claimed, other], mark=True)
+    touch(ledger, "default", ["a", "b"])
+    under_way = {one.kept for one in cleaner.apply(plan)}
+    assert under_way == {"if the call under way has not deleted it; a look will show"}
+    ledger.conclude([outcome(claimed, "deleted", evidence="response"), outcome(other, "cancelled")])
+    kept = {one.deletion.state: one.kept for one in cleaner.apply(plan)}
+    assert kept == {State.DELETED: None, State.CANCELLED: "as the test says"}

@@ -32,6 +32,7 @@ def told(policy, finetune, *others, use_since=LONG):
 KEPT = {
     "_not_matched": (replace(OLD, match=("test-*",)), STALE, "matches none of test-*"),
     "_another_organisations": (OLD, replace(STALE, id="org/name"), "it is another organisation's"),
+    "_not_to_be_asked_for": (OLD, replace(STALE, id="a b"), "no deletion of such an id can be asked for"),
     "_protected_by_pattern": (replace(OLD, protect=("f?",)), STALE, "protected by the pattern f?"),
     "_protected_by_request": (OLD, replace(STALE, protected="for good"), "protected for good"),
     "_age_unsound": (

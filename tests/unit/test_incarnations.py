@@ -65,7 +65,8 @@ def test_without_a_timestamp_it_is_weak_and_ageless():
         ((NOW + timedelta(seconds=60)).isoformat(), NOW + timedelta(seconds=60)),
         ((NOW + timedelta(seconds=61)).isoformat(), None),
         ((NOW + timedelta(seconds=61)).astimezone(timezone(timedelta(hours=-9))).isoformat(), None),
-        ("2026-02-01T10:00:00", None), ("2026-02-01", None), ("yesterday", None), ("", None),
+        ("2026-02-01T10:00:00", None), ("2026-02-01", None), ("1970-01-01T00:00:00Z", None),
+        ("0001-01-01T00:00:00Z", None), ("yesterday", None), ("", None),
         (1769940000, None), (None, None),
     ],
 )  # fmt: skip

@@ -50,6 +50,8 @@ MISTAKES = {
     f"[[policy]]\n{FINE}account = 'A'\n": "line 4: account: 'A' is not an account",
     f"[[policy]]\n{FINE}match = []\n": "line 4: match: [] is no list of patterns",
     f"[[policy]]\n{FINE}protect = ['']\n": "line 4: protect: [''] is no list of patterns",
+    f"[[policy]]\n{FINE}protect = ['prod-* ']\n": "line 4: protect: ['prod-* '] is no list of patterns",
+    "[[policy]]\nname = 'a'\nmatch = '[a-z0-9]*'\n": "line 1: 'a' matches all and names no age",
     f"[[policy]]\n{FINE}keep_newest = -1\n": "line 4: keep_newest: -1 is not accepted: give a whole number from 0",
     f"[[policy]]\n{FINE}max_deletions = 0\n": "line 4: max_deletions: 0 is not accepted",
     f"[[policy]]\n{FINE}max_percent = 101\n": "line 4: max_percent: 101 is not accepted",
