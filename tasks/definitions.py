@@ -23,7 +23,7 @@ from tasks.claims import WakeUp
 from tasks.durations import ACCEPTED_TIME, parse_time
 from tasks.errors import DeletionNotDone, InvalidRequest, LedgerUnavailable
 from tasks.intake import BULK, Intake, conflicts
-from tasks.inventory import protected_among, touch
+from tasks.inventory import protected_among, report_use
 from tasks.ledger import Ledger
 from tasks.queries import get, get_many
 from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, check_finetune_id, check_request_id
@@ -108,12 +108,10 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         return answer
 
     @app.task(name="finetunes.touch", **{**_ACCEPTING, "ignore_result": True})
-    def report_use(finetune_ids: Any, account: str = DEFAULT_ACCOUNT) -> None:
-        ids = [finetune_ids] if isinstance(finetune_ids, str) else finetune_ids
-        if not isinstance(ids, list | tuple) or not ids:
-            raise InvalidRequest("the finetune ids must be a list of at least one")
+    def touch(finetune_ids: Any, account: str = DEFAULT_ACCOUNT) -> None:
+        ids = finetune_ids if isinstance(finetune_ids, list | tuple) else [finetune_ids]
         with _requeued_while_away():
-            touch(services().ledger, account, ids)
+            report_use(services().ledger, account, ids)
 
     @app.task(name="finetunes.tick", acks_late=False, shared=False, throws=(LedgerUnavailable,))
     def tick() -> None:

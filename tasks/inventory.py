@@ -8,14 +8,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, NamedTuple
 
+import structlog
+
 from tasks.cleanup import Finetune, Item, select
 from tasks.durations import LONGEST
+from tasks.errors import InvalidRequest
 from tasks.incarnations import fingerprint, read_timestamp
 from tasks.ledger import Ledger
 from tasks.policies import Policy
 from tasks.queries import known_accounts
 from tasks.records import State, check_account, check_finetune_id, from_ms, to_ms
 from tasks.redis_errors import unavailable
+
+log = structlog.get_logger()
 
 USE_GAP = timedelta(days=1)  # use is reported without a gap as long as no day passes without a report
 BELIEVED_AFTER = timedelta(days=1)  # a list that has shrunk to half counts once it has stayed so
@@ -94,6 +99,20 @@ class Inventory:
 def touch(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
     """Report use, now; the deletions from which a cleanup's request was withdrawn. Raises `InvalidRequest`."""
     return _keep(ledger, "touch", account, ids)
+
+
+def report_use(ledger: Ledger, account: str, ids: Sequence[object]) -> None:
+    """`touch` where nobody waits for an answer: what cannot be noted is logged, and all else noted."""
+    fine: list[str] = []
+    for id_ in ids:
+        try:
+            fine.append(check_finetune_id(id_, allow_org_ids=True))
+        except InvalidRequest as error:
+            log.warning("use.refused", account=account, error=str(error))
+    try:
+        touch(ledger, account, fine)
+    except InvalidRequest as error:
+        log.warning("use.refused", account=account, error=str(error))
 
 
 def protect(ledger: Ledger, account: str, ids: Sequence[str], until: datetime | None = None) -> list[str]:

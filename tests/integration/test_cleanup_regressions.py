@@ -4,8 +4,9 @@ import json
 from datetime import timedelta
 
 import pytest
+from structlog.testing import capture_logs
 
-from tasks.inventory import protect, touch, unprotect
+from tasks.inventory import load, protect, report_use, touch, unprotect
 from tasks.queries import get
 from tasks.records import State, from_ms
 from tests.conftest import asking, outcome
@@ -140,3 +141,19 @@ def test_a_name_we_have_deleted_is_another_finetune_from_then_on(ledger, clocked
     now = json.loads(ledger.redis.hget("janitor:inventory:default", "my-finetune"))
     assert now.pop("first_seen") >= get(ledger, "r1").created_at.timestamp() * 1000
     assert now == {name: value for name, value in seen.items() if name != "first_seen"}
+
+
+@pytest.mark.parametrize("ids", [["fine", ""], [7, "fine"], ["fine", "a b"], [["fine"], "fine"]])
+def test_one_bad_id_does_not_lose_the_use_of_others_where_nobody_waits_for_an_answer(ledger, ids):
+    with capture_logs() as logs:
+        report_use(ledger, "default", ids)
+    assert load(ledger, "default").used.keys() == {"fine"}
+    assert [line["event"] for line in logs] == ["use.refused"]
+
+
+@pytest.mark.parametrize(("account", "ids"), [("nobody", ["fine"]), (None, ["fine"]), ("default", [None])])
+def test_use_that_cannot_be_noted_at_all_is_logged(ledger, account, ids):
+    with capture_logs() as logs:
+        report_use(ledger, account, ids)
+    assert [line["event"] for line in logs] == ["use.refused"]
+    assert load(ledger, "default").use_since is None
