@@ -86,6 +86,8 @@ def test_for_people_there_are_tables_that_fit(env, stale, policies):
         assert max(map(len, shown.stdout.splitlines())) <= int(columns)
         assert shown.stdout.splitlines()[1].startswith("delete"), "what goes comes first"
         assert "nothing was deleted; `janitor cleanup apply" in shown.stderr
+        listed = janitor_here({**env, "COLUMNS": columns}, "cleanup", "list").stdout
+        assert "…" not in shown.stdout + listed, "an id cut short names nothing"
     listed = janitor_here(env, "cleanup", "list").stdout
     assert ("3 of 6" in listed, "not applied" in listed) == (True, True)
     policies(OLD)

@@ -71,7 +71,9 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
     from rich.text import Text  # noqa: PLC0415
 
-    table = Table(*headings, box=None, header_style="bold", pad_edge=False)
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        table.add_column(heading, overflow="fold")  # an id cut short would name no finetune, or another
     for row in rows:
         table.add_row(*map(Text, row))
     _console().print(table)
