@@ -291,8 +291,13 @@ local function spared(d, planned_at, fingerprint)
   if protected > now then return 'it is protected' end
   local used = tonumber(redis.call('HGET', prefix .. 'used:' .. d.account, d.finetune_id) or 0)
   if used >= planned_at then return 'it was used after the plan was made' end
-  local seen = fingerprint and redis.call('HGET', prefix .. 'inventory:' .. d.account, d.finetune_id)
-  if seen and cjson.decode(seen).fingerprint ~= fingerprint then return 'the name belongs to another finetune now' end
+  local seen = redis.call('HGET', prefix .. 'inventory:' .. d.account, d.finetune_id)
+  if not seen then return end
+  seen = cjson.decode(seen)
+  if fingerprint and not given(seen.fingerprint) then return 'which finetune it is could not be read' end
+  if fingerprint and seen.fingerprint ~= fingerprint or seen.first_seen > planned_at then
+    return 'the name belongs to another finetune now'
+  end
 end
 
 -- Without the cleanup that brought it forward, a deletion waits for the time of those who are left.

@@ -157,3 +157,25 @@ def test_use_that_cannot_be_noted_at_all_is_logged(ledger, account, ids):
         report_use(ledger, account, ids)
     assert [line["event"] for line in logs] == ["use.refused"]
     assert load(ledger, "default").use_since is None
+
+
+@pytest.mark.parametrize("when", ["accepted", "claimed"])
+def test_one_first_seen_after_the_plan_is_another_though_it_looks_the_same(ledger, clocked, when):
+    # Given a plan, and its finetune gone since; what has its name now has no timestamp either
+    later = clocked.after(minutes=10)
+    seen = {"fingerprint": "v1:mode=aaa", "began": None, "unsound": None, "first_seen": later.now_ms()}
+    request = cleaning(ledger, fingerprint="v1:mode=aaa", requested_at=from_ms(ledger.now_ms()) - HOUR)
+    if when == "claimed":
+        accept(later, request)
+    later.redis.hset("janitor:inventory:default", "my-finetune", json.dumps(seen))
+    if when == "accepted":
+        accept(later, request)
+    assert clocked.after(hours=2).claim("default", "w", 10)[0] == []
+    assert get(ledger, "c1").message == "kept: the name belongs to another finetune now"
+
+
+def test_one_that_could_not_be_read_since_the_plan_is_kept_for_that_reason(ledger):
+    seen = {"fingerprint": None, "began": None, "unsound": None, "first_seen": 1_700_000_000_000}
+    ledger.redis.hset("janitor:inventory:default", "my-finetune", json.dumps(seen))
+    accept(ledger, cleaning(ledger))
+    assert get(ledger, "c1").message == "kept: which finetune it is could not be read"
