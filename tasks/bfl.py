@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from threading import local
@@ -24,6 +25,9 @@ from tasks.watchdog import Watchdog, guarded_pools
 
 BODY_LIMIT = 1 << 20
 _CHUNK = 1 << 16
+
+# What was sent, what came back (None where nothing complete did) and its body; the first has the key in it.
+Observer = Callable[[requests.PreparedRequest, requests.Response | None, bytes], None]
 
 
 @dataclass(frozen=True)
@@ -49,11 +53,20 @@ class Answer:
 class BflReader:
     """The calls that change nothing; a planner holds only this. One session a thread, kept alive."""
 
-    def __init__(self, url: str, key: str, timeouts: Timeouts | None = None, *, pool_size: int = 1) -> None:
+    def __init__(
+        self,
+        url: str,
+        key: str,
+        timeouts: Timeouts | None = None,
+        *,
+        pool_size: int = 1,
+        observer: Observer | None = None,
+    ) -> None:
         self._url = url.rstrip("/")
         self._key = key
         self._timeouts = timeouts or Timeouts()
         self._pool_size = pool_size
+        self._observer = observer
         self._watchdog = Watchdog()
         self._local = local()
 
@@ -93,6 +106,8 @@ class BflReader:
             except (http.RequestException, HTTPError, OSError) as error:
                 kind = errors.NotSent if _never_left(error, begun=call.begun) else errors.Unclear
                 broken = kind(_in_words(error), seconds=time.monotonic() - began)
+        if self._observer:
+            self._observer(request, None if broken else response, raw)
         if broken or response is None:
             # Out here, so that the original is not its context: it carries the request, and so the key.
             raise broken or errors.Unclear("no answer")

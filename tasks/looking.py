@@ -37,18 +37,21 @@ def look(api: BflReader, finetune_id: str, before_next: Callable[[], None]) -> L
     """
     try:
         return Look(there=True, details=api.finetune_details(finetune_id))
-    except errors.NotFound as error:
-        details_work = error.from_api
-    except errors.Refused as error:
-        if error.http_status != 405:
+    except (errors.NotFound, errors.Refused) as error:
+        if isinstance(error, errors.Refused) and error.http_status != 405:
             raise
-        details_work = False
+        works = details_work(error)
     before_next()
     if finetune_id not in names(api.my_finetunes()):
         return GONE
-    if details_work:
+    if works:
         raise errors.Unclear("details answers 404, yet the list has it")
     return Look(there=True)
+
+
+def details_work(error: errors.NotFound | errors.Refused) -> bool:
+    """Whether details works at all: a 405 says no, and so does a 404 that is not the API's own."""
+    return error.http_status != 405 and (error.from_api or error.http_status != 404)
 
 
 def names(listed: list[Any]) -> set[str]:

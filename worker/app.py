@@ -16,7 +16,7 @@ from kombu import Exchange, Queue
 from redis.exceptions import RedisError
 
 from tasks import definitions
-from tasks.bfl import BflClient, BflReader, Timeouts
+from tasks.bfl import BflClient, BflReader, Observer, Timeouts
 from tasks.claims import WakeUp
 from tasks.dispatch import Dispatcher
 from tasks.errors import InvalidRequest, LedgerUnavailable
@@ -32,6 +32,7 @@ from worker.policy_file import read_policies
 from worker.server_checks import check_server
 from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
 from worker.stopping import Stopping
+from worker.version import version
 
 log = structlog.get_logger()
 
@@ -92,7 +93,7 @@ class Services:
         name = _process_name()
         return Dispatcher(
             ledger=self.ledger, accounts=dict.fromkeys(self.settings.accounts, self.settings.max_concurrent),
-            processes=[f"{name}/{n}" for n in range(processes)], wake=self.wake, answer=self.answer,
+            processes=[f"{name}/{n} {version()}" for n in range(processes)], wake=self.wake, answer=self.answer,
             every=self.settings.dispatch_every, stopping=self.stopping,
         )  # fmt: skip
 
@@ -176,10 +177,11 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
     }
 
 
-def client(settings: Settings, account: Account, kind: type[Reader]) -> Reader:
+def client(settings: Settings, account: Account, kind: type[Reader], observer: Observer | None = None) -> Reader:
     """An API client for one account."""
+    key, url = account.key.get_secret_value(), account.url
     timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
-    return kind(account.url, account.key.get_secret_value(), timeouts)
+    return kind(url, key, timeouts, observer=observer)
 
 
 def cleaner(settings: Settings, ledger: Ledger, intake: Intake, sleep: Callable[[float], None]) -> Cleaner:

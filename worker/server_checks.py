@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,8 @@ import redis
 from redis.exceptions import ResponseError
 
 OLDEST = (6, 2)
+_SLOW_SECONDS = 0.1  # a claim, a check and a conclusion a deletion, each a round trip of this length
+_SHORTEST_IDLE_SECONDS = 60  # connections are tried every 30 s
 
 
 class Finding(NamedTuple):
@@ -26,12 +29,13 @@ def check_server(client: redis.Redis) -> Iterator[Finding]:
     if tuple(map(int, version.split(".")[:2])) < OLDEST:
         yield Finding("redis", "error", f"version {version}: 6.2 or newer is needed")
     elif info.get("cluster_enabled"):
-        yield Finding("redis", "error", "this is a Redis Cluster: use a single Redis")
+        yield Finding("redis", "error", "this is a Redis Cluster: use a single Redis, or Sentinel")
     else:
         yield Finding("redis", "ok", f"version {version}")
     yield _eviction(info)
     yield _persistence(client, info)
     yield _memory(info)
+    yield _timeouts(client)
 
 
 def _eviction(info: dict[str, Any]) -> Finding:
@@ -45,10 +49,10 @@ def _persistence(client: redis.Redis, info: dict[str, Any]) -> Finding:
     if not info.get("aof_enabled"):
         what = "the append-only file is off, so a restart forgets: set appendonly yes and appendfsync always"
         return Finding("persistence", "error", what)
-    try:
-        policy = dict(client.config_get("appendfsync")).get("appendfsync")
-    except ResponseError:  # a managed Redis may hide its settings
-        policy = None
+    if info.get("aof_last_write_status", "ok") != "ok":
+        what = "the append-only file could not be written: is the disk of Redis full? its log says more"
+        return Finding("persistence", "error", what)
+    policy = _config(client, "appendfsync")
     if policy == "always":
         return Finding("persistence", "ok", "the append-only file is on, with fsync always")
     what = f"appendfsync is {policy or 'not known'}: a crash of the host may lose a second; set it to always"
@@ -63,3 +67,23 @@ def _memory(info: dict[str, Any]) -> Finding:
     if used > 0.7 * limit:
         return Finding("memory", "warning", f"{text}: new deletions are refused when it is full; give it more")
     return Finding("memory", "ok", text)
+
+
+def _timeouts(client: redis.Redis) -> Finding:
+    began = time.monotonic()
+    client.ping()
+    seconds = time.monotonic() - began
+    idle = int(_config(client, "timeout") or 0)
+    text = f"an answer takes {seconds * 1000:.1f} ms"
+    if seconds > _SLOW_SECONDS:
+        return Finding("timeouts", "warning", f"{text}: put the workers near Redis")
+    if 0 < idle < _SHORTEST_IDLE_SECONDS:
+        return Finding("timeouts", "warning", f"{text}, but Redis cuts who is silent for {idle}s: set timeout 0")
+    return Finding("timeouts", "ok", text)
+
+
+def _config(client: redis.Redis, name: str) -> str | None:
+    try:
+        return dict(client.config_get(name)).get(name)
+    except ResponseError:  # a managed Redis may hide its settings, and an ACL may forbid to ask
+        return None

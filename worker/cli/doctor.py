@@ -7,50 +7,55 @@ from datetime import timedelta
 
 import click
 
-from tasks.bfl import BflReader
-from tasks.durations import format_duration, iso
-from tasks.errors import ApiError, KeyRefused, LedgerUnavailable, Unclear
+from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
-from tasks.looking import names
-from tasks.poison import list_poison
-from tasks.queries import oldest_due, stopped_accounts, workers_seen
-from tasks.records import DEFAULT_ACCOUNT, from_ms
+from tasks.records import DEFAULT_ACCOUNT, check_account
+from tasks.redis_errors import unavailable
 from worker.cli.common import json_option
-from worker.cli.output import note, print_json
-from worker.connections import redis_url
+from worker.cli.output import print_json
+from worker.connections import connect, redis_url
 from worker.server_checks import Finding, check_server
-from worker.settings import Account, Settings, SettingsError, load_settings
+from worker.settings import Settings, SettingsError, load_settings
 
-_LATE = timedelta(minutes=5)
 _UNREACHABLE = 3
 
 
 @click.command()
-@click.option("--settings", "show_settings", is_flag=True, help="List every setting: value, default, meaning.")
+@click.option("--settings", "show_settings", is_flag=True, help="List every setting: value, source, meaning.")
+@click.option("--live", metavar="ID", help="Delete this one throwaway finetune at the API, and show the exchange.")
+@click.option("--account", metavar="A", help=f"With --live: whose finetune it is; {DEFAULT_ACCOUNT} unless given.")
+@click.option("--yes", is_flag=True, help="With --live: do not ask.")
 @json_option
-def doctor(*, show_settings: bool, as_json: bool) -> int:
+def doctor(*, show_settings: bool, live: str | None, account: str | None, yes: bool, as_json: bool) -> int:
     """Check settings, Redis, the API and the workers; say what to do where something is amiss.
 
     Exit codes: 0 all is well (warnings included), 1 something must be done, 3 Redis or the API cannot be reached.
 
+    --live tries the API itself: it looks at one finetune that you name, asks, deletes it at once and for good,
+    without a record, and prints what was sent (without the key) and what came back.
+
     \b
     janitor doctor
     janitor doctor --settings
+    janitor doctor --live my-throwaway-finetune
     """
     settings = load_settings()
+    if live is not None:
+        from worker.app import require_accounts  # noqa: PLC0415 -- brings in Celery
+        from worker.cli.live import delete_live  # noqa: PLC0415
+
+        if show_settings or as_json:
+            raise click.UsageError("--live goes with --account and --yes only")
+        require_accounts(settings)
+        known = settings.accounts
+        return delete_live(settings, known[check_account(account or DEFAULT_ACCOUNT, known)], live, sure=yes)
+    if account is not None or yes:
+        raise click.UsageError("--account and --yes go with --live only")
     if show_settings:
-        return _show_settings(settings, as_json=as_json)
-    findings = []
-    for finding in check(settings):
-        findings.append(finding)
-        if as_json:
-            print_json([finding._asdict()])
-        else:
-            click.echo(f"{finding.level:<11} {finding.check:<12} {finding.message}")
-    levels = {finding.level for finding in findings}
-    if "unreachable" in levels:
-        return _UNREACHABLE
-    return 1 if "error" in levels else 0
+        from worker.cli.settings import show  # noqa: PLC0415 -- only here
+
+        return show(settings, as_json=as_json)
+    return _report(check(settings), as_json=as_json)
 
 
 def check(settings: Settings) -> Iterator[Finding]:
@@ -61,111 +66,40 @@ def check(settings: Settings) -> Iterator[Finding]:
     except SettingsError as error:
         accounts = {}
         yield Finding("settings", "error", str(error))
+    ahead: list[timedelta] = []
     try:
-        yield from _check_redis(settings)
+        yield from _check_redis(settings, ahead)
     except SettingsError as error:
         yield Finding("redis", "error", str(error))
+    except LedgerUnavailable as error:
+        yield Finding("redis", "unreachable", str(error))
     if not accounts:
         yield Finding("api", "warning", "no key here: set BFL_API_KEY where workers run; producers need none")
     for account in accounts.values():
-        yield _check_api(settings, account)
+        from worker.api_checks import check_api  # noqa: PLC0415 -- brings in Celery
+
+        yield from check_api(settings, account, ahead[0] if ahead else None)
 
 
-def _check_redis(settings: Settings) -> Iterator[Finding]:
-    from worker.connections import connect  # noqa: PLC0415
+def _check_redis(settings: Settings, ahead: list[timedelta]) -> Iterator[Finding]:
+    from worker.ledger_checks import check_ledger, redis_ahead  # noqa: PLC0415 -- not needed for --help
 
-    try:
-        client = connect(redis_url(settings), patient=False)
-        ledger = Ledger(client)
-        ledger.now_ms()
-    except LedgerUnavailable as error:
-        yield Finding("redis", "unreachable", str(error))
-        return
-    yield from check_server(client)
-    seen, due = workers_seen(ledger), _check_due(ledger)
-    if seen:
-        yield Finding("workers", "ok", f"worker processes: {', '.join(seen)}")
-    else:
-        nobody = "no worker is seen: start one with `janitor worker` or `janitor up`"
-        yield Finding("workers", "error" if oldest_due(ledger) else "warning", nobody)
-    yield due
-    yield from _check_stops(ledger)
-    yield _check_poison(ledger)
+    client = connect(redis_url(settings), patient=False)
+    ledger = Ledger(client)
+    ahead.append(redis_ahead(ledger))
+    with unavailable():
+        yield from check_server(client)
+    yield from check_ledger(ledger)
 
 
-def _check_due(ledger: Ledger) -> Finding:
-    due = oldest_due(ledger)
-    if due is None:
-        return Finding("queue", "ok", "nothing is due")
-    age = from_ms(ledger.now_ms()) - due
-    text = f"the oldest due deletion has waited {format_duration(timedelta(seconds=round(age.total_seconds())))}"
-    if age > _LATE:
-        return Finding(
-            "queue", "warning", f"{text} (since {iso(due)}): are workers running, is the account stopped?"
-        )
-    return Finding("queue", "ok", text)
-
-
-def _check_stops(ledger: Ledger) -> Iterator[Finding]:
-    for name, stop in stopped_accounts(ledger).items():
-        whom, option = ("all accounts", "") if name == "*" else (f"account {name}", f" --account {name}")
-        if stop.paused is not None:
-            yield Finding("paused", "warning", f"{whom}: {stop.paused}; `janitor resume{option}` goes on")
-        if stop.parked is not None:
-            why = f"{whom}: the API refuses its key ({stop.parked}); correct it, the worker tries it every 30s"
-            yield Finding("parked", "error", why)
-        if stop.cooling is not None:
-            yield Finding("cool-down", "ok", f"{whom} waits, as the API asked: {stop.cooling}")
-
-
-def _check_poison(ledger: Ledger) -> Finding:
-    found = list_poison(ledger)
-    if not found:
-        return Finding("poison", "ok", "no unreadable message was put aside")
-    text = f"{len(found)} unreadable messages were put aside, the last for {found[0].reason!r}"
-    return Finding("poison", "warning", f"{text}: see `janitor poison list`")
-
-
-def _check_api(settings: Settings, account: Account) -> Finding:
-    from worker.app import client  # noqa: PLC0415 -- brings in Celery
-
-    name = f"api {account.name}"
-    suffix = "" if account.name == DEFAULT_ACCOUNT else f"_{account.name.upper()}"
-    try:
-        count = len(names(client(settings, account, BflReader).my_finetunes()))
-    except KeyRefused as error:
-        return Finding(name, "error", f"{account.url} refuses the key ({error}): correct BFL_API_KEY{suffix}")
-    except Unclear as error:
-        return Finding(name, "error", f"{account.url}: {error}; is this the right host?")
-    except ApiError as error:
-        return Finding(name, "unreachable", f"{account.url}: {error}; test another host with BFL_API_URL{suffix}")
-    return Finding(name, "ok", f"{account.url} accepts the key and lists {count} finetunes")
-
-
-def _show_settings(settings: Settings, *, as_json: bool) -> int:
-    for name, field in type(settings).model_fields.items():
-        variable = field.validation_alias or f"JANITOR_{name.upper()}"
-        value = getattr(settings, name)
-        default = field.get_default(call_default_factory=True)
-        row = {
-            "setting": str(variable),
-            "value": _shown(value),
-            "default": _shown(default),
-            "meaning": field.description,
-        }
+def _report(findings: Iterator[Finding], *, as_json: bool) -> int:
+    levels = set()
+    for finding in findings:
+        levels.add(finding.level)
         if as_json:
-            print_json([row])
+            print_json([finding._asdict()])
         else:
-            changed = "" if row["value"] == row["default"] else f"  (default {row['default']})"
-            click.echo(f"{row['setting']}={row['value']}{changed}\n    {row['meaning']}")
-    for account in settings.accounts.values():
-        note(f"account {account.name}: {account.url}, a key is set")
-    return 0
-
-
-def _shown(value: object) -> str:
-    if isinstance(value, timedelta):
-        return format_duration(value)
-    if isinstance(value, bool):
-        return str(value).lower()
-    return "" if value is None else str(value)
+            click.echo(f"{finding.level:<11} {finding.check:<19} {finding.message}")
+    if "unreachable" in levels:
+        return _UNREACHABLE
+    return 1 if "error" in levels else 0

@@ -1,0 +1,81 @@
+"""`janitor doctor --live ID`: one delete at the API itself, looked at first, agreed to, and shown as it went."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+
+import click
+import requests
+
+from tasks.bfl import BflClient, BflReader
+from tasks.errors import ApiError, LedgerUnavailable
+from tasks.ledger import Ledger
+from tasks.looking import look
+from tasks.queries import stopped_accounts
+from tasks.records import check_finetune_id
+from worker.cli.output import note
+from worker.connections import connect, redis_url
+from worker.settings import Account, Settings
+
+_VERSIONS = {10: "HTTP/1.0", 11: "HTTP/1.1"}
+
+
+def delete_live(settings: Settings, account: Account, finetune_id: str, *, sure: bool) -> int:
+    """The exit code: 0 confirmed, 1 not. Raises `ApiError` where the look, or no answer, leaves it open."""
+    from worker.app import client  # noqa: PLC0415 -- brings in Celery
+
+    check_finetune_id(finetune_id, allow_org_ids=settings.allow_org_ids)
+    found = look(client(settings, account, BflReader), finetune_id, lambda: None)
+    if not found.there:
+        note(f"account {account.name} at {account.url} has no {finetune_id}: nothing was deleted")
+        return 1
+    note(f"account {account.name} at {account.url} has {finetune_id}: {json.dumps(found.details)}")
+    if not sure:
+        click.confirm(f"Delete {finetune_id} now, for good and without a record?", abort=True, err=True)
+    paused = _paused(settings, account.name)
+    if paused is not None:
+        note(f"deleting is paused ({paused}), so nothing was deleted; `janitor resume` goes on")
+        return 1
+    return _delete(settings, account, finetune_id)
+
+
+def _delete(settings: Settings, account: Account, finetune_id: str) -> int:
+    from worker.app import client  # noqa: PLC0415 -- brings in Celery
+
+    key = account.key.get_secret_value()
+
+    def shown(request: requests.PreparedRequest, response: requests.Response | None, raw: bytes) -> None:
+        for line in _exchange(request, response, raw):
+            click.echo("".join(c if c.isprintable() else "." for c in line.replace(key, "***")))
+
+    try:
+        client(settings, account, BflClient, shown).delete_finetune(finetune_id)
+    except ApiError as error:
+        if error.http_status is None:
+            raise
+        note(f"not confirmed: {error}")
+        return 1
+    note(f"{finetune_id} is deleted, says the API")
+    return 0
+
+
+def _paused(settings: Settings, account: str) -> str | None:
+    """Why deleting is paused, as far as Redis can be asked: this is also for trying a key before there is any."""
+    with suppress(LedgerUnavailable):
+        stops = stopped_accounts(Ledger(connect(redis_url(settings), patient=False)))
+        found = [stops[name].paused for name in ("*", account) if name in stops]
+        return next((why for why in found if why is not None), None)
+    return None
+
+
+def _exchange(request: requests.PreparedRequest, response: requests.Response | None, raw: bytes) -> list[str]:
+    sent = request.body if isinstance(request.body, str) else (request.body or b"").decode()
+    lines = [f"> {request.method} {request.url}"]
+    lines += [f"> {name}: {'***' if name == 'x-key' else value}" for name, value in request.headers.items()]
+    lines += ["> ", f"> {sent}"]
+    if response is None:
+        return [*lines, "< no complete answer"]
+    lines.append(f"< {_VERSIONS.get(response.raw.version, 'HTTP')} {response.status_code} {response.reason}")
+    lines += [f"< {name}: {value}" for name, value in response.headers.items()]
+    return [*lines, "< ", *(f"< {line}" for line in raw.decode("utf-8", "replace").splitlines())]
