@@ -7,6 +7,7 @@ reference. What is known only from public reports is said where it is used, and 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from threading import local
 from typing import Any
 
 import requests
+import structlog
 from requests import exceptions as http
 from requests.adapters import HTTPAdapter
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, SSLError
@@ -22,6 +24,8 @@ from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionErro
 from tasks import errors
 from tasks.backoff import retry_after
 from tasks.watchdog import Watchdog, guarded_pools
+
+log = structlog.get_logger()
 
 BODY_LIMIT = 1 << 20
 _CHUNK = 1 << 16
@@ -106,12 +110,15 @@ class BflReader:
             except (http.RequestException, HTTPError, OSError) as error:
                 kind = errors.NotSent if _never_left(error, begun=call.begun) else errors.Unclear
                 broken = kind(_in_words(error), seconds=time.monotonic() - began)
+        seconds = time.monotonic() - began
         if self._observer:
             self._observer(request, None if broken else response, raw)
         if broken or response is None:
+            log.info("api.call", call=path, error=str(broken), seconds=round(seconds, 3))
             # Out here, so that the original is not its context: it carries the request, and so the key.
             raise broken or errors.Unclear("no answer")
-        seconds = time.monotonic() - began
+        level = logging.DEBUG if response.ok else logging.INFO
+        log.log(level, "api.call", call=path, http_status=response.status_code, seconds=round(seconds, 3))
         return self._parsed(response, raw, seconds), response.status_code, seconds
 
     def _headers(self) -> dict[str, str]:

@@ -71,7 +71,7 @@ class Run:
         except Again as again:
             return self._later(again)
         except Exception:
-            log.exception("deletion.bug", deletion=self.claimed.id, finetune=self.claimed.finetune_id)
+            log.exception("deletion.bug")
             return self._later(Again("an internal error, see the worker's log", SETTLED_AFTER))
 
     def first_look(self) -> Outcome:
@@ -81,7 +81,7 @@ class Run:
         except errors.JanitorError as error:
             return Outcome(None, str(error), delay=SETTLED_AFTER)
         except Exception:
-            log.exception("look.bug", deletion=self.claimed.id, finetune=self.claimed.finetune_id)
+            log.exception("look.bug")
             return Outcome(None, "an internal error, see the worker's log", delay=SETTLED_AFTER)
 
     def input(self, outcome: Outcome) -> dict[str, Any]:

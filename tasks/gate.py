@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 
+from structlog.contextvars import bind_contextvars
+
 from tasks import errors
 from tasks.backoff import Again
 from tasks.bfl import BflReader
@@ -48,6 +50,7 @@ class Gate:
         self._budget = budget
         self._clock = clock
         self._began = self._held_at = self._cleared_at = began
+        self._calls = 0
 
     def now_ms(self) -> int:
         """Redis's clock, carried on from the claim by the monotonic one."""
@@ -71,6 +74,8 @@ class Gate:
         )
         if news or not self._claimed.calling or self._is_old(self._cleared_at):
             self._check(mark=True)
+        self._calls += 1
+        bind_contextvars(attempt=self._calls)
 
     def _is_old(self, checked_at: float) -> bool:
         return self._clock() - checked_at >= CHECK_HOLDS_SECONDS

@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 import structlog
+from structlog.contextvars import bound_contextvars
 
 from tasks.bfl import BflClient
 from tasks.claims import Claimed
@@ -124,6 +125,12 @@ class Crew:
         return claimed
 
     def _carry_out(self, claimed: Claimed, shift: Shift, asked: float) -> None:
+        # Bound here, said on every line of this thread until it is done; `attempt` is counted by the gate.
+        about = {"deletion": claimed.id, "finetune": claimed.finetune_id, "account": claimed.account}
+        with bound_contextvars(**about, attempt=0):
+            self._carry_out_bound(claimed, shift, asked)
+
+    def _carry_out_bound(self, claimed: Claimed, shift: Shift, asked: float) -> None:
         result: dict[str, Any] | None = None
         try:
             client = self.clients[claimed.account]
@@ -133,7 +140,7 @@ class Crew:
                 run = Run(claimed, api=client, ledger=self.ledger, rules=self.rules, sleep=self.sleep, began=asked)
                 outcome = run.first_look() if claimed.kind == "look" else run.run()
                 result = run.input(outcome)
-                _log(claimed, outcome)
+                _log(claimed, outcome, time.monotonic() - asked)
         finally:
             with self._lock:
                 self._busy -= 1
@@ -144,9 +151,9 @@ class Crew:
         try:
             client.my_finetunes()
             self.ledger.account(claimed.account, "unpark")
-            log.info("account.unparked", account=claimed.account)
+            log.info("account.unparked")
         except (ApiError, LedgerUnavailable) as error:
-            log.warning("account.parked", account=claimed.account, error=str(error))
+            log.warning("account.parked", error=str(error))
         finally:
             self.ledger.release(claimed.account, claimed.id)
 
@@ -224,12 +231,10 @@ def _hold(claimed: Claimed) -> str:
     return f"{claimed.kind}:{claimed.account}:{claimed.id}"
 
 
-def _log(claimed: Claimed, outcome: Outcome) -> None:
+def _log(claimed: Claimed, outcome: Outcome, seconds: float) -> None:
     log.info(
         "deletion.looked" if claimed.kind == "look" else "deletion.carried_out",
-        deletion=claimed.id,
-        finetune=claimed.finetune_id,
-        account=claimed.account,
         state=outcome.state.value if outcome.state else None,
         message=outcome.message,
+        seconds=round(seconds, 3),
     )

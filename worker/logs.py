@@ -1,4 +1,8 @@
-"""Logs: one event a line, for people on a terminal, JSON elsewhere; Celery's own lines take the same form."""
+"""Logs: one event a line, for people on a terminal, JSON elsewhere; Celery's own lines take the same form.
+
+What a line is about (deletion, finetune, account, attempt) is bound once, where a thread takes a claimed deletion
+(`tasks.work`), and is on each line until it is done. A key, a token or details are never given to the log.
+"""
 
 from __future__ import annotations
 
@@ -18,14 +22,21 @@ def configure(level: str = "INFO") -> None:
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.stdlib.BoundLogger,
         cache_logger_on_first_use=True,
     )
     on_terminal = sys.stderr.isatty()
     renderer: structlog.types.Processor = (
-        structlog.dev.ConsoleRenderer() if on_terminal else structlog.processors.JSONRenderer()
+        # Its own tracebacks show local variables, and so keys.
+        structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+        if on_terminal
+        else structlog.processors.JSONRenderer()
     )
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
@@ -37,6 +48,7 @@ def configure(level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)
+    logging.captureWarnings(capture=True)
     # Celery's line for each message says nothing that ours for each deletion does not.
     for name in ("celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(name).setLevel(logging.WARNING)
