@@ -135,7 +135,7 @@ def accept(services: Services, requests: Sequence[NewRequest]) -> None:
 
 def wake(app: Celery, wakeup: WakeUp) -> None:
     """Send a wake-up: the account has work. Lost or doubled, it changes nothing."""
-    app.send_task("finetunes.work", args=[wakeup.account], task_id=wakeup.id, queue=WAKEUPS)
+    app.send_task("finetunes.work", args=[wakeup.account], task_id=wakeup.id, queue=WAKEUPS, ignore_result=True)
 
 
 def answer(app: Celery, ledger: Ledger, request_ids: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from worker.settings import Settings
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]
+DOCUMENTS = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
 
 
 def shown(value):
@@ -44,13 +44,13 @@ def test_the_readme_has_each_state():
     assert re.findall(r"^\| `(\w+)` \|", README, re.MULTILINE)[: len(State)] == [state.value for state in State]
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(document):
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", document.read_text(encoding="utf-8")):
         assert (document.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_that_are_shown_exist(document):
     text = document.read_text(encoding="utf-8")
     lines = re.findall(r"^(?:\$ )?janitor ([a-z]+)", text, re.MULTILINE) + re.findall(r"`janitor ([a-z]+)", text)
