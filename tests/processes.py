@@ -3,9 +3,10 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
 
@@ -81,6 +82,13 @@ def records(done):
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback interface that nobody listens on."""
+    with ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in sockets]
+
+
 def producer(redis_url):
     """A Celery application that knows nothing of ours."""
     url = celery_url(redis_url)
@@ -89,4 +97,15 @@ def producer(redis_url):
     return app
 
 
-__all__ = ["KEY", "ROOT", "environment", "janitor", "producer", "records", "started", "until", "worker"]
+__all__ = [
+    "KEY",
+    "ROOT",
+    "environment",
+    "free_ports",
+    "janitor",
+    "producer",
+    "records",
+    "started",
+    "until",
+    "worker",
+]

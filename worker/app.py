@@ -26,7 +26,15 @@ from tasks.outcomes import Rules
 from tasks.schedule import Cleaner
 from tasks.work import Crew
 from worker.channel import install, set_aside
-from worker.connections import CONNECT_SECONDS, SOCKET_SECONDS, celery_url, connect, redis_url, terms
+from worker.connections import (
+    CONNECT_SECONDS,
+    SOCKET_SECONDS,
+    celery_options,
+    celery_url,
+    connect,
+    redis_url,
+    terms,
+)
 from worker.logs import configure as configure_logs
 from worker.policy_file import read_policies
 from worker.server_checks import check_server
@@ -164,6 +172,7 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
             "socket_keepalive": True,
             "health_check_interval": 10,
             "retry_on_timeout": False,  # True may publish twice
+            **celery_options(url),
         },
         "beat_schedule": {
             "tick": {
@@ -173,6 +182,7 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
                 "options": {"expires": settings.tick_every.total_seconds()},
             }
         },
+        "result_backend_transport_options": celery_options(url),
         "beat_scheduler": "celery.beat:Scheduler",  # no file to keep: what is due is decided in the ledger
     }
 

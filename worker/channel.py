@@ -80,16 +80,27 @@ class Channel(kombu_redis.Channel):
             self.basic_ack(tag)
 
 
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """kombu's that asks sentinels for the master, made safe."""
+
+
 class Transport(kombu_redis.Transport):
     """kombu's, with this channel."""
 
     Channel = Channel
 
 
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """The same behind Sentinel."""
+
+    Channel = SentinelChannel
+
+
 def install() -> None:
     """Use it for all Redis URLs of this process; a setting of Celery would not reach `redis+socket://`."""
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
 
 
 def check_envelope(raw: Any) -> None:

@@ -13,13 +13,17 @@ from redis.retry import Retry
 
 from tasks.claims import Terms
 from tasks.errors import LedgerUnavailable
+from worker import sentinel
 from worker.settings import Settings, SettingsError
 
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 10.0
 # A script takes milliseconds; a worker that is to stop waits for one answer twice at most.
 LEDGER_SECONDS, LEDGER_RETRIES = 4.0, 1
-ACCEPTED = "give redis://[user:password@]host[:port]/db, rediss://... or unix:///path?db=0"
+ACCEPTED = (
+    "give redis://[user:password@]host[:port]/db, rediss://..., unix:///path?db=0 or "
+    "sentinel://host:26379,host:26379/db?service=NAME"
+)
 
 
 def redis_url(settings: Settings) -> str:
@@ -39,6 +43,9 @@ def redis_url(settings: Settings) -> str:
 def checked_url(url: str) -> str:
     """`url` if redis-py and Celery can both use it; raises `SettingsError`, without the password."""
     try:
+        if sentinel.is_sentinel(url):
+            sentinel.parse(url)
+            return url
         parts = urlsplit(url)
         at_host = parts.scheme in ("redis", "rediss") and parts.hostname and parts.port != 0
         fine = bool(at_host and re.fullmatch(r"(/\d*)?", parts.path))
@@ -46,7 +53,7 @@ def checked_url(url: str) -> str:
     except ValueError:
         fine = False
     if not fine:
-        raise SettingsError(f"REDIS_URL is not a URL of a single Redis: {ACCEPTED}")
+        raise SettingsError(f"REDIS_URL is not a URL of a Redis: {ACCEPTED}")
     return url
 
 
@@ -75,9 +82,8 @@ def connect(url: str, *, patient: bool = True) -> redis.Redis:
     timeouts: dict[str, Any] = {"socket_timeout": LEDGER_SECONDS if patient else CONNECT_SECONDS}
     if not url.startswith("unix"):
         timeouts |= {"socket_connect_timeout": CONNECT_SECONDS, "socket_keepalive": True}
-    return redis.Redis.from_url(
-        url, decode_responses=True, retry=retries, health_check_interval=30 if patient else 0, **timeouts
-    )
+    make = sentinel.master if sentinel.is_sentinel(url) else redis.Redis.from_url
+    return make(url, decode_responses=True, retry=retries, health_check_interval=30 if patient else 0, **timeouts)
 
 
 def terms(settings: Settings) -> Terms:
@@ -90,8 +96,15 @@ def terms(settings: Settings) -> Terms:
     )
 
 
+def celery_options(url: str) -> dict[str, Any]:
+    """What Celery has to be told beside the URL, as transport options of broker and result backend."""
+    return sentinel.transport_options(url) if sentinel.is_sentinel(url) else {}
+
+
 def celery_url(url: str) -> str:
     """redis-py's URL as Celery takes it: `unix:///path?db=1` becomes `redis+socket:///path?virtual_host=1`."""
+    if sentinel.is_sentinel(url):
+        return sentinel.celery_url(url)
     parts = urlsplit(url)
     options = {name: values[-1] for name, values in parse_qs(parts.query).items()}
     if parts.scheme == "unix":

@@ -36,6 +36,8 @@ def check_server(client: redis.Redis) -> Iterator[Finding]:
     yield _persistence(client, info)
     yield _memory(info)
     yield _timeouts(client)
+    if int(info.get("connected_slaves", 0)):
+        yield _replicas(client, int(info["connected_slaves"]))
 
 
 def _eviction(info: dict[str, Any]) -> Finding:
@@ -80,6 +82,17 @@ def _timeouts(client: redis.Redis) -> Finding:
     if 0 < idle < _SHORTEST_IDLE_SECONDS:
         return Finding("timeouts", "warning", f"{text}, but Redis cuts who is silent for {idle}s: set timeout 0")
     return Finding("timeouts", "ok", text)
+
+
+def _replicas(client: redis.Redis, count: int) -> Finding:
+    """An old master goes on accepting for some 10 s after a failover, unless it needs the replicas it lost."""
+    needed = _config(client, "min-replicas-to-write")
+    text = f"replicas: {count}, min-replicas-to-write is {needed or 'not known'}"
+    if needed == "0":
+        return Finding(
+            "replicas", "warning", f"{text}: a failover loses what the old master still takes; set it to 1"
+        )
+    return Finding("replicas", "ok", text)
 
 
 def _config(client: redis.Redis, name: str) -> str | None:

@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     redis_url: SecretStr | None = Field(
         None,
         validation_alias="REDIS_URL",
-        description="Redis of the ledger and of Celery, in redis-py's form",
+        description="Redis of the ledger and of Celery, in redis-py's form, or sentinel://",
     )
     redis_password_file: Path | None = Field(
         None,

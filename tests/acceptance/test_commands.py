@@ -238,7 +238,7 @@ def test_without_any_redis_named_it_says_what_to_do(tmp_path):
         ({"JANITOR_MAX_CONCURRENT": "0"}, "JANITOR_MAX_CONCURRENT: should be greater than or equal to 1"),
         ({"BFL_API_URL": "https://bfl.ai.evil.example"}, "BFL_API_URL=https://bfl.ai.evil.example is neither"),
         ({"BFL_API_KEY": "two words"}, "BFL_API_KEY must hold one key"),
-        ({"REDIS_URL": "memcached://:hidden@x"}, "REDIS_URL is not a URL of a single Redis"),
+        ({"REDIS_URL": "memcached://:hidden@x"}, "REDIS_URL is not a URL of a Redis"),
     ],
 )
 @pytest.mark.parametrize("start", ["janitor worker", "celery -A worker worker"])

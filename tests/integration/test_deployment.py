@@ -4,13 +4,12 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -21,6 +20,7 @@ import redis
 from ruamel.yaml import YAML
 
 from tasks.durations import parse_duration
+from tests.processes import free_ports
 from worker.connections import connect
 from worker.embedded import find_server
 from worker.http.tokens import new_token
@@ -51,19 +51,13 @@ def seconds(settings: dict[str, Any], name: str) -> float:
     return parse_duration(settings[name]).total_seconds()
 
 
-def free_ports(count: int) -> list[str]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [str(one.getsockname()[1]) for one in sockets]
-
-
 class Outside:
     """The composed services as processes of this machine, with their files in `folder`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        ports = dict(zip(("6379", "5555", "8899", "8080"), free_ports(4), strict=True))
+        ports = dict(zip(("6379", "5555", "8899", "8080"), map(str, free_ports(4)), strict=True))
         self.places = ports | {
             "redis:6379": f"127.0.0.1:{ports['6379']}",
             "bind * -::*": "bind 127.0.0.1",

@@ -22,6 +22,8 @@ PASSWORD = "5ecret"
     ("url", "for_celery"),
     [
         ("redis://host", "redis://host"),
+        ("sentinel://one,two:26380/2?service=s", "sentinel://one:26379/2;sentinel://two:26380/2"),
+        (f"sentinel://u:{PASSWORD}@one?service=s", f"sentinel://u:{PASSWORD}@one:26379/0"),
         (f"redis://user:{PASSWORD}@host:6380/2", f"redis://user:{PASSWORD}@host:6380/2"),
         ("rediss://host/0?ssl_cert_reqs=none", "rediss://host/0?ssl_cert_reqs=CERT_NONE"),
         ("rediss://host/0", "rediss://host/0?ssl_cert_reqs=CERT_REQUIRED"),
@@ -39,12 +41,12 @@ def test_one_url_serves_both(url, for_celery):
 @pytest.mark.parametrize(
     "url",
     ["", "host:6379", f"http://:{PASSWORD}@host", "redis://", f"redis://:{PASSWORD}@/0", "unix://", "redis:/0",
-     f"sentinel://:{PASSWORD}@host", "redis+socket:///run/redis.sock"],
+     f"sentinel://:{PASSWORD}@host", f"sentinel://:{PASSWORD}@host:no?service=s",
+     f"sentinel://:{PASSWORD}@/0?service=s", f"sentinel://:{PASSWORD}@host?service=s&ssl=1",
+     f"sentinel://:{PASSWORD}@host:99999?service=s", "redis+socket:///run/redis.sock"],
 )  # fmt: skip
 def test_what_is_no_single_redis_is_refused_without_its_password(url):
-    with pytest.raises(
-        SettingsError, match=r"^REDIS_URL is not a URL of a single Redis: give redis://"
-    ) as refused:
+    with pytest.raises(SettingsError, match=r"^REDIS_URL is not a URL of a Redis: give redis://") as refused:
         checked_url(url)
     assert PASSWORD not in str(refused.value)
 
