@@ -17,15 +17,14 @@ from worker.server_checks import Finding
 from worker.version import version
 
 LATE = timedelta(minutes=5)
-BEAT_LATE = timedelta(minutes=3)  # it ticks once a minute
 SKEW = timedelta(seconds=5)
 
 
-def check_ledger(ledger: Ledger) -> Iterator[Finding]:
-    """One finding at a time. Raises `LedgerUnavailable`."""
+def check_ledger(ledger: Ledger, tick_every: timedelta) -> Iterator[Finding]:
+    """One finding at a time. Raises `LedgerUnavailable`. tick_every: of beat."""
     yield clock_finding("clock", "Redis", "this host", redis_ahead(ledger))
     yield _workers(ledger)
-    yield from _beat(ledger)
+    yield from _beat(ledger, late=3 * tick_every)
     yield _due(ledger)
     yield from _stops(ledger)
     yield _poison(ledger)
@@ -62,7 +61,7 @@ def _workers(ledger: Ledger) -> Finding:
     return Finding("workers", "ok", text)
 
 
-def _beat(ledger: Ledger) -> Iterator[Finding]:
+def _beat(ledger: Ledger, *, late: timedelta) -> Iterator[Finding]:
     with unavailable():
         ticked_at: Any = ledger.redis.get(f"{ledger.prefix}tick")
         runs: Any = ledger.redis.hgetall(f"{ledger.prefix}policy-runs")
@@ -71,7 +70,7 @@ def _beat(ledger: Ledger) -> Iterator[Finding]:
         yield Finding("beat", "warning", f"no beat is seen: {start}")
         return
     age = from_ms(ledger.now_ms()) - from_ms(ticked_at)
-    if age > BEAT_LATE:
+    if age > late:
         yield Finding("beat", "warning", f"the last tick of beat is {_rounded(age)} old: {start}")
     else:
         yield Finding("beat", "ok", f"beat ticked {_rounded(max(age, timedelta(0)))} ago")

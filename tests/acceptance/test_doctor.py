@@ -140,6 +140,10 @@ def paused(env, **_):
     janitor_here(env, "pause", "--reason", "a complaint")
 
 
+def protected(env, **_):
+    assert janitor_here(env, "protect", "my-finetune").returncode == 0
+
+
 def parked(ledger, **_):
     ledger.account("default", "park", reason="HTTP 403: Not authenticated", probe_ms=30_000)
 
@@ -269,6 +273,7 @@ def test_live_without_an_agreement_deletes_nothing(env, api):
     [
         (None, ["--live", "nothing", "--yes"], 1, "has no nothing: nothing was deleted"),
         (paused, ["--live", "my-finetune", "--yes"], 1, "deleting is paused (a complaint)"),
+        (protected, ["--live", "my-finetune", "--yes"], 1, "my-finetune is protected; `janitor unprotect"),
         (None, ["--live", "org/name", "--yes"], 2, "org/name"),
         (None, ["--live", "my-finetune", "--account", "emea", "--yes"], 2, "'emea' is not known"),
         (None, ["--live", "my-finetune", "--settings"], 2, "--live goes with"),

@@ -91,7 +91,7 @@ def _check_redis(settings: Settings, ahead: list[timedelta]) -> Iterator[Finding
     ahead.append(redis_ahead(ledger))
     with unavailable():
         yield from check_server(client)
-    yield from check_ledger(ledger)
+    yield from check_ledger(ledger, settings.tick_every)
 
 
 def _report(findings: Iterator[Finding], *, as_json: bool) -> int:

@@ -10,6 +10,7 @@ import requests
 
 from tasks.bfl import BflClient, BflReader
 from tasks.errors import ApiError, LedgerUnavailable
+from tasks.inventory import protected_among
 from tasks.ledger import Ledger
 from tasks.looking import look
 from tasks.queries import stopped_accounts
@@ -33,9 +34,9 @@ def delete_live(settings: Settings, account: Account, finetune_id: str, *, sure:
     note(f"account {account.name} at {account.url} has {finetune_id}: {json.dumps(found.details)}")
     if not sure:
         click.confirm(f"Delete {finetune_id} now, for good and without a record?", abort=True, err=True)
-    paused = _paused(settings, account.name)
-    if paused is not None:
-        note(f"deleting is paused ({paused}), so nothing was deleted; `janitor resume` goes on")
+    forbidden = _forbidden(settings, account.name, finetune_id)
+    if forbidden:
+        note(f"nothing was deleted: {forbidden}")
         return 1
     return _delete(settings, account, finetune_id)
 
@@ -60,12 +61,15 @@ def _delete(settings: Settings, account: Account, finetune_id: str) -> int:
     return 0
 
 
-def _paused(settings: Settings, account: str) -> str | None:
-    """Why deleting is paused, as far as Redis can be asked: this is also for trying a key before there is any."""
+def _forbidden(settings: Settings, account: str, finetune_id: str) -> str | None:
+    """Why not, as far as Redis can be asked: this is also for trying a key before there is any."""
     with suppress(LedgerUnavailable):
-        stops = stopped_accounts(Ledger(connect(redis_url(settings), patient=False)))
-        found = [stops[name].paused for name in ("*", account) if name in stops]
-        return next((why for why in found if why is not None), None)
+        ledger = Ledger(connect(redis_url(settings), patient=False))
+        for name, stop in stopped_accounts(ledger).items():
+            if name in ("*", account) and stop.paused is not None:
+                return f"deleting is paused ({stop.paused}); `janitor resume` goes on"
+        if protected_among(ledger, account, [finetune_id]):
+            return f"{finetune_id} is protected; `janitor unprotect {finetune_id}` lets it go"
     return None
 
 
