@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test chaos lint clean
+.PHONY: demo test interop chaos lint clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -17,8 +17,17 @@ help: ## what can be made
 demo: .venv/installed ## the whole system on this machine, against a simulated API
 	@$(BIN)/janitor demo
 
+# Fetched where it can be; without it the tests that need it are left out.
+CLIENT = npm install --prefix tests/interop --no-package-lock --no-audit --no-fund --ignore-scripts --silent \
+	--fetch-retries=0 --fetch-timeout=20000
+
 test: .venv/installed ## every test: unit, integration, acceptance
+	@test -d tests/interop/node_modules || $(CLIENT) >/dev/null 2>&1 || echo "no celery-node here: make interop is left out"
 	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup
+
+interop: .venv/installed ## a producer in another language (celery-node): needs node and npm
+	$(CLIENT)
+	$(BIN)/python -m pytest tests/interop
 
 chaos: .venv/installed ## the long form of the chaos tests, with the default settings: about an hour
 	JANITOR_CHAOS=long $(BIN)/python -m pytest tests/chaos --numprocesses 2 --dist loadgroup -rP

@@ -75,7 +75,7 @@ def _beat(ledger: Ledger, *, late: timedelta) -> Iterator[Finding]:
     else:
         yield Finding("beat", "ok", f"beat ticked {_rounded(max(age, timedelta(0)))} ago")
     for policy, at in sorted(runs.items()):
-        yield Finding("policy", "ok", f"{policy} ran last at {iso(from_ms(at)) if at.isdigit() else at}")
+        yield Finding("policy", "ok", f"{policy}: its last scheduled time was {iso(from_ms(at))}")
 
 
 def _due(ledger: Ledger) -> Finding:

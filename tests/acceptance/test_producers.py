@@ -91,15 +91,45 @@ def note(app, tag):
     return app.signature("theirs.note", kwargs={"tag": tag}, queue="theirs")
 
 
-def test_the_readmes_producer_runs_as_it_stands(api, redis_url):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (code,) = re.findall(r"<!-- tested: producer -->\n```python\n(.*?)```", text, re.DOTALL)
-    api.create("my-finetune")
+def documented(document, mark):
+    """The example of a document that bears this mark."""
+    text = (ROOT / document).read_text(encoding="utf-8")
+    (code,) = re.findall(rf"<!-- tested: {mark} -->\n```python\n(.*?)```", text, re.DOTALL)
+    return code
+
+
+def run_alone(code, redis_url):
+    """Run it as it stands, in a process that has Celery and nothing of ours."""
     broker = f"BROKER_URL = {celery_url(redis_url)!r}\n"
     only_celery = "\nimport sys\nassert not {'tasks', 'worker'} & set(sys.modules)\n"
     argv = [sys.executable, "-c", broker + code + only_celery]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_the_guides_callbacks_run_as_they_stand(api, redis_url, notes):
+    for name in ("linked", "chained"):
+        api.create(name)
+    run_alone(documented("docs/producers.md", "callbacks"), redis_url)
+    until(lambda: {tag for tag, _ in notes()} >= {"told", "next"}, seconds=20, what="the callbacks")
+    # The finetune is gone by now: this time it is `not_found`, and the other callback runs.
+    run_alone(documented("docs/producers.md", "callbacks"), redis_url)
+    until(lambda: "not deleted" in {tag for tag, _ in notes()}, seconds=20, what="the other callback")
+    assert [tag for tag, _ in notes()].count("next") == 1, "a chain stops where a finetune was not deleted"
+
+
+def test_the_guides_result_is_read_as_it_stands(redis_url):
+    asking = 'app.send_task("finetunes.delete", ["never-there"], queue="deletions")'
+    code = f"from celery import Celery\napp = Celery(broker=BROKER_URL, backend=BROKER_URL)\ndeletion = {asking}\n"
+    done = run_alone(code + documented("docs/producers.md", "result") + "print(record['state'])", redis_url)
+    assert done.stdout == "not_found\n"
+
+
+def test_the_readmes_producer_runs_as_it_stands(api, redis_url):
+    code = documented("README.md", "producer")
+    api.create("my-finetune")
+    done = run_alone(code, redis_url)
     assert done.stdout.startswith("deleted Success Finetune my-finetune deleted 20")
     assert len(code.splitlines()) <= 10
 

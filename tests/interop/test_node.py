@@ -1,0 +1,62 @@
+"""A producer that nobody here wrote, in another language: celery-node sends by name and reads the result."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import redis
+
+from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, started, worker
+from worker import embedded
+from worker.sandbox import Sandbox
+from worker.supervise import Spec
+
+HERE = ROOT / "tests" / "interop"
+PASSWORD = "5ecret"
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory):
+    """A Redis on a port of the loopback interface: celery-node knows no unix sockets."""
+    (port,) = free_ports(1)
+    folder = tmp_path_factory.mktemp("redis")
+    options = {"port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "requirepass": PASSWORD}
+    argv = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+
+    def answers():
+        try:
+            with redis.Redis(port=port, password=PASSWORD) as client:
+                return client.ping()
+        except redis.RedisError:
+            return False
+
+    with started(Spec("redis", [str(embedded.find_server()), *argv], ready=answers, log=folder / "log")):
+        yield f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
+
+
+def ask(redis_url, finetune):
+    """What the documented client prints: the deletion's id with its record, or with the error."""
+    (code,) = re.findall(
+        r"<!-- tested: node -->\n```js\n(.*?)```", (ROOT / "docs/producers.md").read_text(), re.DOTALL
+    )
+    argv = ["node", "-", redis_url, finetune]
+    done = subprocess.run(argv, input=code, cwd=HERE, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_its_deletion_ends_in_deleted_and_it_reads_the_result(redis_url, tmp_path):
+    with Sandbox(keys={KEY}, latency_seconds=0) as api:
+        api.create("from-node")
+        env = environment(redis_url, api.url, JANITOR_STATE_DIR=tmp_path)
+        with worker(env, tmp_path / "log"):
+            told = ask(redis_url, "from-node")
+            refused = ask(redis_url, "never-there")
+        (kept,) = records(janitor(env, "show", told["id"], "--json"))
+        assert (told["record"], api.finetunes()) == (kept, [])
+    assert (kept["state"], kept["requests"][0]["requested_by"]) == ("deleted", "billing-js")
+    # What was not deleted is a failure there too, with the record in it.
+    assert refused["error"] == "FAILURE"
+    assert refused["details"]["exc_type"] == "DeletionNotDone"
+    assert refused["details"]["exc_message"][0]["state"] == "not_found"
