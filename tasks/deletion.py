@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from tasks import errors
-from tasks.backoff import Again, long_delay, retrying
+from tasks.backoff import Again, long_delay, retried
 from tasks.bfl import Answer, BflClient
 from tasks.claims import Claimed
 from tasks.gate import Cancelled, Gate, HandBack, NotNow
@@ -111,7 +111,7 @@ class Run:
         if self.cancelled or (self._past_deadline() and self.last_tried):
             return self._resolve()
         try:
-            return retrying(self.rules.retry_budget, self.sleep, self._before_sleep)(self._once)
+            return retried(self._once, self.rules.retry_budget, self.sleep, self._before_sleep)
         except Cancelled:
             self.cancelled = True
             return self._resolve()
