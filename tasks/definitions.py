@@ -103,7 +103,8 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
             raise InvalidRequest(f"no deletion has the id {deletion_id!r}")
         return answer
 
-    @app.task(name="finetunes.work", bind=True, acks_late=False, shared=False)
+    # A wake-up is no job: nobody follows its events, nobody asks for its result.
+    @app.task(name="finetunes.work", bind=True, acks_late=False, shared=False, send_events=False)
     def work(self: Any, account: str) -> None:
         if services().crew.work(account, self.request.id):
             wake(app, WakeUp(account, str(uuid.uuid4())))
@@ -118,7 +119,7 @@ def accept(services: Services, requests: Sequence[NewRequest]) -> None:
 
 def wake(app: Celery, wakeup: WakeUp) -> None:
     """Send a wake-up: the account has work. Lost or doubled, it changes nothing."""
-    app.send_task("finetunes.work", args=[wakeup.account], task_id=wakeup.id, queue=WAKEUPS)
+    app.send_task("finetunes.work", args=[wakeup.account], task_id=wakeup.id, queue=WAKEUPS, ignore_result=True)
 
 
 def answer(app: Celery, ledger: Ledger, request_ids: Sequence[str]) -> None:

@@ -132,7 +132,6 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,  # the fewest messages with a worker that may die
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # True would cut a call in flight
         "worker_send_task_events": True,
-        "task_send_sent_event": True,
         "worker_hijack_root_logger": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100
