@@ -89,8 +89,13 @@ local function move(d, to, score, lane)
   enter(d, to, score)
 end
 
-local function free_permit(d)
-  redis.call('ZREM', prefix .. 'permits:' .. d.account, d.id)
+-- Of the claim that made it, in a name of its own: a thread keeps it while it goes on to other deletions.
+local function permit_name(d)
+  return d.id .. ':' .. d.token
+end
+
+local function free_permit(d, name)
+  redis.call('ZREM', prefix .. 'permits:' .. d.account, given(name) or permit_name(d))
 end
 
 -- A request as it is stored: one line of JSON.
