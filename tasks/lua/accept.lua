@@ -3,7 +3,8 @@
 
 local answers, touched, seen = {}, {}, {}
 for i, request in ipairs(input.requests) do
-  local d = find(request.id)
+  local known = redis.call('EXISTS', prefix .. 'd:' .. request.id, prefix .. 'r:' .. request.id) > 0
+  local d = known and find(request.id)
   if d then
     -- The same call again, its first answer lost on the way, is told what it would have been told.
     local mine = not seen[request.id] and d.id == request.id
@@ -25,7 +26,9 @@ for i, request in ipairs(input.requests) do
   touched[d.account], seen[request.id] = true, true
 end
 local sent = {}
+settle()
 for account in pairs(touched) do
+  redis.call('SADD', prefix .. 'accounts', account)
   for _, id in ipairs(wakeups(account)) do sent[#sent + 1] = {account, id} end
 end
 return {answers, sent}
