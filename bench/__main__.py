@@ -79,7 +79,7 @@ def _tasks(options: argparse.Namespace, chosen: list[Candidate], place: Place) -
             pairs = [(one, latency) for one in chosen for latency in place.apis]
             this_round += [(f"{one.name}, {at * 1000:g} ms", partial(lived, one, at)) for one, at in pairs]
         if "enqueue" in options.only:
-            candidates = [one for one in chosen if one.kind != "limit"]
+            candidates = list({one.module: one for one in reversed(chosen) if one.kind != "limit"}.values())
             this_round += [(f"enqueue: {one.name}", partial(asked, one)) for one in candidates]
         random.shuffle(this_round)
         yield from this_round

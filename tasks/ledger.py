@@ -75,7 +75,8 @@ class Ledger:
         wakeups: list[WakeUp] = []
         for start in range(0, len(requests), _BATCH):
             batch = [_request_input(request) for request in requests[start : start + _BATCH]]
-            answers, sent = self._run("accept", requests=batch, nonce=uuid.uuid4().hex, **self._lives())
+            found = self._run("accept", requests=batch, nonce=uuid.uuid4().hex, **self._lives())
+            answers, sent = json.loads(found)
             accepted += [Accepted(id_, bool(created), bool(known)) for id_, created, known in answers]
             wakeups += [WakeUp(*pair) for pair in sent]
         return accepted, wakeups

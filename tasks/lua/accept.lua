@@ -1,5 +1,5 @@
 -- Accept requests, each once: {requests = [...], nonce, give_up_after_ms, first_look_after_ms}.
--- Answers {[id of the deletion, created 0|1, known 0|1] ...}, then wake-ups {[account, id] ...}.
+-- Answers as JSON {[id of the deletion, created 0|1, known 0|1] ...}, then wake-ups {[account, id] ...}.
 
 local answers, touched, seen = {}, {}, {}
 for i, request in ipairs(input.requests) do
@@ -31,4 +31,4 @@ for account in pairs(touched) do
   redis.call('SADD', prefix .. 'accounts', account)
   for _, id in ipairs(wakeups(account)) do sent[#sent + 1] = {account, id} end
 end
-return {answers, sent}
+return cjson.encode({answers, sent})

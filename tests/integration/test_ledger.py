@@ -1,5 +1,6 @@
 """The ledger's scripts on a real Redis: every change of state, and what each one must refuse."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -83,8 +84,8 @@ class TestAccept:
     def test_a_script_that_is_sent_twice_says_the_same_twice(self, ledger):
         request = {"id": "r1", "finetune_id": "x", "account": "default", "source": "http", "missing_ok": False}
         given = {"requests": [request], "nonce": "n", **ledger._lives()}
-        first, _ = ledger._run("accept", **given)
-        second, _ = ledger._run("accept", **given)
+        first, _ = json.loads(ledger._run("accept", **given))
+        second, _ = json.loads(ledger._run("accept", **given))
         assert first == second == [["r1", 1, 0]]
 
     def test_a_thousand_and_more_go_in_batches(self, ledger):
