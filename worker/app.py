@@ -28,7 +28,7 @@ from worker.channel import install, set_aside
 from worker.connections import CONNECT_SECONDS, SOCKET_SECONDS, celery_url, connect, redis_url, terms
 from worker.logs import configure as configure_logs
 from worker.server_checks import check_server
-from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
+from worker.settings import Account, Settings, SettingsError, require_accounts
 from worker.stopping import Stopping
 
 log = structlog.get_logger()
@@ -155,15 +155,6 @@ def client(settings: Settings, account: Account) -> BflClient:
     """An API client for one account."""
     timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
     return BflClient(account.url, account.key.get_secret_value(), timeouts)
-
-
-def require_accounts(settings: Settings) -> None:
-    """Raise `SettingsError` where there is no API key: only workers and what looks at the API need one."""
-    if not settings.accounts:
-        raise SettingsError(
-            "no API key: set BFL_API_KEY, or BFL_API_KEY_FILE to a file that holds it "
-            f"(the API is {DEFAULT_API_URL} unless BFL_API_URL says otherwise); `janitor demo` needs none"
-        )
 
 
 def _per_process(make: Callable[[], Services]) -> Callable[[], Services]:

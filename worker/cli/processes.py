@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tasks.errors import InvalidRequest
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, load_settings, require_accounts
 from worker.supervise import Spec
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ def up() -> int:
     BFL_API_KEY=... janitor up
     """
     from worker import embedded, supervise  # noqa: PLC0415 -- not needed for --help
-    from worker.app import require_accounts  # noqa: PLC0415
     from worker.connections import celery_url  # noqa: PLC0415
 
     settings = load_settings()
@@ -63,13 +62,13 @@ def worker(*, pool: str, processes: int | None, threads: int | None, celery_opti
     janitor worker --processes 2 --threads 12
     janitor worker --pool prefork --concurrency 2
     """
-    from worker.app import create_app, require_accounts  # noqa: PLC0415 -- brings in Celery
-
     settings = load_settings()
     require_accounts(settings)
-    processes, threads = _fitted(settings, 1 if pool == "prefork" else processes, threads)
+    processes, threads = _fitted(settings, processes or (1 if pool == "prefork" else None), threads)
     if processes > 1:
-        return _several(settings, processes, threads, celery_options)
+        return _several(settings, processes, threads, ["--pool", pool, *celery_options])
+    from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
+
     # Mingle and gossip carry revokes and clocks that nothing here uses, and slow a start by a second and more.
     argv = ["worker", "--without-mingle", "--without-gossip", "--pool", pool, *celery_options]
     return _celery(create_app(settings.model_copy(update={"threads": threads})), argv)
@@ -129,7 +128,9 @@ def _fitted(settings: Settings, processes: int | None, threads: int | None) -> t
 
 def _several(settings: Settings, processes: int, threads: int, celery_options: Sequence[str]) -> int:
     from worker import supervise  # noqa: PLC0415 -- not needed for --help
+    from worker.connections import redis_url  # noqa: PLC0415
 
+    redis_url(settings)  # said once, and not by each
     patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
     argv = [*_JANITOR, "worker", "--processes", "1", "--threads", str(threads)]
     specs = [
