@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 import tempfile
 import time
@@ -21,7 +22,7 @@ from bench.producing import produced
 from bench.report import Sample, machine, text, write
 from worker import embedded
 
-JOBS = {0.0: 6000, 0.05: 2400, 0.2: 720}
+JOBS = {0.0: 6000, 0.05: 4000, 0.2: 960}
 PROBES = 200
 ENQUEUED = 10_000
 RECORDS = (1_000, 1_000_000)
@@ -29,6 +30,7 @@ Task = tuple[str, Callable[[], list[Sample]]]
 
 
 def main() -> int:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was started is ended all the same
     options = _options()
     chosen = [one for one in CANDIDATES if any(part in one.name for part in options.candidates.split(","))]
     latencies = [float(ms) / 1000 for ms in options.latency.split(",")]

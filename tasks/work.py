@@ -61,7 +61,7 @@ class Shift:
         self.news.clear()
         found = [self.done.popleft() for _ in range(min(len(self.done), MOST_AT_ONCE))]
         # Enough for the time that the next group takes, and little enough to be begun within a second.
-        self.ahead = min(max(self.ahead // 2, 3 * len(found)), 2 * MOST_AT_ONCE)
+        self.ahead = min(max(self.ahead // 2, 3 * len(found)), 3 * MOST_AT_ONCE)
         return found
 
 
@@ -175,7 +175,7 @@ class Crew:
                         self._busy -= 1
                         shift.at_work -= 1
                 shift.done.append((claimed, result))
-                if len(shift.ready) < self.threads or len(shift.done) >= MOST_AT_ONCE:
+                if len(shift.ready) <= shift.ahead // 2 or len(shift.done) >= MOST_AT_ONCE:
                     shift.news.set()
 
     def _carry_out(self, claimed: Claimed, asked: float) -> dict[str, Any] | None:
