@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tests.processes import KEY, janitor, producer, records, until
+from tests.processes import KEY, janitor, janitor_here, producer, records, until
 from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("running_worker")
