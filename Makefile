@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test interop chaos lint clean
+.PHONY: demo test interop chaos bench lint clean
 .DEFAULT_GOAL := help
 
 help: ## what can be made
@@ -31,6 +31,13 @@ interop: .venv/installed ## a producer in another language (celery-node): needs 
 
 chaos: .venv/installed ## the long form of the chaos tests, with the default settings: about an hour
 	JANITOR_CHAOS=long $(BIN)/python -m pytest tests/chaos --numprocesses 2 --dist loadgroup -rP
+
+.venv/bench-installed: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev,bench]'
+	@touch $@
+
+bench: .venv/bench-installed ## beside other queues, about half an hour; ONLY=throughput|enqueue|ledger, OPTIONS='--scale 0.2'
+	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(OPTIONS)
 
 lint: .venv/installed ## ruff, mypy strict, import-linter
 	$(BIN)/ruff check .

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from typing import TypeVar
 
 from tenacity import RetryCallState, Retrying, retry_if_exception_type, stop_before_delay, wait_random_exponential
 
 from tasks.errors import JanitorError
 
+T = TypeVar("T")
 LONGEST_RETRY_AFTER = timedelta(hours=1)
 _FIRST_WAIT_SECONDS = 0.5
 _LONGEST_WAIT_SECONDS = 8.0
@@ -27,16 +30,33 @@ class Again(JanitorError):
         self.wait = wait
 
 
-def retrying(budget: timedelta, sleep: Callable[[float], None], before_sleep: Callable[[], None]) -> Retrying:
-    """tenacity's loop over what raises `Again`; past the budget it raises the last one, to wait in the ledger."""
+def retried(
+    once: Callable[[], T], budget: timedelta, sleep: Callable[[float], None], before_sleep: Callable[[], None]
+) -> T:
+    """What `once` answers, tried again while it raises `Again`; past the budget it raises the last one.
+
+    tenacity enters after a first failure: most calls need no second, and its loop is not free.
+    """
+    began = time.monotonic()
+    try:
+        return once()
+    except Again as error:
+        first = [error]
+        left = budget - timedelta(seconds=time.monotonic() - began)
+
+    def again() -> T:
+        if first:
+            raise first.pop()
+        return once()
+
     return Retrying(
         retry=retry_if_exception_type(Again),
         wait=_wait,
-        stop=stop_before_delay(budget),
+        stop=stop_before_delay(left),
         sleep=sleep,
         before_sleep=lambda _: before_sleep(),
         reraise=True,
-    )
+    )(again)
 
 
 def long_delay(backoffs: int, asked: timedelta | None = None) -> timedelta:

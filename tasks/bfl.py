@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from threading import local
 from typing import Any
+from urllib.parse import urlencode
 
 import requests
 import structlog
@@ -55,22 +56,22 @@ class Answer:
 
 
 class BflReader:
-    """The calls that change nothing; a planner holds only this. One session a thread, kept alive."""
+    """The calls that change nothing; a planner holds only this. One connection a thread, kept alive.
+
+    A request is a copy of one prepared beforehand, sent by the adapter: a session would look for proxies, netrc,
+    cookies and redirects at each call, at twice the cost, and none of them is wanted here.
+    """
 
     def __init__(
-        self,
-        url: str,
-        key: str,
-        timeouts: Timeouts | None = None,
-        *,
-        pool_size: int = 1,
-        observer: Observer | None = None,
+        self, url: str, key: str, timeouts: Timeouts | None = None, *, observer: Observer | None = None
     ) -> None:
         self._url = url.rstrip("/")
         self._key = key
         self._timeouts = timeouts or Timeouts()
-        self._pool_size = pool_size
         self._observer = observer
+        headers = {"x-key": key, "accept": "application/json", "accept-encoding": "identity"}
+        self._get = requests.Request("GET", self._url, headers=headers).prepare()
+        self._post = requests.Request("POST", self._url, headers=headers, json={}).prepare()
         self._watchdog = Watchdog()
         self._local = local()
 
@@ -79,29 +80,36 @@ class BflReader:
 
     def my_finetunes(self) -> list[Any]:
         """Everything the account has; seen: names as strings. Raises `errors.ApiError`."""
-        body, status, seconds = self._call("GET", "/v1/my_finetunes")
+        body, status, seconds = self._call(self._get, "/v1/my_finetunes")
         if not isinstance(body, dict) or not isinstance(body.get("finetunes"), list):
             raise errors.Reshaped("my_finetunes answered without a list", http_status=status, seconds=seconds)
         return list(body["finetunes"])
 
     def finetune_details(self, finetune_id: str) -> dict[str, Any]:
         """The details of one finetune, free in form. Raises `errors.ApiError`; `NotFound` for an unknown id."""
-        body, status, seconds = self._call("GET", "/v1/finetune_details", params={"finetune_id": finetune_id})
+        body, status, seconds = self._call(
+            self._get, "/v1/finetune_details?" + urlencode({"finetune_id": finetune_id})
+        )
         if not isinstance(body, dict) or not isinstance(body.get("finetune_details"), dict):
             raise errors.Unclear("finetune_details answered without details", http_status=status, seconds=seconds)
         return dict(body["finetune_details"])
 
-    def _call(self, method: str, path: str, **content: Any) -> tuple[Any, int, float]:
+    def _call(
+        self, prepared: requests.PreparedRequest, path: str, content: dict[str, str] | None = None
+    ) -> tuple[Any, int, float]:
         began = time.monotonic()
         deadline = began + self._timeouts.total.total_seconds()
-        request = requests.Request(method, self._url + path, headers=self._headers(), **content).prepare()
+        request = prepared.copy()
+        request.url = self._url + path
+        if content is not None:
+            request.body = json.dumps(content).encode()
+            request.headers["Content-Length"] = str(len(request.body))
         response, raw, broken = None, b"", None
         with self._watchdog.guard(deadline) as call:
             try:
-                response = self._session().send(
+                response = self._adapter().send(
                     request,
                     timeout=(self._timeouts.connect.total_seconds(), self._timeouts.read.total_seconds()),
-                    allow_redirects=False,
                     stream=True,
                 )
                 call.begun = True
@@ -110,30 +118,22 @@ class BflReader:
             except (http.RequestException, HTTPError, OSError) as error:
                 kind = errors.NotSent if _never_left(error, begun=call.begun) else errors.Unclear
                 broken = kind(_in_words(error), seconds=time.monotonic() - began)
-        seconds = time.monotonic() - began
+        seconds, called = time.monotonic() - began, path.partition("?")[0]
         if self._observer:
             self._observer(request, None if broken else response, raw)
         if broken or response is None:
-            log.info("api.call", call=path, error=str(broken), seconds=round(seconds, 3))
+            log.info("api.call", call=called, error=str(broken), seconds=round(seconds, 3))
             # Out here, so that the original is not its context: it carries the request, and so the key.
             raise broken or errors.Unclear("no answer")
         level = logging.DEBUG if response.ok else logging.INFO
-        log.log(level, "api.call", call=path, http_status=response.status_code, seconds=round(seconds, 3))
+        log.log(level, "api.call", call=called, http_status=response.status_code, seconds=round(seconds, 3))
         return self._parsed(response, raw, seconds), response.status_code, seconds
 
-    def _headers(self) -> dict[str, str]:
-        return {"x-key": self._key, "accept": "application/json", "accept-encoding": "identity"}
-
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._local, "session", None)
-        if session is None:
-            session = requests.Session()
-            # Proxies and netrc would be looked up in the environment at each call, and netrc may send a password.
-            session.trust_env = False
-            session.mount("https://", _Adapter(self._watchdog, self._pool_size))
-            session.mount("http://", _Adapter(self._watchdog, self._pool_size))
-            self._local.session = session
-        return session
+    def _adapter(self) -> HTTPAdapter:
+        adapter: HTTPAdapter | None = getattr(self._local, "adapter", None)
+        if adapter is None:
+            adapter = self._local.adapter = _Adapter(self._watchdog)
+        return adapter
 
     def _parsed(self, response: requests.Response, raw: bytes, seconds: float) -> Any:
         """The JSON of a 2xx; anything else as the error it stands for."""
@@ -166,7 +166,7 @@ class BflClient(BflReader):
 
     def delete_finetune(self, finetune_id: str) -> Answer:
         """Delete one finetune, at once and for good. Raises `errors.ApiError`."""
-        body, status, seconds = self._call("POST", "/v1/delete_finetune", json={"finetune_id": finetune_id})
+        body, status, seconds = self._call(self._post, "/v1/delete_finetune", {"finetune_id": finetune_id})
         named = body.get("deleted_finetune_id") if isinstance(body, dict) else None
         if isinstance(named, str) and named != finetune_id:
             raise errors.WrongFinetune(
@@ -183,9 +183,9 @@ class BflClient(BflReader):
 class _Adapter(HTTPAdapter):
     """An adapter whose connections the watchdog can cut."""
 
-    def __init__(self, watchdog: Watchdog, pool_size: int) -> None:
+    def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
-        super().__init__(pool_connections=1, pool_maxsize=pool_size, max_retries=0)
+        super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)

@@ -34,7 +34,10 @@ class WakeUp(NamedTuple):
 
 
 class Claimed(NamedTuple):
-    """What a worker holds: a first look, a delete, or the probe of a parked account. Times: ms, Redis's clock."""
+    """What a worker holds: a first look, a delete, or the probe of a parked account. Times: ms, Redis's clock.
+
+    permit: its name; empty for what was claimed ahead, for a thread to go on to under the permit it has.
+    """
 
     kind: str
     id: str
@@ -53,6 +56,7 @@ class Claimed(NamedTuple):
     last_tried: int = 0
     calling: int = 0
     joined: int = 0
+    permit: str = ""
     claimed_at: int = 0
     account: str = ""
 

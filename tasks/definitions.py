@@ -113,11 +113,14 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         with _requeued_while_away():
             report_use(services().ledger, account, ids)
 
-    @app.task(name="finetunes.tick", acks_late=False, shared=False, throws=(LedgerUnavailable,))
+    # Nobody follows the events of a tick or a wake-up, and nobody asks for their results.
+    inner: dict[str, Any] = {"acks_late": False, "shared": False, "send_events": False}
+
+    @app.task(name="finetunes.tick", throws=(LedgerUnavailable,), **inner)
     def tick() -> None:
         services().tick()
 
-    @app.task(name="finetunes.work", bind=True, acks_late=False, shared=False)
+    @app.task(name="finetunes.work", bind=True, **inner)
     def work(self: Any, account: str) -> None:
         if services().crew.work(account, self.request.id):
             wake(app, WakeUp(account, str(uuid.uuid4())))

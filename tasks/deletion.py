@@ -15,7 +15,7 @@ from typing import Any
 import structlog
 
 from tasks import errors
-from tasks.backoff import Again, long_delay, retrying
+from tasks.backoff import Again, long_delay, retried
 from tasks.bfl import Answer, BflClient
 from tasks.claims import Claimed
 from tasks.gate import Cancelled, Gate, HandBack, NotNow
@@ -34,7 +34,7 @@ class Run:
     """One claimed deletion in the hands of one thread.
 
     sleep: waits some seconds, raises `HandBack` when the process is to stop. clock: monotonic seconds; began: when
-    the claim was asked for.
+    the claim was asked for. checked: whether the claim counts as a check.
     """
 
     def __init__(
@@ -47,13 +47,14 @@ class Run:
         sleep: Callable[[float], None],
         clock: Callable[[], float] = time.monotonic,
         began: float | None = None,
+        checked: bool = True,
     ) -> None:
         self.claimed = claimed
         self.api = api
         self.rules = rules
         self.sleep = sleep
         began = clock() if began is None else began
-        self.gate = Gate(claimed, ledger, budget=rules.retry_budget, clock=clock, began=began)
+        self.gate = Gate(claimed, ledger, budget=rules.retry_budget, clock=clock, began=began, checked=checked)
         self.cancelled = bool(claimed.cancel_requested_at)
         self.waited = bool(claimed.looked_at or claimed.backoffs)
         self.fingerprint = claimed.fingerprint
@@ -90,6 +91,7 @@ class Run:
             "id": self.claimed.id,
             "token": self.claimed.token,
             "look": self.claimed.kind == "look",
+            "permit": self.claimed.permit,
             "joined": self.claimed.joined,
             "expected": self.claimed.fingerprint,
             "state": outcome.state,
@@ -111,7 +113,7 @@ class Run:
         if self.cancelled or (self._past_deadline() and self.last_tried):
             return self._resolve()
         try:
-            return retrying(self.rules.retry_budget, self.sleep, self._before_sleep)(self._once)
+            return retried(self._once, self.rules.retry_budget, self.sleep, self._before_sleep)
         except Cancelled:
             self.cancelled = True
             return self._resolve()

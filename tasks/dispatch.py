@@ -51,8 +51,8 @@ class Dispatcher:
         return thread
 
     def run(self) -> None:
-        down = False
-        while not self.stopping.wait(self.every.total_seconds()):
+        down = stopped = False
+        while not stopped:
             try:
                 self.round()
                 down = False
@@ -62,6 +62,7 @@ class Dispatcher:
                 down = True
             except Exception:
                 log.exception("dispatch.failed")
+            stopped = self.stopping.wait(self.every.total_seconds())
 
     def round(self) -> None:
         """One round; raises `LedgerUnavailable`."""

@@ -40,16 +40,21 @@ class NotNow(Again):
 
 
 class Gate:
-    """The permission of one claimed deletion. clock: monotonic seconds; began: when the claim was asked for."""
+    """The permission of one claimed deletion.
+
+    clock: monotonic seconds; began: when the claim was asked for. checked: whether it counts as a check.
+    """
 
     def __init__(
-        self, claimed: Claimed, ledger: Ledger, *, budget: timedelta, clock: Callable[[], float], began: float
-    ) -> None:
+        self, claimed: Claimed, ledger: Ledger, *, budget: timedelta, clock: Callable[[], float], began: float,
+        checked: bool = True,
+    ) -> None:  # fmt: skip
         self._claimed = claimed
         self._ledger = ledger
         self._budget = budget
         self._clock = clock
-        self._began = self._held_at = self._cleared_at = began
+        self._began = began
+        self._held_at = self._cleared_at = began if checked else float("-inf")
         self._calls = 0
 
     def now_ms(self) -> int:

@@ -13,7 +13,7 @@ from tasks.durations import LONGEST
 from tasks.errors import IdConflict, InvalidRequest
 from tasks.ledger import Ledger
 from tasks.queries import get_many, known_accounts
-from tasks.records import Deletion, NewRequest, check_account
+from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, check_account
 
 log = structlog.get_logger()
 
@@ -31,7 +31,9 @@ class Intake:
 
     def check(self, requests: Sequence[NewRequest]) -> None:
         """Raise `InvalidRequest` for the first that cannot be accepted."""
-        accounts = known_accounts(self.ledger) | set(self.accounts)
+        accounts = {DEFAULT_ACCOUNT, *self.accounts}
+        if not accounts.issuperset(request.account for request in requests if isinstance(request.account, str)):
+            accounts |= known_accounts(self.ledger)
         now = datetime.now(UTC)
         oldest, latest = now - self.ledger.terms.retention, now + LONGEST
         for request in requests:

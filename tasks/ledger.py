@@ -11,7 +11,7 @@ Keys, all behind the prefix `janitor:`:
     queue:<account>:<lane>   zset    queued deletions by due time; lanes: resolve, single, bulk
     looks:<account>          zset    deletions whose first look is due, by time
     leases:<account>         zset    running deletions by the end of their lease
-    permits:<account>        zset    who may call the API now, by expiry
+    permits:<account>        zset    the permits for API calls that are taken now, by expiry
     ix:<account>:<state>     zset    deletions by time of creation, for lists
     names:<account>          zset    finetune, creation and id in one member, for lists by finetune
     finished                 zset    final deletions by time of conclusion, for pruning
@@ -85,20 +85,24 @@ class Ledger:
         wakeups: list[WakeUp] = []
         for start in range(0, len(requests), _BATCH):
             batch = [_request_input(request) for request in requests[start : start + _BATCH]]
-            answers, sent = self._run("accept", requests=batch, nonce=uuid.uuid4().hex, **self._lives())
+            found = self._run("accept", requests=batch, nonce=uuid.uuid4().hex, **self._lives())
+            answers, sent = json.loads(found)
             accepted += [Accepted(id_, bool(created), bool(known)) for id_, created, known in answers]
             wakeups += [WakeUp(*pair) for pair in sent]
         return accepted, wakeups
 
     def claim(
-        self, account: str, owner: str, want: int, *, begun: str | None = None, looks_first: bool = False
-    ) -> tuple[list[Claimed], str]:
+        self, account: str, owner: str, want: int, *, begun: str | None = None, looks_first: bool = False,
+        ahead: int = 0, at_work: int = 0,
+    ) -> tuple[list[Claimed], str]:  # fmt: skip
         """At most `want` of what can start now, each with a lease, a token and a permit; and why not more.
 
-        looks_first: a look precedes each delete, so the claim alone marks nothing as sent.
+        looks_first: a look precedes each delete, so the claim alone marks nothing as sent. ahead: this many more,
+        without permits, for the threads `at_work` to go on to.
         """
         wanted = {"account": account, "owner": owner, "want": want, "begun": begun, "looks_first": looks_first}
-        now, why, *claimed = self._run("claim", **wanted, nonce=uuid.uuid4().hex, **self._holds(), **self._lives())
+        more = {"ahead": ahead, "at_work": at_work, "nonce": uuid.uuid4().hex}
+        now, why, *claimed = json.loads(self._run("claim", **wanted, **more, **self._holds(), **self._lives()))
         return [Claimed(*row)._replace(claimed_at=now, account=account) for row in claimed], why
 
     def check(self, calls: Sequence[Claimed], *, mark: bool = True, look: bool = False) -> list[Verdict]:
@@ -124,6 +128,7 @@ class Ledger:
                 "wait",
                 id=claimed.id,
                 token=claimed.token,
+                permit=claimed.permit,
                 attempts=attempts,
                 unclear_at=unclear_at,
                 **self._holds(),
@@ -136,8 +141,9 @@ class Ledger:
         The caller writes those answers; what it leaves undone, dispatch does after `ANSWER_WITHIN`.
         """
         words, owed = self._run(
-            "conclude", outcomes=list(outcomes), answer_within_ms=_ms(ANSWER_WITHIN), **self._lives()
-        )
+            "conclude", outcomes=list(outcomes), answer_within_ms=_ms(ANSWER_WITHIN), **self._lives(),
+            permit_ms=_ms(self.terms.call_deadline),
+        )  # fmt: skip
         return list(words), list(owed)
 
     def cancel(self, ids: Sequence[str], *, nonce: str | None = None) -> list[tuple[str, str]]:
@@ -252,7 +258,7 @@ class Ledger:
 
 
 def _tokens(claims: Iterable[Claimed]) -> list[dict[str, Any]]:
-    return [{"id": claimed.id, "token": claimed.token} for claimed in claims]
+    return [{"id": claimed.id, "token": claimed.token, "permit": claimed.permit} for claimed in claims]
 
 
 def _request_input(request: NewRequest) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 from tasks import errors
-from tasks.backoff import Again, retrying
+from tasks.backoff import Again, retried
 from tasks.bfl import BflReader
 from tasks.gate import cool_down
 from tasks.inventory import Inventory, Seen, deleted_by_us, load, read, save
@@ -108,7 +108,7 @@ class Surveyor:
                 self.ledger.release(self.account, holder)
 
         try:
-            return retrying(self.retry_budget, self.sleep, lambda: None)(once)
+            return retried(once, self.retry_budget, self.sleep, lambda: None)
         except Again as again:
             raise again.__cause__ or errors.TryAgain(f"no survey for now: {again}") from None
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from queue import Empty, SimpleQueue
 from typing import Any
 
 import structlog
@@ -22,25 +22,48 @@ from tasks.errors import ApiError, LedgerRefused, LedgerUnavailable
 from tasks.gate import HandBack
 from tasks.ledger import Ledger
 from tasks.outcomes import Outcome, Rules
+from tasks.records import State
 
 log = structlog.get_logger()
 
 MOST_AT_ONCE = 100
 WORK_FOR = timedelta(seconds=10)
+_GROUP_SECONDS = 0.05
+_MOMENT = timedelta(seconds=1)
 _CONCLUDE_EVERY_SECONDS = 0.5
 _STOPPING_GRACE = timedelta(seconds=4)
 
 
 _Done = tuple[Claimed, dict[str, Any] | None]
+_Ready = tuple[Claimed, float]  # and when its claim was asked for, on the monotonic clock
 
 
 @dataclass
 class Shift:
-    """One wake-up's work: what is in hand, and what has come back."""
+    """One wake-up's work: what is in hand, what a thread may go on to, and what has come back."""
 
-    in_hand: int = 0
-    claims: list[Claimed] = field(default_factory=list)
-    done: SimpleQueue[_Done] = field(default_factory=SimpleQueue)
+    at_work: int = 0  # threads, each with a permit
+    ahead: int = 0
+    held: dict[tuple[str, str], Claimed] = field(default_factory=dict)
+    ready: deque[_Ready] = field(default_factory=deque)
+    done: deque[_Done] = field(default_factory=deque)
+    news: threading.Event = field(default_factory=threading.Event)
+
+    def next(self) -> _Ready | None:
+        with suppress(IndexError):
+            return self.ready.popleft()
+        return None
+
+    def collect(self) -> list[_Done]:
+        """What has come back: at once where a thread may run out of work, else in groups; none after a second."""
+        until = time.monotonic() + 1
+        while not (self.news.wait(_GROUP_SECONDS) or self.done) and time.monotonic() < until:
+            pass
+        self.news.clear()
+        found = [self.done.popleft() for _ in range(min(len(self.done), MOST_AT_ONCE))]
+        # Enough for the time that the next group takes, and little enough to be begun within a second.
+        self.ahead = min(max(self.ahead // 2, 3 * len(found)), 3 * MOST_AT_ONCE)
+        return found
 
 
 class Crew:
@@ -66,9 +89,10 @@ class Crew:
         self.stopping = stopping
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deletion")
         self._busy = 0
-        self._held: dict[str, Claimed] = {}
+        self._shifts: list[Shift] = []
         self._lock = threading.Lock()
         self._renewing = False
+        self._doubt = 0.0
 
     def work(self, account: str, wakeup_id: str | None = None) -> bool:
         """Work off what is due for `account`; true where more was left when the time was over."""
@@ -79,13 +103,15 @@ class Crew:
             )  # begun all the same: dispatch sends another
             return False
         shift = Shift()
+        with self._lock:
+            self._shifts.append(shift)
         try:
             return self._work(account, wakeup_id, shift)
         finally:
-            # Whatever went wrong here, no lease is renewed that nobody would conclude.
+            # Whatever went wrong here, nothing is begun and no lease renewed that nobody would conclude.
+            shift.ready.clear()
             with self._lock:
-                for claimed in shift.claims:
-                    self._held.pop(_hold(claimed), None)
+                self._shifts.remove(shift)
 
     def _work(self, account: str, begun: str | None, shift: Shift) -> bool:
         until = time.monotonic() + WORK_FOR.total_seconds()
@@ -94,57 +120,92 @@ class Crew:
             if open_for_more:
                 self._start(shift, account, begun)
             begun = None
-            if not shift.in_hand:
+            if not shift.at_work:
+                self._hand_back(shift)
+            if not shift.held:
                 return not open_for_more
-            self._conclude(_collect(shift))
+            self._conclude(shift, shift.collect())
 
     def _start(self, shift: Shift, account: str, begun: str | None) -> None:
         asked = time.monotonic()
         try:
-            claimed = self._claim(account, begun)
+            claimed = self._claim(shift, account, begun)
         except LedgerUnavailable as error:
-            if not shift.in_hand:
+            if not shift.held:
                 raise
             log.warning("claim.waits", account=account, error=str(error))
             return
-        shift.claims += claimed
+        shift.ready.extend((one, asked) for one in claimed if not one.permit)
         for one in claimed:
-            shift.in_hand += 1
-            self._pool.submit(self._carry_out, one, shift, asked)
+            if one.permit:
+                self._pool.submit(self._walk, shift, one, asked)
 
-    def _claim(self, account: str, begun: str | None) -> list[Claimed]:
+    def _claim(self, shift: Shift, account: str, begun: str | None) -> list[Claimed]:
+        ahead = max(0, shift.ahead - len(shift.ready))
         with self._lock:
             want = min(self.threads - self._busy, MOST_AT_ONCE)
-            if want <= 0 and begun is None:
+            if want <= 0 and not ahead and begun is None:
                 return []
-            looks_first = self.rules.look_first == "always"
-            claimed, _ = self.ledger.claim(account, self.owner, want, begun=begun, looks_first=looks_first)
-            self._busy += len(claimed)
-            self._held.update((_hold(one), one) for one in claimed)
+            claimed, _ = self.ledger.claim(
+                account, self.owner, want, begun=begun, looks_first=self.rules.look_first == "always",
+                ahead=min(ahead, MOST_AT_ONCE), at_work=shift.at_work,
+            )  # fmt: skip
+            begin = sum(1 for one in claimed if one.permit)
+            self._busy += begin
+            shift.at_work += begin
+            shift.held.update(((one.kind, one.id), one) for one in claimed)
         self._keep_renewing()
         return claimed
 
-    def _carry_out(self, claimed: Claimed, shift: Shift, asked: float) -> None:
+    def _walk(self, shift: Shift, claimed: Claimed, asked: float) -> None:
+        """One thread, one permit: it goes on from one to the next as long as there is one."""
+        following: _Ready | None = (claimed, asked)
+        permit = claimed.permit
+        while following:
+            claimed, asked = following
+            following, result = None, None
+            try:
+                result = self._carry_out(claimed._replace(permit=permit), asked)
+                # Handed back, it may have lost its permit.
+                if result and result["state"] != State.QUEUED and not self.stopping.is_set():
+                    following = shift.next()
+                    result["goes_on"] = following is not None
+            finally:
+                if not following:
+                    with self._lock:
+                        self._busy -= 1
+                        shift.at_work -= 1
+                shift.done.append((claimed, result))
+                if len(shift.ready) <= shift.ahead // 2 or len(shift.done) >= MOST_AT_ONCE:
+                    shift.news.set()
+
+    def _carry_out(self, claimed: Claimed, asked: float) -> dict[str, Any] | None:
         # Bound here, said on every line of this thread until it is done; `attempt` is counted by the gate.
         about = {"deletion": claimed.id, "finetune": claimed.finetune_id, "account": claimed.account}
+        began = time.monotonic()
         with bound_contextvars(**about, attempt=0):
-            self._carry_out_bound(claimed, shift, asked)
-
-    def _carry_out_bound(self, claimed: Claimed, shift: Shift, asked: float) -> None:
-        result: dict[str, Any] | None = None
-        try:
-            client = self.clients[claimed.account]
             if claimed.kind == "probe":
-                self._probe(claimed, client)
-            else:
-                run = Run(claimed, api=client, ledger=self.ledger, rules=self.rules, sleep=self.sleep, began=asked)
-                outcome = run.first_look() if claimed.kind == "look" else run.run()
-                result = run.input(outcome)
-                _log(claimed, outcome, time.monotonic() - asked)
-        finally:
-            with self._lock:
-                self._busy -= 1
-            shift.done.put((claimed, result))
+                self._probe(claimed, self.clients[claimed.account])
+                return None
+            run = self._run(claimed, asked)
+            outcome = run.first_look() if claimed.kind == "look" else run.run()
+            _log(claimed, outcome, time.monotonic() - began)
+            return run.input(outcome)
+
+    def _run(self, claimed: Claimed, asked: float) -> Run:
+        # Where something has made one wait since the claim, the account may have been stopped: it is asked.
+        return Run(
+            claimed, api=self.clients[claimed.account], ledger=self.ledger, rules=self.rules, sleep=self.sleep,
+            began=asked, checked=asked > self._doubt,
+        )  # fmt: skip
+
+    def _hand_back(self, shift: Shift) -> None:
+        """What was claimed ahead, where no thread is left to go on to it: all were sent back, or a stop came."""
+        while following := shift.next():
+            claimed, asked = following
+            look = claimed.kind == "look"
+            outcome = Outcome(None if look else State.QUEUED, "not begun", delay=_MOMENT if look else None)
+            shift.done.append((claimed, self._run(claimed, asked).input(outcome)))
 
     def _probe(self, claimed: Claimed, client: BflClient) -> None:
         """Does the parked account's key work again?"""
@@ -159,15 +220,17 @@ class Crew:
 
     def sleep(self, seconds: float) -> None:
         """Wait; raises `HandBack` as soon as the process is to stop."""
+        if seconds:
+            self._doubt = time.monotonic()
         if self.stopping.wait(seconds):
             raise HandBack("the worker is stopping")
 
-    def _conclude(self, done: list[_Done]) -> None:
+    def _conclude(self, shift: Shift, done: list[_Done]) -> None:
         outcomes = [outcome for _, outcome in done if outcome is not None]
         owed = self._write(outcomes) if outcomes else []
         with self._lock:
             for claimed, _ in done:
-                self._held.pop(_hold(claimed), None)
+                shift.held.pop((claimed.kind, claimed.id), None)
         if owed:
             self._answer(owed)
 
@@ -196,7 +259,7 @@ class Crew:
 
     def _keep_renewing(self) -> None:
         with self._lock:
-            if self._renewing or not self._held:
+            if self._renewing or not any(shift.held for shift in self._shifts):
                 return
             self._renewing = True
         threading.Thread(target=self._renew, name="leases", daemon=True).start()
@@ -206,29 +269,14 @@ class Crew:
         while True:
             time.sleep(self.ledger.terms.lease.total_seconds() / 3)
             with self._lock:
-                held = [claimed for claimed in self._held.values() if claimed.kind == "delete"]
-                if not self._held:
+                held = [claimed for shift in self._shifts for claimed in shift.held.values()]
+                if not held:
                     self._renewing = False
                     return
             try:
-                self.ledger.renew(held)
+                self.ledger.renew(claimed for claimed in held if claimed.kind == "delete")
             except Exception as error:  # this thread must live on, whatever it is
                 log.warning("leases.not_renewed", leases=len(held), error=str(error))
-
-
-def _collect(shift: Shift) -> list[_Done]:
-    """What has come back, at least one unless a second passes without."""
-    done = []
-    with suppress(Empty):
-        done.append(shift.done.get(timeout=1))
-        while len(done) < MOST_AT_ONCE:
-            done.append(shift.done.get_nowait())
-    shift.in_hand -= len(done)
-    return done
-
-
-def _hold(claimed: Claimed) -> str:
-    return f"{claimed.kind}:{claimed.account}:{claimed.id}"
 
 
 def _log(claimed: Claimed, outcome: Outcome, seconds: float) -> None:

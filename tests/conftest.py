@@ -75,6 +75,7 @@ def outcome(claimed, state, **fields):
         "id": claimed.id,
         "token": claimed.token,
         "look": claimed.kind == "look",
+        "permit": claimed.permit,
         "joined": claimed.joined,
         "expected": claimed.fingerprint,
         "state": state,

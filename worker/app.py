@@ -38,7 +38,7 @@ from worker.connections import (
 from worker.logs import configure as configure_logs
 from worker.policy_file import read_policies
 from worker.server_checks import check_server
-from worker.settings import DEFAULT_API_URL, Account, Settings, SettingsError
+from worker.settings import Account, Settings, SettingsError, require_accounts
 from worker.stopping import Stopping
 from worker.version import version
 
@@ -157,7 +157,6 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,  # the fewest messages with a worker that may die
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # True would cut a call in flight
         "worker_send_task_events": True,
-        "task_send_sent_event": True,
         "worker_hijack_root_logger": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100
@@ -198,15 +197,6 @@ def cleaner(settings: Settings, ledger: Ledger, intake: Intake, sleep: Callable[
     """What makes plans; its clients have no delete method."""
     readers = {name: client(settings, account, BflReader) for name, account in settings.accounts.items()}
     return Cleaner(ledger, intake, readers, settings.max_concurrent, settings.retry_budget, sleep)
-
-
-def require_accounts(settings: Settings) -> None:
-    """Raise `SettingsError` where there is no API key: only workers and what looks at the API need one."""
-    if not settings.accounts:
-        raise SettingsError(
-            "no API key: set BFL_API_KEY, or BFL_API_KEY_FILE to a file that holds it "
-            f"(the API is {DEFAULT_API_URL} unless BFL_API_URL says otherwise); `janitor demo` needs none"
-        )
 
 
 def _per_process(make: Callable[[], Services]) -> Callable[[], Services]:

@@ -119,6 +119,15 @@ def load_settings() -> Settings:
     return settings
 
 
+def require_accounts(settings: Settings) -> None:
+    """Raise `SettingsError` where there is no API key: only workers and what looks at the API need one."""
+    if not settings.accounts:
+        raise SettingsError(
+            "no API key: set BFL_API_KEY, or BFL_API_KEY_FILE to a file that holds it "
+            f"(the API is {DEFAULT_API_URL} unless BFL_API_URL says otherwise); `janitor demo` needs none"
+        )
+
+
 def check(settings: Settings) -> None:
     """Raise `SettingsError` where two settings contradict each other."""
     for name in (

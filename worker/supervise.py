@@ -47,6 +47,7 @@ class Child:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.started_at = time.monotonic()
+        self._asked = False
         output = spec.log.open("ab") if spec.log else None
         try:
             # What it starts dies with us even when we are killed: on Linux the kernel tells it.
@@ -83,12 +84,18 @@ class Child:
             self._end_group()
         return self.process.returncode
 
+    def ask_to_stop(self) -> None:
+        """SIGTERM, once: a second one would end a Celery worker at once."""
+        if not self._asked and self.poll() is None:
+            self._asked = True
+            self.process.terminate()
+
     def stop(self) -> int:
         """SIGTERM, SIGKILL for the whole group after `stop_seconds`; the exit code."""
+        self.ask_to_stop()
         code = self.poll()
         if code is not None:
             return code  # and its number may be another process's by now
-        self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(self.spec.stop_seconds)
         self._end_group()
@@ -119,8 +126,11 @@ def until(met: Callable[[], bool], *, seconds: float, what: str) -> None:
         time.sleep(_EVERY_SECONDS)
 
 
-def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None]) -> int:
-    """Run them until SIGINT or SIGTERM; the exit code, 1 where one would not stay up. Only in the main thread."""
+def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None], alike: bool = False) -> int:
+    """Run them until SIGINT or SIGTERM; the exit code, 1 where one would not stay up. Only in the main thread.
+
+    alike: none needs another, so all are stopped at once.
+    """
     stopping = threading.Event()
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
@@ -140,6 +150,8 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None]) -> int:
         on_event(f"stopping: {error}")
         return 1
     finally:
+        for keeper in keepers if alike else ():
+            keeper.child.ask_to_stop()
         for keeper in reversed(keepers):
             keeper.child.stop()
             on_event(f"{keeper.spec.name} stopped")

@@ -1,4 +1,4 @@
--- Just before calls: {calls = [{id, token, look, mark, fingerprint, looked_at}], lease_ms, permit_ms}.
+-- Just before calls: {calls = [{id, token, permit, look, mark, fingerprint, looked_at}], lease_ms, permit_ms}.
 -- What a look has just found is kept: were the worker lost in its call, the next one must know whom it meant.
 -- Renews the lease, takes the permit and, with `mark`, marks the attempt as sent; or says why not. In the way of a
 -- look that decides (`look`) stands neither a cancel nor a pause.
@@ -16,13 +16,14 @@ for i, call in ipairs(input.calls) do
   else
     local permits = prefix .. 'permits:' .. d.account
     local why, wait_ms, limit = stopped(d.account)
-    local holds = redis.call('ZSCORE', permits, d.id)
+    local permit = given(call.permit) or permit_name(d)
+    local holds = redis.call('ZSCORE', permits, permit)
     if call.look and why == 'paused' then why = nil end
     if not why and not holds and live(d.account, now) >= limit then why = 'full' end
     if why then
       answers[i] = {why, wait_ms}
     else
-      redis.call('ZADD', permits, now + input.permit_ms, d.id)
+      redis.call('ZADD', permits, now + input.permit_ms, permit)
       redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
       if call.mark then set(d, {calling = now}) end
       if given(call.fingerprint) then set(d, {fingerprint = call.fingerprint}) end

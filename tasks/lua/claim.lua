@@ -1,6 +1,7 @@
--- Claim what can start now: {account, owner, nonce, want, lease_ms, permit_ms, begun, looks_first,
+-- Claim what can start now: {account, owner, nonce, want, ahead, at_work, lease_ms, permit_ms, begun, looks_first,
 -- give_up_after_ms, first_look_after_ms}.
--- Answers {now, why nothing may start, [kind, id, token, fields ...] ...}; kind is look, delete or probe.
+-- Answers as JSON [now, why nothing may start, [kind, id, token, fields ...] ...]; kind is look, delete or probe.
+-- `ahead` more are claimed without a permit, for threads of the claimer (`at_work`) to go on to under the one they have.
 -- The claim counts as the check before a call that starts within the second, and marks it as sent; but for what is
 -- looked at first, which is checked after the look: a worker lost before that has sent nothing.
 
@@ -12,23 +13,31 @@ end
 -- Asked again by a caller whose answer was lost: the same claims, the same tokens.
 local memo = prefix .. 'claim:' .. input.nonce
 local before = redis.call('GET', memo)
-if before then return cjson.decode(before) end
+if before then return before end
 
 local why, wait_ms, limit = stopped(account)
-local free = math.min(input.want, limit - live(account, now))
-local claimed = {now, why or ''}
-
-local function hold(id, permit_ms)
-  redis.call('ZADD', prefix .. 'permits:' .. account, now + permit_ms, id)
-  free = free - 1
+local left = limit - live(account, now)
+local permits = math.min(input.want, left)
+local free, claimed = permits, {now, why or ''}
+-- No more than a fair share of what waits, so that no process is idle at the end; none while fewer calls are to run.
+if (input.at_work > 0 and left >= 0) or permits > 0 then
+  local processes = math.max(1, redis.call('ZCOUNT', prefix .. 'workers', now, '+inf'))
+  free = math.max(permits, math.min(permits + input.ahead, math.floor(due_count(account) / processes)))
 end
 
-local function report(kind, d)
+local function hold(name, permit_ms)
+  free, permits = free - 1, permits - 1
+  if permits < 0 then return '' end
+  redis.call('ZADD', prefix .. 'permits:' .. account, now + permit_ms, name)
+  return name
+end
+
+local function report(kind, d, permit)
   claimed[#claimed + 1] = {
     kind, d.id, tonumber(d.token), d.finetune_id, d.lane, tonumber(d.created_at), tonumber(d.asked_at),
     tonumber(d.due_at), tonumber(d.deadline), d.fingerprint or '', tonumber(d.looked_at) or 0,
     tonumber(d.unclear_at) or 0, tonumber(d.cancel_requested_at) or 0, tonumber(d.backoffs) or 0,
-    d.last_tried and 1 or 0, tonumber(d.calling) or 0, tonumber(d.joined) or 0,
+    d.last_tried and 1 or 0, tonumber(d.calling) or 0, tonumber(d.joined) or 0, permit,
   }
 end
 
@@ -40,8 +49,7 @@ local function take_looks(most)
       -- It may take three calls, one after the other, and nobody else must begin it meanwhile.
       local long = math.max(input.lease_ms, 3 * input.permit_ms)
       redis.call('ZADD', looks, now + long, id)
-      hold('look:' .. id, long)
-      report('look', d)
+      report('look', d, hold('look:' .. id .. ':' .. now, long))
     else
       redis.call('ZREM', looks, id)
     end
@@ -62,8 +70,7 @@ local function start(d)
   move(d, 'running', now + input.lease_ms)
   set(d, {token = d.token + 1, owner = input.owner, calling = is_called_at_once(d) and now or ''})
   redis.call('ZREM', prefix .. 'looks:' .. account, d.id)
-  hold(d.id, input.permit_ms)
-  report('delete', d)
+  report('delete', d, hold(permit_name(d), input.permit_ms))
 end
 
 local function take(lane, most)
@@ -75,7 +82,7 @@ end
 
 local function promote()
   local wait = prefix .. 'wait:' .. account
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', wait, NEVER, now, 'LIMIT', 0, input.want)) do
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', wait, NEVER, now, 'LIMIT', 0, free)) do
     local d = read(id)
     move(d, 'queued', d.due_at)
   end
@@ -84,10 +91,10 @@ end
 local function take_probe()
   redis.call('HSET', prefix .. 'account:' .. account, 'probe_at', now + input.lease_ms)
   hold('probe', input.permit_ms)
-  claimed[#claimed + 1] = {'probe', 'probe', 0}
+  claimed[#claimed + 1] = {'probe', 'probe', 0, '', '', 0, 0, 0, 0, '', 0, 0, 0, 0, 0, 0, 0, 'probe'}
 end
 
-if free > 0 and why == 'parked' and wait_ms == 0 then take_probe() end
+if permits > 0 and why == 'parked' and wait_ms == 0 then take_probe() end
 if free > 0 and (not why or why == 'paused') then
   promote()
   take('resolve', free)
@@ -102,5 +109,6 @@ if free > 0 and not why then
   take('bulk', free)
 end
 if free > 0 and (not why or why == 'paused') then take_looks(free) end
-if #claimed > 2 then redis.call('SET', memo, cjson.encode(claimed), 'PX', input.lease_ms) end
-return claimed
+local answer = cjson.encode(claimed)
+if #claimed > 2 then redis.call('SET', memo, answer, 'PX', input.lease_ms) end
+return answer

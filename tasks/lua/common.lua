@@ -108,8 +108,13 @@ local function move(d, to, score, lane)
   enter(d, to, score)
 end
 
-local function free_permit(d)
-  redis.call('ZREM', prefix .. 'permits:' .. d.account, d.id)
+-- Of the claim that made it, in a name of its own: a thread keeps it while it goes on to other deletions.
+local function permit_name(d)
+  return d.id .. ':' .. d.token
+end
+
+local function free_permit(d, name)
+  redis.call('ZREM', prefix .. 'permits:' .. d.account, given(name) or permit_name(d))
 end
 
 -- A request as it is stored: one line of JSON.
@@ -146,23 +151,44 @@ local function look_anew(d)
   look_in_time(d)
 end
 
+-- What a batch of new deletions writes to one key, in one command: a command for each cost more than all the rest.
+local gathered, fresh = {}, {}
+
+local function gather(command, key, first, second)
+  local list = gathered[key]
+  if not list then
+    list = {command}
+    gathered[key] = list
+  end
+  list[#list + 1], list[#list + 2] = first, second
+end
+
+-- Before anything else is done with them, and at the end.
+local function settle()
+  for key, list in pairs(gathered) do redis.call(list[1], key, unpack(list, 2)) end
+  gathered, fresh = {}, {}
+end
+
 local function create(request)
   local d = {id = request.id, finetune_id = request.finetune_id, account = request.account}
   local due = math.max(request.due_at, now)
   local state = due > now and 'scheduled' or 'queued'
   d.created_at, d.lane, d.state = now, request.bulk and 'bulk' or 'single', state
-  set(d, {
-    finetune_id = d.finetune_id, account = d.account, state = state, lane = d.lane, created_at = now,
-    due_at = due, deadline = due + input.give_up_after_ms, asked_at = request.at, token = 0,
-    fingerprint = request.fingerprint, looked_at = request.looked_at, requests = request_line(request),
-    nonce = request.nonce, cleanup = is_cleanup(request) and request.at or nil,
-  })
+  redis.call(
+    'HSET', prefix .. 'd:' .. d.id, 'finetune_id', d.finetune_id, 'account', d.account, 'state', state, 'lane', d.lane,
+    'created_at', now, 'due_at', due, 'deadline', due + input.give_up_after_ms, 'asked_at', request.at, 'token', 0,
+    'fingerprint', given(request.fingerprint) or '', 'requests', request_line(request),
+    'nonce', given(request.nonce) or '', 'cleanup', is_cleanup(request) and request.at or ''
+  )
   remember_named(d, request)
-  redis.call('HSET', prefix .. 'open:' .. d.account, d.finetune_id, d.id)
-  redis.call('ZADD', prefix .. 'names:' .. d.account, 0, name_entry(d))
-  redis.call('SADD', prefix .. 'accounts', d.account)
-  enter(d, state, due)
-  if not given(request.fingerprint) then look_in_time(d) end
+  gather('HSET', prefix .. 'open:' .. d.account, d.finetune_id, d.id)
+  gather('ZADD', prefix .. 'names:' .. d.account, 0, name_entry(d))
+  gather('ZADD', order_key(d, state), due, d.id)
+  gather('ZADD', index_key(d, state), now, d.id)
+  if not given(request.fingerprint) then
+    gather('ZADD', prefix .. 'looks:' .. d.account, state == 'queued' and now + input.first_look_after_ms or now, d.id)
+  end
+  fresh[d.account .. '/' .. d.finetune_id] = true
   return d
 end
 
@@ -200,6 +226,7 @@ local function join(d, request)
 end
 
 local function add(request)
+  if fresh[request.account .. '/' .. request.finetune_id] then settle() end
   local open = redis.call('HGET', prefix .. 'open:' .. request.account, request.finetune_id)
   if not open then return create(request), 1 end
   local d = read(open)
@@ -263,6 +290,7 @@ local function finish(d, outcome)
     redis.call('DEL', prefix .. 'r:' .. request.id)
     add(request)
   end
+  settle()
   for id in string.gmatch(d.named or '', '[^\n]+') do
     redis.call('ZADD', prefix .. 'outbox', now + (input.answer_within_ms or 0), id)
     owed[#owed + 1] = id

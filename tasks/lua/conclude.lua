@@ -1,6 +1,7 @@
 -- Write what came of calls: {outcomes = [{id, token, state, ...}], give_up_after_ms, first_look_after_ms}.
 -- A first look (`look`) only concludes what still is as it was when the look began: same token, same requests,
 -- same fingerprint (`expected`).
+-- With `goes_on` the thread has gone on to another one under the same permit, and keeps it.
 -- Answers {done, again (handed back), late (noted, changed nothing) or gone (no such record), ...}, {owed ...}.
 
 local KEPT = {'fingerprint', 'looked_at', 'unclear_at', 'last_tried'}
@@ -45,7 +46,6 @@ local function hand_back(d, o)
 end
 
 local function after_look(d, o)
-  redis.call('ZREM', prefix .. 'permits:' .. d.account, 'look:' .. d.id)
   local changed = tonumber(d.token) ~= o.token or (tonumber(d.joined) or 0) ~= o.joined
     or (d.fingerprint or '') ~= o.expected
   if changed or d.state == 'running' or is_final(d.state) then return 'late' end
@@ -59,9 +59,7 @@ local function after_look(d, o)
   return 'again'
 end
 
-local function conclude(o)
-  local d = read(o.id)
-  if not d then return 'gone' end
+local function conclude(o, d)
   if o.look then return after_look(d, o) end
   -- A delete that happened is a fact, whoever holds the lease by now; anything else needs the token.
   -- The same outcome again, its first answer lost on the way, changes nothing.
@@ -77,5 +75,12 @@ local function conclude(o)
 end
 
 local answers = {}
-for i, o in ipairs(input.outcomes) do answers[i] = conclude(o) end
+for i, o in ipairs(input.outcomes) do
+  local d = read(o.id)
+  answers[i] = d and conclude(o, d) or 'gone'
+  if d and given(o.permit) then
+    if given(o.goes_on) then redis.call('ZADD', prefix .. 'permits:' .. d.account, now + input.permit_ms, o.permit)
+    else free_permit(d, o.permit) end
+  end
+end
 return {answers, owed}

@@ -1,4 +1,4 @@
--- A worker waits between two attempts: {id, token, attempts, unclear_at, lease_ms}.
+-- A worker waits between two attempts: {id, token, permit, attempts, unclear_at, lease_ms}.
 -- What is known so far is kept and the permit freed; answers 1, or 0 where the deletion is no longer its own.
 
 local d = read(input.id)
@@ -6,5 +6,5 @@ if not d or d.state ~= 'running' or tonumber(d.token) ~= input.token then return
 append(d, 'attempts', input.attempts)
 set(d, {calling = '', unclear_at = input.unclear_at > 0 and input.unclear_at or ''})
 redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
-free_permit(d)
+free_permit(d, input.permit)
 return 1

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from tests.processes import KEY, janitor, producer, records, until
+from tests.processes import KEY, janitor, janitor_here, producer, records, until
 from worker.sandbox import Sandbox
 
 pytestmark = pytest.mark.usefixtures("running_worker")
@@ -240,7 +240,7 @@ def test_a_redirect_is_never_followed(api, ask, finetune):
 def test_another_incarnation_is_superseded_and_lives(api, env, ask, finetune):
     result = ask(finetune, delay_seconds=2)
     until(
-        lambda: any(r["looked_at"] for r in records(janitor(env, "list", "--finetune", finetune, "--json"))),
+        lambda: any(r["looked_at"] for r in records(janitor_here(env, "list", "--finetune", finetune, "--json"))),
         seconds=10,
         what="the first look",
     )

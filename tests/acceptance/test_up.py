@@ -111,3 +111,20 @@ def test_the_demo_shows_one_of_each_outcome(tmp_path):
     assert len([line for line in done.stdout.splitlines() if "demo-" in line]) >= 8
     assert "the API counted 4 delete calls, and 3 finetunes are gone" in done.stderr
     assert embedded.find_running(folder) is None
+
+
+def test_several_workers_share_the_work_and_stop_together(api, redis_url, redis_client, tmp_path):
+    # Given two worker processes under one command,
+    assert redis_client.dbsize() == 0
+    env, log = environment(redis_url, api.url), tmp_path / "workers.log"
+    ledger = Ledger(connect(redis_url, patient=False))
+    argv = [sys.executable, "-m", "worker.cli", "worker", "--processes", "2", "--threads", "2"]
+    with started(Spec("workers", argv, env, lambda: len(workers_seen(ledger)) == 2, log=log)) as child:
+        # when a deletion is asked for, it is carried out;
+        done = janitor(env, "delete", "my-finetune", "--wait", "--json")
+        assert [record["state"] for record in records(done)] == ["deleted"]
+        pids = tree(child.process.pid)
+        # when they are told to stop, none is left.
+        child.process.send_signal(signal.SIGTERM)
+        assert child.process.wait(25) == 0
+        until(lambda: not alive(pids), seconds=5, what="the end of all")

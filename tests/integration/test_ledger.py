@@ -1,5 +1,6 @@
 """The ledger's scripts on a real Redis: every change of state, and what each one must refuse."""
 
+import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -83,8 +84,8 @@ class TestAccept:
     def test_a_script_that_is_sent_twice_says_the_same_twice(self, ledger):
         request = {"id": "r1", "finetune_id": "x", "account": "default", "source": "http", "missing_ok": False}
         given = {"requests": [request], "nonce": "n", **ledger._lives()}
-        first, _ = ledger._run("accept", **given)
-        second, _ = ledger._run("accept", **given)
+        first, _ = json.loads(ledger._run("accept", **given))
+        second, _ = json.loads(ledger._run("accept", **given))
         assert first == second == [["r1", 1, 0]]
 
     def test_a_thousand_and_more_go_in_batches(self, ledger):
@@ -145,6 +146,39 @@ class TestClaim:
         assert len(claim(ledger, 100)) == 3
         assert claim(ledger, 100) == []
 
+    def test_a_thread_goes_on_to_what_was_claimed_ahead_under_the_permit_it_has(self, ledger, redis_client):
+        # Given more work than permits.
+        accept(ledger, *(asking(f"ft-{i}") for i in range(20)))
+        # When the rest is claimed ahead,
+        claimed, _ = ledger.claim("default", "w", 8, ahead=100)
+        permits = {one.permit for one in claimed if one.permit}
+        assert (len(claimed), len(permits)) == (20, 8)
+        # then a permit stays taken while its thread goes on,
+        first, following = claimed[0], claimed[8]._replace(permit=claimed[0].permit)
+        ledger.conclude([outcome(first, "deleted", evidence="response", goes_on=True)])
+        assert [verdict.word for verdict in ledger.check([following])] == ["go"]
+        assert set(redis_client.zrange("janitor:permits:default", 0, -1)) == permits
+        # and is given back with the last.
+        ledger.conclude([outcome(following, "deleted", evidence="response")])
+        assert set(redis_client.zrange("janitor:permits:default", 0, -1)) == permits - {first.permit}
+
+    def test_nothing_is_claimed_ahead_where_no_thread_will_come_to_it(self, ledger):
+        accept(ledger, *(asking(f"ft-{i}") for i in range(20)))
+        ledger.claim("default", "w", 8)
+        assert ledger.claim("default", "another", 8, ahead=100)[0] == []
+        assert len(ledger.claim("default", "w", 0, ahead=5, at_work=8)[0]) == 5
+
+    def test_nothing_is_claimed_ahead_while_fewer_calls_are_to_run(self, ledger):
+        accept(ledger, *(asking(f"ft-{i}") for i in range(20)))
+        ledger.claim("default", "w", 8)
+        ledger.account("default", "register", max_concurrent=4)
+        assert ledger.claim("default", "w", 0, ahead=5, at_work=8)[0] == []
+
+    def test_no_more_is_claimed_ahead_than_a_fair_share_of_what_waits(self, ledger):
+        ledger.dispatch(["worker/1"], alive_for=timedelta(days=1))
+        accept(ledger, *(asking(f"ft-{i}") for i in range(20)))
+        assert len(ledger.claim("default", "w", 2, ahead=100)[0]) == 10
+
     def test_a_permit_ends_with_its_call(self, ledger, clocked):
         accept(ledger, *(asking(f"ft-{i}") for i in range(9)))
         claim(ledger, 8)
@@ -152,7 +186,8 @@ class TestClaim:
 
     def test_the_same_claim_sent_twice_gives_the_same_tokens(self, ledger):
         accept(ledger, asking("a"), asking("b"))
-        given = {"account": "default", "owner": "w", "want": 1, "nonce": "n", **ledger._holds()}
+        given = {"account": "default", "owner": "w", "want": 1, "ahead": 0, "at_work": 0, "nonce": "n"}
+        given |= ledger._holds()
         assert ledger._run("claim", **given) == ledger._run("claim", **given)
         assert len(claim(ledger)) == 1
 
@@ -333,7 +368,7 @@ class TestCheck:
         later = clocked.after(seconds=15)
         assert later.check([claimed])[0].word == "go"
         assert redis_client.zscore("janitor:leases:default", claimed.id) >= later.now_ms() + 29_000
-        assert redis_client.zscore("janitor:permits:default", claimed.id) >= later.now_ms() + 19_000
+        assert redis_client.zscore("janitor:permits:default", claimed.permit) >= later.now_ms() + 19_000
 
     @pytest.mark.parametrize(
         ("action", "word"), [("pause", "paused"), ("park", "parked"), ("cool", "cooling"), ("resume", "go")]

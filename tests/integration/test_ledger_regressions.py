@@ -1,5 +1,6 @@
 """Faults of the scripts that were found once, each with the case that showed it."""
 
+import json
 from datetime import timedelta
 
 import pytest
@@ -240,7 +241,7 @@ def test_an_accept_sent_again_tells_a_joined_request_what_it_was_told(ledger):
     accept(ledger, asking(id="r2"))
     nonce = ledger.redis.hget("janitor:d:r1", "nonce")
     request = {"id": "r2", "finetune_id": "my-finetune", "account": "default", "source": "name"}
-    again = ledger._run("accept", requests=[request], nonce=nonce, **ledger._lives())
+    again = json.loads(ledger._run("accept", requests=[request], nonce=nonce, **ledger._lives()))
     assert again[0] == [["r1", 0, 1]]
 
 

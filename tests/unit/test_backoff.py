@@ -8,7 +8,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.backoff import LONGEST_RETRY_AFTER, Again, long_delay, retry_after, retrying
+from tasks.backoff import LONGEST_RETRY_AFTER, Again, long_delay, retried, retry_after
 from tests.unit.fakes import Clock
 
 DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
@@ -63,7 +63,10 @@ class Tries:
         self.errors = list(errors)
         self.noted: list[float] = []
         monkeypatch.setattr(tenacity, "time", SimpleNamespace(monotonic=self.clock))
-        self.loop = retrying(BUDGET, self.clock.sleep, lambda: self.noted.append(self.clock()))
+        self.noting = lambda: self.noted.append(self.clock())
+
+    def loop(self) -> str:
+        return retried(self.once, BUDGET, self.clock.sleep, self.noting)
 
     def once(self) -> str:
         if self.errors:
@@ -73,32 +76,32 @@ class Tries:
 
 def test_what_may_be_repeated_is_repeated_after_a_noted_wait(monkeypatch):
     tries = Tries(monkeypatch, Again("busy"), Again("busy"))
-    assert tries.loop(tries.once) == "done"
+    assert tries.loop() == "done"
     assert (len(tries.noted), len(tries.clock.slept)) == (2, 2)
     assert all(0 <= seconds <= 8 for seconds in tries.clock.slept)
 
 
 def test_the_wait_is_the_one_the_api_named(monkeypatch):
     tries = Tries(monkeypatch, Again("busy", timedelta(seconds=7)))
-    assert (tries.loop(tries.once), tries.clock.slept) == ("done", [7.0])
+    assert (tries.loop(), tries.clock.slept) == ("done", [7.0])
 
 
 def test_retries_end_within_the_budget_with_the_last_reason(monkeypatch):
     tries = Tries(monkeypatch, *(Again(f"busy {n}", timedelta(seconds=6)) for n in range(1, 9)))
     with pytest.raises(Again, match="busy 4"):
-        tries.loop(tries.once)
+        tries.loop()
     assert sum(tries.clock.slept) == 18 < BUDGET.total_seconds()
 
 
 def test_a_wait_that_would_pass_the_budget_is_not_begun(monkeypatch):
     tries = Tries(monkeypatch, Again("busy", BUDGET))
     with pytest.raises(Again) as raised:
-        tries.loop(tries.once)
+        tries.loop()
     assert (tries.clock.slept, raised.value.wait) == ([], BUDGET)
 
 
 def test_anything_else_is_raised_at_once(monkeypatch):
     tries = Tries(monkeypatch, ValueError("a bug"))
     with pytest.raises(ValueError, match="a bug"):
-        tries.loop(tries.once)
+        tries.loop()
     assert not tries.clock.slept

@@ -9,7 +9,7 @@ import pytest
 import urllib3
 
 from tasks import errors
-from tasks.backoff import Again, retry_after, retrying
+from tasks.backoff import Again, retried, retry_after
 from tasks.durations import parse_time
 from tasks.incarnations import api_timestamp, fingerprint
 from tasks.outcomes import Rules
@@ -85,7 +85,7 @@ def test_a_retry_after_of_nothing_is_no_leave_to_hurry():
         raise Again("busy", timedelta(0))
 
     with pytest.raises(Again):
-        retrying(timedelta(seconds=2), slept.append, lambda: None)(refused)
+        retried(refused, timedelta(seconds=2), slept.append, lambda: None)
     assert sum(slept) > 0.2
 
 

@@ -21,7 +21,7 @@ from tasks.queries import get, get_many
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.connections import connect, redis_url, terms
 from worker.logs import configure as configure_logs
-from worker.settings import Settings, SettingsError, load_settings
+from worker.settings import Settings, SettingsError, load_settings, require_accounts
 
 if TYPE_CHECKING:
     from tasks.schedule import Cleaner
@@ -48,7 +48,7 @@ class Desk:
     @cached_property
     def cleaner(self) -> Cleaner:
         """What looks at the API and makes plans; raises `SettingsError` without a key."""
-        from worker.app import cleaner, require_accounts  # noqa: PLC0415 -- brings in Celery
+        from worker.app import cleaner  # noqa: PLC0415 -- brings in Celery
 
         require_accounts(self.settings)
         return cleaner(self.settings, self.ledger, self.intake, time.sleep)

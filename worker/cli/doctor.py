@@ -16,7 +16,7 @@ from worker.cli.output import print_json
 from worker.connections import connect, redis_url
 from worker.logs import configure as configure_logs
 from worker.server_checks import Finding, check_server
-from worker.settings import Settings, SettingsError, load_settings
+from worker.settings import Settings, SettingsError, load_settings, require_accounts
 
 _UNREACHABLE = 3
 
@@ -43,7 +43,6 @@ def doctor(*, show_settings: bool, live: str | None, account: str | None, yes: b
     settings = load_settings()
     configure_logs("WARNING")  # on stderr: stdout is for findings
     if live is not None:
-        from worker.app import require_accounts  # noqa: PLC0415 -- brings in Celery
         from worker.cli.live import delete_live  # noqa: PLC0415
 
         if show_settings or as_json:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,14 +13,15 @@ import click
 
 from tasks.errors import InvalidRequest
 from worker.cli.common import extra
-from worker.settings import Settings, load_settings
+from worker.settings import Settings, load_settings, require_accounts
 from worker.supervise import Spec
 
 if TYPE_CHECKING:
     from celery import Celery
 
 _STOP_SECONDS_OVER_CALL = 5
-_JANITOR = [sys.executable, "-m", "worker.cli"]
+_CALLS_A_PROCESS, _MOST_THREADS = 8, 256
+_JANITOR = (sys.executable, "-m", "worker.cli")
 _EXTRA = {"ignore_unknown_options": True}
 
 
@@ -36,7 +39,6 @@ def up(*, http: bool, http_port: int) -> int:
     BFL_API_KEY=... JANITOR_TOKENS_FILE=tokens.toml janitor up --http
     """
     from worker import embedded, supervise  # noqa: PLC0415 -- not needed for --help
-    from worker.app import require_accounts  # noqa: PLC0415
     from worker.connections import celery_url  # noqa: PLC0415
 
     settings = load_settings()
@@ -56,23 +58,30 @@ def up(*, http: bool, http_port: int) -> int:
 
 @click.command(context_settings=_EXTRA)
 @click.option("--pool", type=click.Choice(["threads", "prefork"]), default="threads", show_default=True)
+@click.option("--processes", type=click.IntRange(1, 64), help="Celery workers; as the cores and permits ask for.")
+@click.option("--threads", type=click.IntRange(1, 256), help="API calls at once in each; else JANITOR_THREADS.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def worker(*, pool: str, celery_options: tuple[str, ...]) -> int:
-    """Run a worker: `celery -A worker worker`, ready for this job.
+def worker(*, pool: str, processes: int | None, threads: int | None, celery_options: tuple[str, ...]) -> int:
+    """Run workers: `celery -A worker worker`, ready for this job.
 
-    Further options go to Celery as they are.
+    One process does up to 8 API calls at once; where more are permitted, there are as many as the machine has
+    cores, and the calls are shared among their threads. Further options go to Celery as they are.
 
     \b
     janitor worker
+    janitor worker --processes 2 --threads 12
     janitor worker --pool prefork --concurrency 2
     """
-    from worker.app import create_app, require_accounts  # noqa: PLC0415 -- brings in Celery
-
     settings = load_settings()
     require_accounts(settings)
+    processes, threads = _fitted(settings, processes or (1 if pool == "prefork" else None), threads)
+    if processes > 1:
+        return _several(settings, processes, threads, ["--pool", pool, *celery_options])
+    from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
+
     # Mingle and gossip carry revokes and clocks that nothing here uses, and slow a start by a second and more.
     argv = ["worker", "--without-mingle", "--without-gossip", "--pool", pool, *celery_options]
-    return _celery(create_app(settings), argv)
+    return _celery(create_app(settings.model_copy(update={"threads": threads})), argv)
 
 
 @click.command(context_settings=_EXTRA)
@@ -116,6 +125,31 @@ def sandbox(
     return 0
 
 
+def _fitted(settings: Settings, processes: int | None, threads: int | None) -> tuple[int, int]:
+    """How many processes, and threads in each: what is not given follows from the cores and the permits."""
+    permits = settings.max_concurrent * len(settings.accounts)
+    if threads is None and "threads" in settings.model_fields_set:
+        threads = settings.threads
+    if processes is None:
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        processes = max(1, min(cores, permits // (threads or _CALLS_A_PROCESS)))
+    return processes, threads or min(-(-permits // processes), _MOST_THREADS)
+
+
+def _several(settings: Settings, processes: int, threads: int, celery_options: Sequence[str]) -> int:
+    from worker import supervise  # noqa: PLC0415 -- not needed for --help
+    from worker.connections import redis_url  # noqa: PLC0415
+
+    redis_url(settings)  # said once, and not by each
+    patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
+    argv = [*_JANITOR, "worker", "--processes", "1", "--threads", str(threads)]
+    specs = [
+        Spec(f"worker {n}", [*argv, "--hostname", f"worker{n}@%h", *celery_options], stop_seconds=patience)
+        for n in range(1, processes + 1)
+    ]
+    return supervise.supervise(specs, on_event=partial(click.echo, err=True), alike=True)
+
+
 def _celery(app: Celery, argv: list[str]) -> int:
     """Celery's own command, with its exit code: `app.start` does the same and loses it."""
     from celery.bin.celery import celery as command  # noqa: PLC0415 -- brings in Celery
@@ -132,7 +166,8 @@ def _tree(settings: Settings, url: str, http_port: int | None) -> list[Spec]:
     serve = [] if http_port is None else [Spec("http", [*_JANITOR, "serve", "--port", str(http_port)], env)]
     return [
         embedded.spec(settings.state_dir),
-        Spec("worker", [*_JANITOR, "worker"], env, stop_seconds=patience),
+        # With a moment more than the processes that this one may have under it.
+        Spec("worker", [*_JANITOR, "worker"], env, stop_seconds=patience + 2),
         Spec("beat", [*_JANITOR, "beat"], env),
         *serve,
     ]
