@@ -179,10 +179,11 @@ def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_
     def pages(key: str, rows: Any) -> Iterator[_Entry]:
         while rows:
             last = rows[-1][1]
-            # All of one moment at once, so that the next page can begin after it, whatever moved meanwhile.
+            # All of one moment at once, so that the next page can begin after it; with what moved on just now.
             with unavailable():
                 same: Any = ledger.redis.zrevrangebyscore(key, last, last, withscores=True)
-            entries = [_Entry(int(score), id_) for id_, score in [row for row in rows if row[1] > last] + same]
+            found = {**dict(rows), **dict(same)}.items()
+            entries = sorted((_Entry(int(score), id_) for id_, score in found), reverse=True)
             yield from (entry for entry in entries if after is None or entry < after)
             if len(rows) < _CHUNK:
                 return

@@ -262,3 +262,16 @@ def test_a_list_leaves_nothing_out_that_moves_while_it_is_read(ledger):
     ledger.cancel(seen[:50])
     rest = list_deletions(ledger, Filter(), limit=1000, cursor=pages.cursor)
     assert {deletion.id for deletion in rest.deletions} == {f"r{n:03}" for n in range(450)} - set(seen)
+
+
+def test_a_list_leaves_nothing_out_that_moves_between_its_two_looks(ledger, monkeypatch):
+    # Given deletions of one moment, claimed while the list is read.
+    accept(ledger, *(asking(f"ft-{n}", id=f"r{n}") for n in range(5)))
+    look_again = ledger.redis.zrevrangebyscore
+
+    def meanwhile(*given, **options):
+        claim(ledger)
+        return look_again(*given, **options)
+
+    monkeypatch.setattr(ledger.redis, "zrevrangebyscore", meanwhile)
+    assert len(list_deletions(ledger, Filter()).deletions) == 5
