@@ -222,7 +222,7 @@ class Crew:
         """Wait; raises `HandBack` as soon as the process is to stop."""
         if seconds:
             self._doubt = time.monotonic()
-        if self.stopping.wait(seconds):
+        if self.stopping.wait(seconds) if seconds else self.stopping.is_set():
             raise HandBack("the worker is stopping")
 
     def _conclude(self, shift: Shift, done: list[_Done]) -> None:
