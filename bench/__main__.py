@@ -16,6 +16,7 @@ from pathlib import Path
 from redis import Redis
 
 from bench.candidates import CANDIDATES
+from bench.cleanup_costs import plans
 from bench.ledger_costs import costs
 from bench.lives import Candidate, Place, live, opened
 from bench.producing import produced
@@ -25,6 +26,7 @@ from worker import embedded
 JOBS = {0.0: 6000, 0.05: 4000, 0.2: 960}
 PROBES = 200
 ENQUEUED = 10_000
+FINETUNES = 10_000
 RECORDS = (1_000, 1_000_000)
 Task = tuple[str, Callable[[], list[Sample]]]
 
@@ -75,6 +77,9 @@ def _tasks(options: argparse.Namespace, chosen: list[Candidate], place: Place) -
         found = costs(place, round(records * options.scale), _say)
         return [Sample("ledger", name, f"{records:,} records", {"ms": ms}) for name, ms in found.items()]
 
+    def planned(finetunes: int) -> list[Sample]:
+        return [Sample("cleanup", "a plan", f"{finetunes:,} finetunes, an API of 20 ms", plans(place, finetunes))]
+
     for _ in range(options.runs):
         this_round: list[Task] = []
         if "throughput" in options.only:
@@ -85,6 +90,9 @@ def _tasks(options: argparse.Namespace, chosen: list[Candidate], place: Place) -
             this_round += [(f"enqueue: {one.name}", partial(asked, one)) for one in candidates]
         random.shuffle(this_round)
         yield from this_round
+    if "cleanup" in options.only:
+        finetunes = round(FINETUNES * options.scale)
+        yield f"cleanup, {finetunes:,} finetunes", partial(planned, finetunes)
     if "ledger" in options.only:
         yield from ((f"ledger, {records:,} records", partial(kept, records)) for records in RECORDS)
 
@@ -93,7 +101,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "bench", description="The janitor beside other Python queues at the same job."
     )
-    parser.add_argument("--only", default="throughput,enqueue,ledger", help="a part of these, with commas")
+    parser.add_argument("--only", default="throughput,enqueue,cleanup,ledger", help="a part of these, with commas")
     parser.add_argument("--candidates", default="", help="parts of their names, with commas; all unless given")
     parser.add_argument("--latency", default="0,50,200", help="of the API, in milliseconds")
     parser.add_argument("--runs", type=int, default=3, help="of each, for the median")
