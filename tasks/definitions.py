@@ -108,7 +108,8 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         return answer
 
     @app.task(name="finetunes.touch", **{**_ACCEPTING, "ignore_result": True})
-    def touch(finetune_ids: Any, account: str = DEFAULT_ACCOUNT) -> None:
+    def touch(finetune_ids: Any, account: str = DEFAULT_ACCOUNT, **_: Any) -> None:
+        # Whatever else was given: a use that is not noted may cost a finetune.
         ids = finetune_ids if isinstance(finetune_ids, list | tuple) else [finetune_ids]
         with _requeued_while_away():
             report_use(services().ledger, account, ids)

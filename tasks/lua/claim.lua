@@ -62,6 +62,8 @@ local function is_called_at_once(d)
 end
 
 local function start(d)
+  -- Reports of use that still wait in their queue, as after an outage, come before what a cleanup wants.
+  if d.cleanup and redis.call('LLEN', 'touches') > 0 then return end
   local why = d.cleanup and spared(d, tonumber(d.cleanup))
   if why then
     withdraw_cleanup(d, why)

@@ -98,6 +98,20 @@ def test_the_claim_checks_again(ledger, clocked, key):
     assert get(late, "c1").state is State.CANCELLED
 
 
+def test_reports_of_use_that_wait_come_before_a_cleanup(ledger, clocked):
+    # Given workers that were away for longer than the grace, while services went on reporting use.
+    accept(ledger, cleaning(ledger), asking("asked-for"))
+    ledger.redis.lpush("touches", "a message")
+    late = clocked.after(hours=2)
+    assert [one.finetune_id for one in late.claim("default", "w", 10)[0]] == ["asked-for"]
+    touch(late, "default", ["my-finetune"])
+    ledger.redis.delete("touches")
+    assert late.claim("default", "w", 10)[0] == []
+    assert get(late, "c1").state is State.CANCELLED
+    accept(late, cleaning(late, "c2", requested_at=from_ms(late.now_ms() + 1), delay=None))
+    assert [one.id for one in clocked.after(seconds=1).claim("default", "w", 10)[0]] == ["c2"]
+
+
 def test_protection_ends_by_itself_or_by_request(ledger, clocked):
     protect(ledger, "default", ["a", "b"], from_ms(ledger.now_ms()) + HOUR)
     protect(ledger, "default", ["c"])
