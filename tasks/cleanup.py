@@ -10,12 +10,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from tasks.durations import iso
 from tasks.errors import InvalidRequest
 from tasks.policies import Policy
-from tasks.records import check_finetune_id
+from tasks.records import Plain, check_finetune_id
 
 DAY = timedelta(days=1)
 
@@ -41,7 +40,8 @@ class Finetune:
         return None if self.unsound else self.began or self.first_seen
 
 
-class Item(NamedTuple):
+@dataclass(frozen=True)
+class Item(Plain):
     """One line of a plan."""
 
     finetune_id: str
@@ -50,9 +50,6 @@ class Item(NamedTuple):
     age_days: int | None
     last_used: datetime | None
     fingerprint: str | None
-
-    def to_json(self) -> dict[str, Any]:
-        return {**self._asdict(), "last_used": iso(self.last_used)}
 
 
 class Case(NamedTuple):

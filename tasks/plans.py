@@ -8,51 +8,45 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+from pydantic import TypeAdapter
+
 from tasks.cleanup import Item, blocked
-from tasks.durations import format_duration, iso, parse_time
+from tasks.durations import format_duration
 from tasks.errors import PlanRefused, UnknownPlan
 from tasks.intake import Intake
 from tasks.inventory import Inventory
 from tasks.ledger import Ledger
 from tasks.policies import Policy
 from tasks.queries import get_many
-from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, State, from_ms, to_ms
+from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, to_ms
 from tasks.redis_errors import unavailable
 
 APPLY_WITHIN = timedelta(hours=24)
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, kw_only=True)
+class Plan(Plain):
     """What a policy would do with each finetune of its account. blocked: why it must not be applied."""
 
     id: str
     policy: str
     account: str
     created_at: datetime
-    grace: timedelta
     blocked: str | None = None
     applied_at: datetime | None = None
+    grace_seconds: float
     deletions: int = 0
     total: int = 0
     items: tuple[Item, ...] = ()
 
     def summary(self) -> dict[str, Any]:
-        """The stable JSON form, without the items."""
-        return {
-            "id": self.id,
-            "policy": self.policy,
-            "account": self.account,
-            "created_at": iso(self.created_at),
-            "blocked": self.blocked,
-            "applied_at": iso(self.applied_at),
-            "grace_seconds": self.grace.total_seconds(),
-            "deletions": self.deletions,
-            "total": self.total,
-        }
+        """The JSON form, without the items."""
+        whole = replace(self, items=()).to_json()
+        del whole["items"]
+        return whole
 
-    def to_json(self) -> dict[str, Any]:
-        return {**self.summary(), "items": [item.to_json() for item in self.items]}
+
+_PLANS = TypeAdapter(Plan)
 
 
 class Applied(NamedTuple):
@@ -74,7 +68,10 @@ def make_plan(policy: Policy, inventory: Inventory, plan_id: str) -> Plan:
 
 def empty_plan(policy: Policy, now: datetime, plan_id: str, *, blocked: str | None) -> Plan:
     """A plan without items, as for a list that could not be read."""
-    return Plan(plan_id, policy.name, policy.account, now, policy.grace, blocked)
+    return Plan(
+        id=plan_id, policy=policy.name, account=policy.account, created_at=now, blocked=blocked,
+        grace_seconds=policy.grace.total_seconds(),
+    )  # fmt: skip
 
 
 def store(ledger: Ledger, plan: Plan) -> Plan:
@@ -98,8 +95,7 @@ def get_plan(ledger: Ledger, plan_id: str) -> Plan:
         stored: Any = ledger.redis.hgetall(f"{ledger.prefix}plan:{plan_id}")
     if not stored:
         raise UnknownPlan(f"no plan has the id {plan_id!r}: `janitor cleanup list` shows those there are")
-    items = tuple(_item(item) for item in json.loads(stored["items"]))
-    return replace(_plan(stored["summary"], stored.get("applied_at")), items=items)
+    return _plan(stored["summary"], stored.get("applied_at"), stored["items"])
 
 
 def list_plans(ledger: Ledger, *, limit: int = 50) -> list[Plan]:
@@ -148,7 +144,7 @@ def _request(plan: Plan, item: Item, requested_by: str | None) -> NewRequest:
         source=f"cleanup:{plan.id}",
         requested_by=requested_by,
         reason=f"{plan.policy}: {item.reason}"[:MAX_TEXT_LENGTH],
-        delay=plan.grace,
+        delay=timedelta(seconds=plan.grace_seconds),
         requested_at=plan.created_at,
         fingerprint=item.fingerprint,
         bulk=True,
@@ -166,14 +162,6 @@ def _kept(deletion: Deletion, request_id: str) -> str | None:
     return "kept from the cleanup; another request goes on"
 
 
-def _plan(summary: str, applied_at: str | None) -> Plan:
-    stored = json.loads(summary)
-    stored["created_at"] = parse_time(stored["created_at"])
-    stored["grace"] = timedelta(seconds=stored.pop("grace_seconds"))
-    stored["applied_at"] = from_ms(applied_at) if applied_at else None
-    return Plan(**stored)
-
-
-def _item(stored: dict[str, Any]) -> Item:
-    last_used = stored["last_used"]
-    return Item(**{**stored, "last_used": parse_time(last_used) if last_used else None})
+def _plan(summary: str, applied_at: str | None, items: str = "[]") -> Plan:
+    stored = {**json.loads(summary), "items": json.loads(items)}
+    return _PLANS.validate_python({**stored, "applied_at": from_ms(applied_at) if applied_at else None})

@@ -54,7 +54,7 @@ class Evidence(StrEnum):
     READ_BACK = "read-back"  # a look after an attempt of ours showed it gone
 
 
-class _Plain:
+class Plain:
     """The stable JSON form: the fields in their order; times in UTC, ISO 8601, milliseconds."""
 
     def to_json(self) -> dict[str, Any]:
@@ -62,7 +62,7 @@ class _Plain:
 
 
 @dataclass(frozen=True)
-class Request(_Plain):
+class Request(Plain):
     """One asking for a deletion: who, why, when, how soon."""
 
     id: str
@@ -80,7 +80,7 @@ class Request(_Plain):
 
 
 @dataclass(frozen=True)
-class Attempt(_Plain):
+class Attempt(Plain):
     """One delete call to the API. `sent` is false where it is known that the request never left."""
 
     at: datetime
@@ -92,7 +92,7 @@ class Attempt(_Plain):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Deletion(_Plain):
+class Deletion(Plain):
     """The record of one deletion, as it is answered to whoever asks for it."""
 
     id: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
 import click
@@ -149,9 +150,8 @@ def _print(plan: Plan, *, as_json: bool) -> None:
     items = sorted(plan.items, key=lambda item: item.action)
     print_rows(("ACTION", "FINETUNE", "REASON"), [(item.action, item.finetune_id, item.reason) for item in items])
     totals = f"{plan.deletions} of {plan.total} finetunes of account {plan.account} to delete"
-    note(
-        f"plan {plan.id} of {plan.policy}, {local(plan.created_at)}: {totals}, after {format_duration(plan.grace)}"
-    )
+    grace = format_duration(timedelta(seconds=plan.grace_seconds))
+    note(f"plan {plan.id} of {plan.policy}, {local(plan.created_at)}: {totals}, after {grace}")
     if plan.blocked:
         note(f"blocked, it cannot be applied: {plan.blocked}")
     elif not plan.applied_at:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
@@ -43,41 +42,10 @@ class Withdrawn(BaseModel):
     withdrawn: list[str]
 
 
-class PlanItem(BaseModel):
-    """What a plan does with one finetune, and why."""
-
-    finetune_id: str
-    action: Literal["delete", "keep"]
-    reason: str
-    age_days: int | None
-    last_used: datetime | None
-    fingerprint: str | None
-
-
-class PlanSummary(BaseModel):
-    """A plan without its items. blocked: why it must not be applied."""
-
-    id: str
-    policy: str
-    account: str
-    created_at: datetime
-    blocked: str | None
-    applied_at: datetime | None
-    grace_seconds: float
-    deletions: int
-    total: int
-
-
-class WholePlan(PlanSummary):
-    """A plan: every finetune of its account, kept or to be deleted."""
-
-    items: list[PlanItem]
-
-
 class Plans(BaseModel):
-    """Newest first."""
+    """Newest first, without their items."""
 
-    plans: list[PlanSummary]
+    plans: list[Plan]
 
 
 class AppliedItem(BaseModel):
@@ -124,7 +92,7 @@ def plans(office: Here, caller: Reader, limit: Annotated[int, Query(ge=1, le=500
     return JSONResponse({"plans": found})
 
 
-@router.get("/plans/{plan_id}", operation_id="showPlan", response_model=WholePlan)
+@router.get("/plans/{plan_id}", operation_id="showPlan", response_model=Plan)
 def show(plan_id: str, office: Here, caller: Reader) -> JSONResponse:
     """A plan with every finetune of its account."""
     return JSONResponse(_visible(office, plan_id, caller).to_json())
