@@ -150,11 +150,8 @@ class Run:
         # After an attempt that may have been applied, a first look is always late.
         within = timedelta(0) if self.unclear_at else self.rules.first_look_within
         if too_late_to_know(found, self.fingerprint, self.claimed.asked_at, self._now(), within):
-            return Outcome(
-                State.REVIEW,
-                "first looked at too late, and the API gives no sound timestamp: whether this is the finetune "
-                "that was meant is not known",
-            )
+            why = "first looked at too late, and the API gives no sound timestamp: whether this is the finetune"
+            return Outcome(State.REVIEW, f"{why} that was meant is not known")
         if found.details is None and self.fingerprint:
             raise Again("the details cannot be read, so whether this is the finetune that was meant is not known")
         if found.details is not None:

@@ -123,17 +123,8 @@ class Ledger:
 
     def wait(self, claimed: Claimed, attempts: str, unclear_at: int) -> bool:
         """Before a wait between attempts: keep what is known, free the permit; false if it is no longer ours."""
-        return bool(
-            self._run(
-                "wait",
-                id=claimed.id,
-                token=claimed.token,
-                permit=claimed.permit,
-                attempts=attempts,
-                unclear_at=unclear_at,
-                **self._holds(),
-            )
-        )
+        known = {"id": claimed.id, "token": claimed.token, "attempts": attempts, "unclear_at": unclear_at}
+        return bool(self._run("wait", **known, permit=claimed.permit, **self._holds()))
 
     def conclude(self, outcomes: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[str]]:
         """Write outcomes: `done`, `again`, `late` or `gone` for each, and the requests whose answers are owed.
