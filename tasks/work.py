@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -19,51 +16,18 @@ from tasks.bfl import BflClient
 from tasks.claims import Claimed
 from tasks.deletion import Run
 from tasks.errors import ApiError, LedgerRefused, LedgerUnavailable
-from tasks.gate import HandBack
+from tasks.gate import CHECK_HOLDS_SECONDS, HandBack
 from tasks.ledger import Ledger
 from tasks.outcomes import Outcome, Rules
 from tasks.records import State
+from tasks.shift import MOST_AT_ONCE, Done, Ready, Shift
 
 log = structlog.get_logger()
 
-MOST_AT_ONCE = 100
 WORK_FOR = timedelta(seconds=10)
-_GROUP_SECONDS = 0.05
 _MOMENT = timedelta(seconds=1)
 _CONCLUDE_EVERY_SECONDS = 0.5
 _STOPPING_GRACE = timedelta(seconds=4)
-
-
-_Done = tuple[Claimed, dict[str, Any] | None]
-_Ready = tuple[Claimed, float]  # and when its claim was asked for, on the monotonic clock
-
-
-@dataclass
-class Shift:
-    """One wake-up's work: what is in hand, what a thread may go on to, and what has come back."""
-
-    at_work: int = 0  # threads, each with a permit
-    ahead: int = 0
-    held: dict[tuple[str, str], Claimed] = field(default_factory=dict)
-    ready: deque[_Ready] = field(default_factory=deque)
-    done: deque[_Done] = field(default_factory=deque)
-    news: threading.Event = field(default_factory=threading.Event)
-
-    def next(self) -> _Ready | None:
-        with suppress(IndexError):
-            return self.ready.popleft()
-        return None
-
-    def collect(self) -> list[_Done]:
-        """What has come back: at once where a thread may run out of work, else in groups; none after a second."""
-        until = time.monotonic() + 1
-        while not (self.news.wait(_GROUP_SECONDS) or self.done) and time.monotonic() < until:
-            pass
-        self.news.clear()
-        found = [self.done.popleft() for _ in range(min(len(self.done), MOST_AT_ONCE))]
-        # Enough for the time that the next group takes, and little enough to be begun within a second.
-        self.ahead = min(max(self.ahead // 2, 3 * len(found)), 3 * MOST_AT_ONCE)
-        return found
 
 
 class Crew:
@@ -159,17 +123,16 @@ class Crew:
 
     def _walk(self, shift: Shift, claimed: Claimed, asked: float) -> None:
         """One thread, one permit: it goes on from one to the next as long as there is one."""
-        following: _Ready | None = (claimed, asked)
+        following: Ready | None = (claimed, asked)
         permit = claimed.permit
         while following:
             claimed, asked = following
             following, result = None, None
             try:
                 result = self._carry_out(claimed._replace(permit=permit), asked)
-                # Handed back, it may have lost its permit.
-                if result and result["state"] != State.QUEUED and not self.stopping.is_set():
+                if result and _leaves_room(result) and not self.stopping.is_set():
                     following = shift.next()
-                    result["goes_on"] = following is not None
+                    result["goes_on"] = following[0].kind if following else None
             finally:
                 if not following:
                     with self._lock:
@@ -187,6 +150,8 @@ class Crew:
             if claimed.kind == "probe":
                 self._probe(claimed, self.clients[claimed.account])
                 return None
+            if claimed.kind == "look" and not self._still_holds(asked):
+                return self._not_begun(claimed, asked)
             run = self._run(claimed, asked)
             outcome = run.first_look() if claimed.kind == "look" else run.run()
             _log(claimed, outcome, time.monotonic() - began)
@@ -199,13 +164,19 @@ class Crew:
             began=asked, checked=asked > self._doubt,
         )  # fmt: skip
 
+    def _still_holds(self, asked: float) -> bool:
+        """A first look has only its claim to say that the account may be called; a delete is checked anew."""
+        return asked > self._doubt and time.monotonic() - asked < CHECK_HOLDS_SECONDS
+
     def _hand_back(self, shift: Shift) -> None:
         """What was claimed ahead, where no thread is left to go on to it: all were sent back, or a stop came."""
         while following := shift.next():
-            claimed, asked = following
-            look = claimed.kind == "look"
-            outcome = Outcome(None if look else State.QUEUED, "not begun", delay=_MOMENT if look else None)
-            shift.done.append((claimed, self._run(claimed, asked).input(outcome)))
+            shift.done.append((following[0], self._not_begun(*following)))
+
+    def _not_begun(self, claimed: Claimed, asked: float) -> dict[str, Any]:
+        look = claimed.kind == "look"
+        outcome = Outcome(None if look else State.QUEUED, "not begun", delay=_MOMENT if look else None)
+        return self._run(claimed, asked).input(outcome)
 
     def _probe(self, claimed: Claimed, client: BflClient) -> None:
         """Does the parked account's key work again?"""
@@ -225,7 +196,7 @@ class Crew:
         if self.stopping.wait(seconds) if seconds else self.stopping.is_set():
             raise HandBack("the worker is stopping")
 
-    def _conclude(self, shift: Shift, done: list[_Done]) -> None:
+    def _conclude(self, shift: Shift, done: list[Done]) -> None:
         outcomes = [outcome for _, outcome in done if outcome is not None]
         owed = self._write(outcomes) if outcomes else []
         with self._lock:
@@ -277,6 +248,11 @@ class Crew:
                 self.ledger.renew(claimed for claimed in held if claimed.kind == "delete")
             except Exception as error:  # this thread must live on, whatever it is
                 log.warning("leases.not_renewed", leases=len(held), error=str(error))
+
+
+def _leaves_room(result: dict[str, Any]) -> bool:
+    """Whether a thread may go on under its permit: what was sent back may have lost it, or met a stop."""
+    return result["state"] != State.QUEUED and result["delay_ms"] is None
 
 
 def _log(claimed: Claimed, outcome: Outcome, seconds: float) -> None:

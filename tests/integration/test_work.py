@@ -1,0 +1,68 @@
+"""The loop of a wake-up, over a real Redis and real HTTP: what claimed-ahead work meets before its turn."""
+
+import threading
+from contextlib import contextmanager
+from datetime import timedelta
+
+import pytest
+
+from tasks.bfl import BflClient
+from tasks.outcomes import Rules
+from tasks.work import Crew
+from tests.conftest import asking
+from tests.processes import KEY, until
+from worker.sandbox import Sandbox
+from worker.stopping import Stopping
+
+
+@pytest.fixture
+def api():
+    with Sandbox(keys={KEY}, latency_seconds=0.01) as sandbox:
+        yield sandbox
+
+
+def crew(ledger, api, *accounts, threads):
+    clients = {account: BflClient(api.url, KEY) for account in accounts or ["default"]}
+    return Crew(
+        ledger=ledger, clients=clients, rules=Rules(), owner="worker", threads=threads, answer=lambda _: None,
+        stopping=Stopping(),
+    )  # fmt: skip
+
+
+def asked_for(ledger, api, count, **fields):
+    for n in range(count):
+        api.create(f"ft-{n:03}")
+    ledger.accept([asking(f"ft-{n:03}", id=f"r-{n:03}", **fields) for n in range(count)])
+
+
+@contextmanager
+def working(crew, account="default"):
+    thread = threading.Thread(target=crew.work, args=(account,))
+    thread.start()
+    try:
+        yield thread
+    finally:
+        crew.stopping.set()
+        thread.join(timeout=30)
+
+
+def test_first_looks_claimed_ahead_end_with_the_first_429(ledger, api):
+    asked_for(ledger, api, 60, delay=timedelta(hours=1))
+    api.fault("status", call="finetune_details", status=429, headers={"Retry-After": "60"}, times=None, skip=20)
+    crew(ledger, api, threads=2).work("default")
+    refused = [call for call in api.journal() if call["http_status"] == 429]
+    assert 1 <= len(refused) <= 2
+
+
+def test_a_first_look_that_comes_late_is_not_begun(ledger, api):
+    # Given looks claimed ahead, and a first one that takes longer than a claim holds.
+    asked_for(ledger, api, 40, delay=timedelta(hours=1))
+    api.fault("slow", call="finetune_details", seconds=1.5, skip=5)
+    worker = crew(ledger, api, threads=1)
+    with working(worker):
+        until(lambda: len(api.journal()) > 5, what="the slow call is under way", seconds=10)
+        # When the account is parked meanwhile, then nothing that was claimed before is called.
+        ledger.account("default", "park", reason="as the test says", probe_ms=60_000)
+        until(lambda: not worker._shifts, what="the shift is over", seconds=10)
+    assert len(api.journal()) == 6
+    assert ledger.redis.zcard("janitor:permits:default") == 0
