@@ -130,6 +130,8 @@ class Crew:
             following, result = None, None
             try:
                 result = self._carry_out(claimed._replace(permit=permit), asked)
+                if result and result["pause"]:
+                    self._doubt = time.monotonic()  # the other threads ask before they go on, too
                 if result and _leaves_room(result) and not self.stopping.is_set():
                     following = shift.next()
                     result["goes_on"] = following[0].kind if following else None
@@ -252,7 +254,7 @@ class Crew:
 
 def _leaves_room(result: dict[str, Any]) -> bool:
     """Whether a thread may go on under its permit: what was sent back may have lost it, or met a stop."""
-    return result["state"] != State.QUEUED and result["delay_ms"] is None
+    return result["state"] != State.QUEUED and result["delay_ms"] is None and not result["pause"]
 
 
 def _log(claimed: Claimed, outcome: Outcome, seconds: float) -> None:

@@ -66,3 +66,11 @@ def test_a_first_look_that_comes_late_is_not_begun(ledger, api):
         until(lambda: not worker._shifts, what="the shift is over", seconds=10)
     assert len(api.journal()) == 6
     assert ledger.redis.zcard("janitor:permits:default") == 0
+
+
+def test_an_api_that_deletes_another_one_is_not_asked_again_by_that_thread(ledger, api):
+    asked_for(ledger, api, 30)
+    api.fault("wrong_id", skip=8)
+    crew(ledger, api, threads=1).work("default")
+    assert [call["fault"] for call in api.deletes()][8:] == ["wrong_id"]
+    assert ledger.redis.hlen("janitor:paused") == 1
