@@ -22,6 +22,7 @@ Ready = tuple[Claimed, float]  # and when its claim was asked for, on the monoto
 class Shift:
     """One wake-up's work: what is in hand, what a thread may go on to, and what has come back."""
 
+    account: str
     at_work: int = 0  # threads, each with a permit
     ahead: int = 0
     held: dict[tuple[str, str], Claimed] = field(default_factory=dict)

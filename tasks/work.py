@@ -27,6 +27,7 @@ log = structlog.get_logger()
 WORK_FOR = timedelta(seconds=10)
 _MOMENT = timedelta(seconds=1)
 _CONCLUDE_EVERY_SECONDS = 0.5
+_KEPT_SECONDS = 5.0  # several rounds of dispatch
 _STOPPING_GRACE = timedelta(seconds=4)
 
 
@@ -57,6 +58,7 @@ class Crew:
         self._lock = threading.Lock()
         self._renewing = False
         self._doubt = 0.0
+        self._in_vain: dict[str, float] = {}  # accounts that found no thread free: how long one is kept
 
     def work(self, account: str, wakeup_id: str | None = None) -> bool:
         """Work off what is due for `account`; true where more was left when the time was over."""
@@ -66,7 +68,7 @@ class Crew:
                 account, self.owner, 0, begun=wakeup_id
             )  # begun all the same: dispatch sends another
             return False
-        shift = Shift()
+        shift = Shift(account)
         with self._lock:
             self._shifts.append(shift)
         try:
@@ -107,16 +109,21 @@ class Crew:
     def _claim(self, shift: Shift, account: str, begun: str | None) -> list[Claimed]:
         ahead = max(0, shift.ahead - len(shift.ready))
         with self._lock:
-            want = min(self.threads - self._busy, MOST_AT_ONCE)
+            free = self.threads - self._busy
+            if free <= 0 and not any(one.at_work for one in self._shifts if one.account == account):
+                self._in_vain[account] = time.monotonic() + _KEPT_SECONDS
+            want = min(free - self._kept_from(account), MOST_AT_ONCE)
             if want <= 0 and not ahead and begun is None:
                 return []
             claimed, _ = self.ledger.claim(
-                account, self.owner, want, begun=begun, looks_first=self.rules.look_first == "always",
+                account, self.owner, max(0, want), begun=begun, looks_first=self.rules.look_first == "always",
                 ahead=min(ahead, MOST_AT_ONCE), at_work=shift.at_work,
             )  # fmt: skip
             begin = sum(1 for one in claimed if one.permit)
             self._busy += begin
             shift.at_work += begin
+            if begin:
+                self._in_vain.pop(account, None)
             shift.held.update(((one.kind, one.id), one) for one in claimed)
         self._keep_renewing()
         return claimed
@@ -132,7 +139,7 @@ class Crew:
                 result = self._carry_out(claimed._replace(permit=permit), asked)
                 if result and result["pause"]:
                     self._doubt = time.monotonic()  # the other threads ask before they go on, too
-                if result and _leaves_room(result) and not self.stopping.is_set():
+                if result and _leaves_room(result) and not self._is_to_leave(shift):
                     following = shift.next()
                     result["goes_on"] = following[0].kind if following else None
             finally:
@@ -143,6 +150,15 @@ class Crew:
                 shift.done.append((claimed, result))
                 if len(shift.ready) <= shift.ahead // 2 or len(shift.done) >= MOST_AT_ONCE:
                     shift.news.set()
+
+    def _is_to_leave(self, shift: Shift) -> bool:
+        return self.stopping.is_set() or self.threads - self._busy < self._kept_from(shift.account)
+
+    def _kept_from(self, account: str) -> int:
+        """Threads kept for other accounts, until their next wake-up: one with much to do would never leave any."""
+        now = time.monotonic()
+        waiting = [other for other, until in list(self._in_vain.items()) if now < until]
+        return 0 if account in waiting else len(waiting)
 
     def _carry_out(self, claimed: Claimed, asked: float) -> dict[str, Any] | None:
         # Bound here, said on every line of this thread until it is done; `attempt` is counted by the gate.

@@ -8,6 +8,8 @@ import pytest
 
 from tasks.bfl import BflClient
 from tasks.outcomes import Rules
+from tasks.queries import get
+from tasks.records import State
 from tasks.work import Crew
 from tests.conftest import asking
 from tests.processes import KEY, until
@@ -74,3 +76,22 @@ def test_an_api_that_deletes_another_one_is_not_asked_again_by_that_thread(ledge
     crew(ledger, api, threads=1).work("default")
     assert [call["fault"] for call in api.deletes()][8:] == ["wrong_id"]
     assert ledger.redis.hlen("janitor:paused") == 1
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_an_account_gets_a_thread_while_another_has_much_to_do(ledger, api, threads):
+    ledger.account("other", "register", max_concurrent=8)
+    asked_for(ledger, api, 400)
+    api.create("theirs")
+    ledger.accept([asking("theirs", id="theirs", account="other")])
+    worker = crew(ledger, api, "default", "other", threads=threads)
+    with working(worker):
+        until(lambda: len(api.deletes()) > 10, what="the first account has all threads", seconds=10)
+
+        # When the other's wake-ups come, as dispatch sends them
+        def woken():
+            worker.work("other")
+            return get(ledger, "theirs").state is State.DELETED
+
+        until(woken, what="the other account's deletion is done", seconds=3)
+        assert get(ledger, "r-399").state is State.QUEUED
