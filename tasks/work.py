@@ -58,6 +58,7 @@ class Crew:
         self._lock = threading.Lock()
         self._renewing = False
         self._doubt = 0.0
+        self._patient_until = 0.0
         self._in_vain: dict[str, float] = {}  # accounts that found no thread free: how long one is kept
 
     def work(self, account: str, wakeup_id: str | None = None) -> bool:
@@ -86,7 +87,7 @@ class Crew:
             if open_for_more:
                 self._start(shift, account, begun)
             begun = None
-            if not shift.at_work:
+            if not (shift.at_work and open_for_more):
                 self._hand_back(shift)
             if not shift.held:
                 return not open_for_more
@@ -187,7 +188,7 @@ class Crew:
         return asked > self._doubt and time.monotonic() - asked < CHECK_HOLDS_SECONDS
 
     def _hand_back(self, shift: Shift) -> None:
-        """What was claimed ahead, where no thread is left to go on to it: all were sent back, or a stop came."""
+        """What was claimed ahead, where no thread is to go on to it: none is left, time is over, a stop came."""
         while following := shift.next():
             shift.done.append((following[0], self._not_begun(*following)))
 
@@ -225,20 +226,23 @@ class Crew:
 
     def _write(self, outcomes: list[dict[str, Any]]) -> list[str]:
         """Write outcomes, however long Redis is away; a stopping worker leaves them to the next one's look."""
-        until = None
-        while until is None or time.monotonic() < until:
-            if self.stopping.is_set() and until is None:
-                until = time.monotonic() + _STOPPING_GRACE.total_seconds()
+        while True:
+            if self.stopping.is_set():
+                # Once for all groups of outcomes, not for each.
+                self._patient_until = self._patient_until or time.monotonic() + _STOPPING_GRACE.total_seconds()
             try:
-                return self.ledger.conclude(outcomes)[1]
+                owed = self.ledger.conclude(outcomes)[1]
+                self._patient_until = 0.0
+                return owed
             except LedgerRefused:
                 # One of them is not fit to be written: the others must not wait for it. Its lease will end.
                 log.exception("conclude.refused", outcomes=len(outcomes))
                 return [] if len(outcomes) == 1 else [id_ for one in outcomes for id_ in self._write([one])]
             except LedgerUnavailable as error:
                 log.warning("conclude.waits", outcomes=len(outcomes), error=str(error))
+                if 0.0 < self._patient_until <= time.monotonic():
+                    return []
                 time.sleep(_CONCLUDE_EVERY_SECONDS)
-        return []
 
     def _answer(self, owed: Sequence[str]) -> None:
         try:

@@ -1,12 +1,15 @@
 """The loop of a wake-up, over a real Redis and real HTTP: what claimed-ahead work meets before its turn."""
 
 import threading
+import time
 from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
 
 from tasks.bfl import BflClient
+from tasks.errors import LedgerUnavailable
+from tasks.ledger import Ledger
 from tasks.outcomes import Rules
 from tasks.queries import get
 from tasks.records import State
@@ -95,3 +98,46 @@ def test_an_account_gets_a_thread_while_another_has_much_to_do(ledger, api, thre
 
         until(woken, what="the other account's deletion is done", seconds=3)
         assert get(ledger, "r-399").state is State.QUEUED
+
+
+class Leaving(Ledger):
+    """A ledger that cannot be written any more once `away` is set."""
+
+    away = False
+
+    def conclude(self, outcomes):
+        if self.away:
+            raise LedgerUnavailable("as the test says")
+        return super().conclude(outcomes)
+
+
+def test_a_stop_while_redis_is_away_waits_once_and_not_for_each_group(redis_client, ledger, api):
+    leaving = Leaving(redis_client)
+    asked_for(ledger, api, 400)
+    worker = crew(leaving, api, threads=8)
+    with working(worker) as thread:
+        until(
+            lambda: any(len(shift.ready) > 20 for shift in worker._shifts),
+            what="much is claimed ahead",
+            seconds=10,
+        )
+        leaving.away = True
+        worker.stopping.set()
+        began = time.monotonic()
+        thread.join(timeout=30)
+    assert time.monotonic() - began < 6
+
+
+def test_a_stop_hands_back_what_is_not_begun_before_the_calls_under_way_end(ledger, api):
+    asked_for(ledger, api, 100)
+    api.fault("slow", seconds=3, times=None, skip=10)
+    worker = crew(ledger, api, threads=1)
+    with working(worker):
+        until(
+            lambda: len(api.deletes()) == 11 and worker._shifts[0].ready,
+            what="a slow call, and more behind it",
+            seconds=10,
+        )
+        worker.stopping.set()
+        until(lambda: ledger.redis.zcard("janitor:leases:default") == 1, what="all else is handed back", seconds=2)
+    assert get(ledger, "r-099").attempts == ()
