@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import deque
@@ -34,6 +35,12 @@ class Shift:
         with suppress(IndexError):
             return self.ready.popleft()
         return None
+
+    def oldest(self) -> float:
+        """When the first of what is ready was asked for."""
+        with suppress(IndexError):
+            return self.ready[0][1]
+        return math.inf
 
     def collect(self) -> list[Done]:
         """What has come back: at once where a thread may run out of work, else in groups; none after a second."""

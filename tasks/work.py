@@ -87,7 +87,8 @@ class Crew:
             if open_for_more:
                 self._start(shift, account, begun)
             begun = None
-            if not (shift.at_work and open_for_more):
+            late = time.monotonic() - shift.oldest() >= CHECK_HOLDS_SECONDS
+            if late or not (shift.at_work and open_for_more):
                 self._hand_back(shift)
             if not shift.held:
                 return not open_for_more
@@ -188,7 +189,10 @@ class Crew:
         return asked > self._doubt and time.monotonic() - asked < CHECK_HOLDS_SECONDS
 
     def _hand_back(self, shift: Shift) -> None:
-        """What was claimed ahead, where no thread is to go on to it: none is left, time is over, a stop came."""
+        """What was claimed ahead, where no thread is to go on to it: none is left, time is over, a stop came.
+
+        Or none came to it within the second that its claim holds: in the ledger it stands before nobody else.
+        """
         while following := shift.next():
             shift.done.append((following[0], self._not_begun(*following)))
 

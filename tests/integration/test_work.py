@@ -100,6 +100,24 @@ def test_an_account_gets_a_thread_while_another_has_much_to_do(ledger, api, thre
         assert get(ledger, "r-399").state is State.QUEUED
 
 
+def test_a_single_request_does_not_wait_behind_bulk_that_was_claimed_ahead(ledger, api):
+    # Given bulk work claimed ahead at an API that is quick, and then slow,
+    asked_for(ledger, api, 200, bulk=True)
+    api.create("single")
+    worker = crew(ledger, api, threads=2)
+    with working(worker):
+        until(
+            lambda: any(len(shift.ready) > 4 for shift in worker._shifts), what="bulk is claimed ahead", seconds=10
+        )
+        api.fault("slow", seconds=1.5, times=None)
+        before = len(api.deletes())
+        # when a single request comes, then it waits for the calls under way.
+        ledger.accept([asking("single")])
+        until(lambda: api.deletes("single"), what="the single request's call", seconds=8)
+    names = [call["finetune_id"] for call in api.deletes()[before:]]
+    assert names.index("single") <= 4
+
+
 class Leaving(Ledger):
     """A ledger that cannot be written any more once `away` is set."""
 
