@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -19,51 +16,19 @@ from tasks.bfl import BflClient
 from tasks.claims import Claimed
 from tasks.deletion import Run
 from tasks.errors import ApiError, LedgerRefused, LedgerUnavailable
-from tasks.gate import HandBack
+from tasks.gate import CHECK_HOLDS_SECONDS, HandBack
 from tasks.ledger import Ledger
 from tasks.outcomes import Outcome, Rules
 from tasks.records import State
+from tasks.shift import MOST_AT_ONCE, Done, Ready, Shift
 
 log = structlog.get_logger()
 
-MOST_AT_ONCE = 100
 WORK_FOR = timedelta(seconds=10)
-_GROUP_SECONDS = 0.05
 _MOMENT = timedelta(seconds=1)
 _CONCLUDE_EVERY_SECONDS = 0.5
+_KEPT_SECONDS = 5.0  # several rounds of dispatch
 _STOPPING_GRACE = timedelta(seconds=4)
-
-
-_Done = tuple[Claimed, dict[str, Any] | None]
-_Ready = tuple[Claimed, float]  # and when its claim was asked for, on the monotonic clock
-
-
-@dataclass
-class Shift:
-    """One wake-up's work: what is in hand, what a thread may go on to, and what has come back."""
-
-    at_work: int = 0  # threads, each with a permit
-    ahead: int = 0
-    held: dict[tuple[str, str], Claimed] = field(default_factory=dict)
-    ready: deque[_Ready] = field(default_factory=deque)
-    done: deque[_Done] = field(default_factory=deque)
-    news: threading.Event = field(default_factory=threading.Event)
-
-    def next(self) -> _Ready | None:
-        with suppress(IndexError):
-            return self.ready.popleft()
-        return None
-
-    def collect(self) -> list[_Done]:
-        """What has come back: at once where a thread may run out of work, else in groups; none after a second."""
-        until = time.monotonic() + 1
-        while not (self.news.wait(_GROUP_SECONDS) or self.done) and time.monotonic() < until:
-            pass
-        self.news.clear()
-        found = [self.done.popleft() for _ in range(min(len(self.done), MOST_AT_ONCE))]
-        # Enough for the time that the next group takes, and little enough to be begun within a second.
-        self.ahead = min(max(self.ahead // 2, 3 * len(found)), 3 * MOST_AT_ONCE)
-        return found
 
 
 class Crew:
@@ -93,6 +58,8 @@ class Crew:
         self._lock = threading.Lock()
         self._renewing = False
         self._doubt = 0.0
+        self._patient_until = 0.0
+        self._in_vain: dict[str, float] = {}  # accounts that found no thread free: how long one is kept
 
     def work(self, account: str, wakeup_id: str | None = None) -> bool:
         """Work off what is due for `account`; true where more was left when the time was over."""
@@ -102,7 +69,7 @@ class Crew:
                 account, self.owner, 0, begun=wakeup_id
             )  # begun all the same: dispatch sends another
             return False
-        shift = Shift()
+        shift = Shift(account)
         with self._lock:
             self._shifts.append(shift)
         try:
@@ -120,7 +87,8 @@ class Crew:
             if open_for_more:
                 self._start(shift, account, begun)
             begun = None
-            if not shift.at_work:
+            late = time.monotonic() - shift.oldest() >= CHECK_HOLDS_SECONDS
+            if late or not (shift.at_work and open_for_more):
                 self._hand_back(shift)
             if not shift.held:
                 return not open_for_more
@@ -143,33 +111,39 @@ class Crew:
     def _claim(self, shift: Shift, account: str, begun: str | None) -> list[Claimed]:
         ahead = max(0, shift.ahead - len(shift.ready))
         with self._lock:
-            want = min(self.threads - self._busy, MOST_AT_ONCE)
+            free = self.threads - self._busy
+            if free <= 0 and not any(one.at_work for one in self._shifts if one.account == account):
+                self._in_vain[account] = time.monotonic() + _KEPT_SECONDS
+            want = min(free - self._kept_from(account), MOST_AT_ONCE)
             if want <= 0 and not ahead and begun is None:
                 return []
             claimed, _ = self.ledger.claim(
-                account, self.owner, want, begun=begun, looks_first=self.rules.look_first == "always",
+                account, self.owner, max(0, want), begun=begun, looks_first=self.rules.look_first == "always",
                 ahead=min(ahead, MOST_AT_ONCE), at_work=shift.at_work,
             )  # fmt: skip
             begin = sum(1 for one in claimed if one.permit)
             self._busy += begin
             shift.at_work += begin
+            if begin:
+                self._in_vain.pop(account, None)
             shift.held.update(((one.kind, one.id), one) for one in claimed)
         self._keep_renewing()
         return claimed
 
     def _walk(self, shift: Shift, claimed: Claimed, asked: float) -> None:
         """One thread, one permit: it goes on from one to the next as long as there is one."""
-        following: _Ready | None = (claimed, asked)
+        following: Ready | None = (claimed, asked)
         permit = claimed.permit
         while following:
             claimed, asked = following
             following, result = None, None
             try:
                 result = self._carry_out(claimed._replace(permit=permit), asked)
-                # Handed back, it may have lost its permit.
-                if result and result["state"] != State.QUEUED and not self.stopping.is_set():
+                if result and result["pause"]:
+                    self._doubt = time.monotonic()  # the other threads ask before they go on, too
+                if result and _leaves_room(result) and not self._is_to_leave(shift):
                     following = shift.next()
-                    result["goes_on"] = following is not None
+                    result["goes_on"] = following[0].kind if following else None
             finally:
                 if not following:
                     with self._lock:
@@ -179,6 +153,15 @@ class Crew:
                 if len(shift.ready) <= shift.ahead // 2 or len(shift.done) >= MOST_AT_ONCE:
                     shift.news.set()
 
+    def _is_to_leave(self, shift: Shift) -> bool:
+        return self.stopping.is_set() or self.threads - self._busy < self._kept_from(shift.account)
+
+    def _kept_from(self, account: str) -> int:
+        """Threads kept for other accounts, until their next wake-up: one with much to do would never leave any."""
+        now = time.monotonic()
+        waiting = [other for other, until in list(self._in_vain.items()) if now < until]
+        return 0 if account in waiting else len(waiting)
+
     def _carry_out(self, claimed: Claimed, asked: float) -> dict[str, Any] | None:
         # Bound here, said on every line of this thread until it is done; `attempt` is counted by the gate.
         about = {"deletion": claimed.id, "finetune": claimed.finetune_id, "account": claimed.account}
@@ -187,6 +170,8 @@ class Crew:
             if claimed.kind == "probe":
                 self._probe(claimed, self.clients[claimed.account])
                 return None
+            if claimed.kind == "look" and not self._still_holds(asked):
+                return self._not_begun(claimed, asked)
             run = self._run(claimed, asked)
             outcome = run.first_look() if claimed.kind == "look" else run.run()
             _log(claimed, outcome, time.monotonic() - began)
@@ -199,13 +184,22 @@ class Crew:
             began=asked, checked=asked > self._doubt,
         )  # fmt: skip
 
+    def _still_holds(self, asked: float) -> bool:
+        """A first look has only its claim to say that the account may be called; a delete is checked anew."""
+        return asked > self._doubt and time.monotonic() - asked < CHECK_HOLDS_SECONDS
+
     def _hand_back(self, shift: Shift) -> None:
-        """What was claimed ahead, where no thread is left to go on to it: all were sent back, or a stop came."""
+        """What was claimed ahead, where no thread is to go on to it: none is left, time is over, a stop came.
+
+        Or none came to it within the second that its claim holds: in the ledger it stands before nobody else.
+        """
         while following := shift.next():
-            claimed, asked = following
-            look = claimed.kind == "look"
-            outcome = Outcome(None if look else State.QUEUED, "not begun", delay=_MOMENT if look else None)
-            shift.done.append((claimed, self._run(claimed, asked).input(outcome)))
+            shift.done.append((following[0], self._not_begun(*following)))
+
+    def _not_begun(self, claimed: Claimed, asked: float) -> dict[str, Any]:
+        look = claimed.kind == "look"
+        outcome = Outcome(None if look else State.QUEUED, "not begun", delay=_MOMENT if look else None)
+        return self._run(claimed, asked).input(outcome)
 
     def _probe(self, claimed: Claimed, client: BflClient) -> None:
         """Does the parked account's key work again?"""
@@ -225,7 +219,7 @@ class Crew:
         if self.stopping.wait(seconds) if seconds else self.stopping.is_set():
             raise HandBack("the worker is stopping")
 
-    def _conclude(self, shift: Shift, done: list[_Done]) -> None:
+    def _conclude(self, shift: Shift, done: list[Done]) -> None:
         outcomes = [outcome for _, outcome in done if outcome is not None]
         owed = self._write(outcomes) if outcomes else []
         with self._lock:
@@ -236,20 +230,23 @@ class Crew:
 
     def _write(self, outcomes: list[dict[str, Any]]) -> list[str]:
         """Write outcomes, however long Redis is away; a stopping worker leaves them to the next one's look."""
-        until = None
-        while until is None or time.monotonic() < until:
-            if self.stopping.is_set() and until is None:
-                until = time.monotonic() + _STOPPING_GRACE.total_seconds()
+        while True:
+            if self.stopping.is_set():
+                # Once for all groups of outcomes, not for each.
+                self._patient_until = self._patient_until or time.monotonic() + _STOPPING_GRACE.total_seconds()
             try:
-                return self.ledger.conclude(outcomes)[1]
+                owed = self.ledger.conclude(outcomes)[1]
+                self._patient_until = 0.0
+                return owed
             except LedgerRefused:
                 # One of them is not fit to be written: the others must not wait for it. Its lease will end.
                 log.exception("conclude.refused", outcomes=len(outcomes))
                 return [] if len(outcomes) == 1 else [id_ for one in outcomes for id_ in self._write([one])]
             except LedgerUnavailable as error:
                 log.warning("conclude.waits", outcomes=len(outcomes), error=str(error))
+                if 0.0 < self._patient_until <= time.monotonic():
+                    return []
                 time.sleep(_CONCLUDE_EVERY_SECONDS)
-        return []
 
     def _answer(self, owed: Sequence[str]) -> None:
         try:
@@ -277,6 +274,11 @@ class Crew:
                 self.ledger.renew(claimed for claimed in held if claimed.kind == "delete")
             except Exception as error:  # this thread must live on, whatever it is
                 log.warning("leases.not_renewed", leases=len(held), error=str(error))
+
+
+def _leaves_room(result: dict[str, Any]) -> bool:
+    """Whether a thread may go on under its permit: what was sent back may have lost it, or met a stop."""
+    return result["state"] != State.QUEUED and result["delay_ms"] is None and not result["pause"]
 
 
 def _log(claimed: Claimed, outcome: Outcome, seconds: float) -> None:

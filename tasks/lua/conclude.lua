@@ -1,7 +1,8 @@
 -- Write what came of calls: {outcomes = [{id, token, state, ...}], give_up_after_ms, first_look_after_ms}.
 -- A first look (`look`) only concludes what still is as it was when the look began: same token, same requests,
 -- same fingerprint (`expected`).
--- With `goes_on` the thread has gone on to another one under the same permit, and keeps it.
+-- With `goes_on` (look, delete) the thread has gone on to such a one under the same permit, and keeps it: a look may
+-- take three calls, and nothing renews it in between.
 -- Answers {done, again (handed back), late (noted, changed nothing) or gone (no such record), ...}, {owed ...}.
 
 local KEPT = {'fingerprint', 'looked_at', 'unclear_at', 'last_tried'}
@@ -79,7 +80,9 @@ for i, o in ipairs(input.outcomes) do
   local d = read(o.id)
   answers[i] = d and conclude(o, d) or 'gone'
   if d and given(o.permit) then
-    if given(o.goes_on) then redis.call('ZADD', prefix .. 'permits:' .. d.account, now + input.permit_ms, o.permit)
+    if given(o.goes_on) then
+      local calls = o.goes_on == 'look' and 3 or 1
+      redis.call('ZADD', prefix .. 'permits:' .. d.account, now + calls * input.permit_ms, o.permit)
     else free_permit(d, o.permit) end
   end
 end

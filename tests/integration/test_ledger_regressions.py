@@ -275,3 +275,12 @@ def test_a_list_leaves_nothing_out_that_moves_between_its_two_looks(ledger, monk
 
     monkeypatch.setattr(ledger.redis, "zrevrangebyscore", meanwhile)
     assert len(list_deletions(ledger, Filter()).deletions) == 5
+
+
+def test_a_permit_lasts_for_the_three_calls_of_a_look_that_a_thread_goes_on_to(ledger, clocked):
+    accept(ledger, asking(id="r1"))
+    (held,) = claim(ledger)
+    ledger.conclude([outcome(held, "deleted", evidence="response", goes_on="look")])
+    later = clocked.after(seconds=55)
+    accept(later, *(asking(f"ft-{n}") for n in range(8)))
+    assert len(claim(later)) == 7
