@@ -20,6 +20,7 @@ import requests
 import structlog
 from requests import exceptions as http
 from requests.adapters import HTTPAdapter
+from urllib3.connectionpool import ConnectionPool
 from urllib3.exceptions import HTTPError, NameResolutionError, NewConnectionError, SSLError
 
 from tasks import errors
@@ -181,15 +182,24 @@ class BflClient(BflReader):
 
 
 class _Adapter(HTTPAdapter):
-    """An adapter whose connections the watchdog can cut."""
+    """An adapter whose connections the watchdog can cut; one host, no proxies, so its pool is looked up once."""
 
     def __init__(self, watchdog: Watchdog) -> None:
         self._watchdog = watchdog
+        self._pool: ConnectionPool | None = None
         super().__init__(pool_connections=1, pool_maxsize=1, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = guarded_pools(self._watchdog)
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> ConnectionPool:
+        if self._pool is None:
+            self._pool = super().get_connection_with_tls_context(*args, **kwargs)
+        return self._pool
+
+    def request_url(self, request: requests.PreparedRequest, proxies: object) -> str:  # noqa: ARG002 -- as it is called
+        return request.path_url
 
 
 def _is_complete(body: Any) -> bool:

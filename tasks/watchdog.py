@@ -82,6 +82,7 @@ def guarded_pools(watchdog: Watchdog) -> Mapping[str, type[HTTPConnectionPool]]:
     class Guarded(HTTPConnection):
         # A duplicate, since TLS takes the descriptor over from the socket that connected.
         duplicate: socket.socket | None = None
+        parts: list[bytes] | None = None
 
         def _new_conn(self) -> socket.socket:
             connected = super()._new_conn()
@@ -92,7 +93,17 @@ def guarded_pools(watchdog: Watchdog) -> Mapping[str, type[HTTPConnectionPool]]:
         def request(self, *args: Any, **kwargs: Any) -> None:
             # With TLS the handshake is over by now; without, this connects first.
             watchdog.use(self.duplicate, begun=True)
+            self.parts = []
             super().request(*args, **kwargs)
+            parts, self.parts = self.parts, None
+            self.send(b"".join(parts))
+
+        def send(self, data: Any) -> None:
+            # Head and body leave as one: each packet more wakes the other side once more.
+            if self.parts is None:
+                super().send(data)
+            else:
+                self.parts.append(data)
 
         def close(self) -> None:
             duplicate, self.duplicate = self.duplicate, None
