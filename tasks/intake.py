@@ -38,7 +38,8 @@ class Intake:
         oldest, latest = now - self.ledger.terms.retention, now + LONGEST
         for request in requests:
             request.checked(allow_org_ids=self.allow_org_ids)
-            check_account(request.account, accounts)
+            if request.account not in accounts:
+                check_account(request.account, accounts)
             if request.requested_at is not None and request.requested_at < oldest:
                 raise InvalidRequest(
                     f"requested_at {request.requested_at.isoformat()} is older than records are kept: send it anew"

@@ -55,6 +55,7 @@ MOST_CRASHES = 5
 ANSWER_WITHIN = timedelta(seconds=5)
 ANSWER_AGAIN = timedelta(seconds=60)
 _BATCH = 1000
+_LUA = files("tasks") / "lua"
 CALL_SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20)  # the buckets of `stats`; longer ones are `inf`
 
 
@@ -253,7 +254,7 @@ def _tokens(claims: Iterable[Claimed]) -> list[dict[str, Any]]:
 
 
 def _request_input(request: NewRequest) -> dict[str, Any]:
-    return {
+    given = {
         "id": request.id,
         "finetune_id": request.finetune_id,
         "account": request.account,
@@ -268,6 +269,7 @@ def _request_input(request: NewRequest) -> dict[str, Any]:
         "bulk": request.bulk,
         "callbacks": json.dumps(request.callbacks) if request.callbacks else None,
     }
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _moment(moment: datetime | None) -> int | None:
@@ -280,13 +282,14 @@ def _ms(duration: timedelta) -> int:
 
 @cache
 def _script_texts() -> dict[str, str]:
-    folder = files("tasks") / "lua"
-    common = (folder / "common.lua").read_text(encoding="utf-8")
+    bodies = {path.name: path.read_text(encoding="utf-8") for path in _LUA.iterdir() if path.name.endswith(".lua")}
+    return {name.removesuffix(".lua"): _whole(body) for name, body in bodies.items() if name != "common.lua"}
+
+
+def _whole(body: str) -> str:
+    """A script as Redis runs it: what all share in front, and at its end what it has gathered is written."""
     allowed = {state: dict.fromkeys(sorted(after), 1) for state, after in TRANSITIONS.items()}
-    table = f"local NEXT = cjson.decode('{json.dumps(allowed)}')\n"
-    table += f"local CALL_SECONDS = cjson.decode('{json.dumps(CALL_SECONDS)}')\n"
-    return {
-        path.name.removesuffix(".lua"): table + common + path.read_text(encoding="utf-8")
-        for path in folder.iterdir()
-        if path.name.endswith(".lua") and path.name != "common.lua"
-    }
+    tables = f"local NEXT = cjson.decode('{json.dumps(allowed)}')\n"
+    tables += f"local CALL_SECONDS = cjson.decode('{json.dumps(CALL_SECONDS)}')\n"
+    shared = tables + (_LUA / "common.lua").read_text(encoding="utf-8")
+    return f"{shared}local function script()\n{body}\nend\nlocal answer = script()\nclose()\nreturn answer\n"

@@ -16,6 +16,7 @@ MAX_ID_LENGTH = 255
 MAX_REQUEST_ID_LENGTH = 128
 MAX_TEXT_LENGTH = 500
 DEFAULT_ACCOUNT = "default"
+_ACCOUNT = re.compile(r"[a-z0-9_]{1,40}")
 
 
 class State(StrEnum):
@@ -171,7 +172,7 @@ def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> st
         raise InvalidRequest(
             f"the finetune id {_shown(finetune_id)} has {len(finetune_id)} characters: {accepted}"
         )
-    if not finetune_id.isprintable() or re.search(r"\s", finetune_id):
+    if not finetune_id.isprintable() or " " in finetune_id:
         raise InvalidRequest(
             f"the finetune id {_shown(finetune_id)} has a space or a control character: {accepted}"
         )
@@ -209,7 +210,7 @@ def check_account(account: object, known: Iterable[str] | None = None) -> str:
 
 def is_account(name: str) -> bool:
     """Whether an account can be called so."""
-    return re.fullmatch(r"[a-z0-9_]{1,40}", name) is not None
+    return _ACCOUNT.fullmatch(name) is not None
 
 
 def check_state(state: str) -> State:

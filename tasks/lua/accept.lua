@@ -17,7 +17,7 @@ for i, request in ipairs(input.requests) do
     if given(request.callbacks) then redis.call('SET', prefix .. 'cb:' .. request.id, request.callbacks) end
     local created
     d, created = add(request)
-    redis.call('HINCRBY', prefix .. 'stats:' .. d.account, 'source:' .. string.match(request.source, '^[^:]*'), 1)
+    count(prefix .. 'stats:' .. d.account, 'source:' .. string.match(request.source, '^[^:]*'), 1)
     answers[i] = {d.id, created, 0}
     local why = is_cleanup(request) and spared(d, request.at, given(request.fingerprint))
     if why then
@@ -32,7 +32,6 @@ for i, request in ipairs(input.requests) do
   touched[d.account], seen[request.id] = true, true
 end
 local sent = {}
-settle()
 for account in pairs(touched) do
   redis.call('SADD', prefix .. 'accounts', account)
   for _, id in ipairs(wakeups(account)) do sent[#sent + 1] = {account, id} end

@@ -4,13 +4,11 @@
 local function cancel(d)
   if is_final(d.state) then
     -- The same call again, its first answer lost on the way, is told what it would have been told.
-    local mine = redis.call('HGET', prefix .. 'd:' .. d.id, 'cancelled_by') == input.nonce
-    return mine and 'cancelled' or 'final'
+    return d.cancelled_by == input.nonce and 'cancelled' or 'final'
   end
-  local by = redis.call('HGET', prefix .. 'd:' .. d.id, 'cancelled_by')
   if d.cancel_requested_at then
     -- Whoever joined in the meantime is withdrawn too, unless it is the same cancel again.
-    if by ~= input.nonce then set(d, {cancel_requested_at = now, cancelled_by = input.nonce}) end
+    if d.cancelled_by ~= input.nonce then set(d, {cancel_requested_at = now, cancelled_by = input.nonce}) end
     return 'requested'
   end
   return withdraw(d, input.nonce, 'withdrawn on request before anything was deleted')

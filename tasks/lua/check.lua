@@ -17,14 +17,14 @@ for i, call in ipairs(input.calls) do
     local permits = prefix .. 'permits:' .. d.account
     local why, wait_ms, limit = stopped(d.account)
     local permit = given(call.permit) or permit_name(d)
-    local holds = redis.call('ZSCORE', permits, permit)
+    local holds = ask('ZSCORE', permits, permit)
     if call.look and why == 'paused' then why = nil end
     if not why and not holds and live(d.account, now) >= limit then why = 'full' end
     if why then
       answers[i] = {why, wait_ms}
     else
-      redis.call('ZADD', permits, now + input.permit_ms, permit)
-      redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
+      gather('ZADD', permits, now + input.permit_ms, permit)
+      gather('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
       if call.mark then set(d, {calling = now}) end
       if given(call.fingerprint) then set(d, {fingerprint = call.fingerprint}) end
       if call.looked_at > 0 then set(d, {looked_at = call.looked_at}) end

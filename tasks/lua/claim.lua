@@ -7,7 +7,7 @@
 
 local account = input.account
 if given(input.begun) then
-  redis.call('ZREM', prefix .. 'wakeups:' .. account, input.begun)
+  gather('ZREM', prefix .. 'wakeups:' .. account, input.begun)
   redis.call('HDEL', prefix .. 'account:' .. account, 'misses')
 end
 -- Asked again by a caller whose answer was lost: the same claims, the same tokens.
@@ -21,14 +21,14 @@ local permits = math.min(input.want, left)
 local free, claimed = permits, {now, why or ''}
 -- No more than a fair share of what waits, so that no process is idle at the end; none while fewer calls are to run.
 if (input.at_work > 0 and left >= 0) or permits > 0 then
-  local processes = math.max(1, redis.call('ZCOUNT', prefix .. 'workers', now, '+inf'))
+  local processes = math.max(1, ask('ZCOUNT', prefix .. 'workers', now, '+inf'))
   free = math.max(permits, math.min(permits + input.ahead, math.floor(due_count(account) / processes)))
 end
 
 local function hold(name, permit_ms)
   free, permits = free - 1, permits - 1
   if permits < 0 then return '' end
-  redis.call('ZADD', prefix .. 'permits:' .. account, now + permit_ms, name)
+  gather('ZADD', prefix .. 'permits:' .. account, now + permit_ms, name)
   return name
 end
 
@@ -43,15 +43,15 @@ end
 
 local function take_looks(most)
   local looks = prefix .. 'looks:' .. account
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', looks, NEVER, now, 'LIMIT', 0, math.max(0, most))) do
+  for _, id in ipairs(ask('ZRANGEBYSCORE', looks, NEVER, now, 'LIMIT', 0, math.max(0, most))) do
     local d = read(id)
     if d and (d.state == 'scheduled' or d.state == 'queued') then
       -- It may take three calls, one after the other, and nobody else must begin it meanwhile.
       local long = math.max(input.lease_ms, 3 * input.permit_ms)
-      redis.call('ZADD', looks, now + long, id)
+      gather('ZADD', looks, now + long, id)
       report('look', d, hold('look:' .. id .. ':' .. now, long))
     else
-      redis.call('ZREM', looks, id)
+      gather('ZREM', looks, id)
     end
   end
 end
@@ -69,22 +69,22 @@ local function start(d)
     withdraw_cleanup(d, why)
     return
   end
-  move(d, 'running', now + input.lease_ms)
-  set(d, {token = d.token + 1, owner = input.owner, calling = is_called_at_once(d) and now or ''})
-  redis.call('ZREM', prefix .. 'looks:' .. account, d.id)
+  local calling = is_called_at_once(d) and now or ''
+  move(d, 'running', now + input.lease_ms, {token = d.token + 1, owner = input.owner, calling = calling})
+  gather('ZREM', prefix .. 'looks:' .. account, d.id)
   report('delete', d, hold(permit_name(d), input.permit_ms))
 end
 
 local function take(lane, most)
   local queue = prefix .. 'queue:' .. account .. ':' .. lane
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', queue, NEVER, now, 'LIMIT', 0, math.max(0, most))) do
+  for _, id in ipairs(ask('ZRANGEBYSCORE', queue, NEVER, now, 'LIMIT', 0, math.max(0, most))) do
     start(read(id))
   end
 end
 
 local function promote()
   local wait = prefix .. 'wait:' .. account
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', wait, NEVER, now, 'LIMIT', 0, free)) do
+  for _, id in ipairs(ask('ZRANGEBYSCORE', wait, NEVER, now, 'LIMIT', 0, free)) do
     local d = read(id)
     move(d, 'queued', d.due_at)
   end
@@ -103,7 +103,7 @@ if free > 0 and (not why or why == 'paused') then
 end
 if free > 0 and not why then
   -- Single requests first, then bulk and cleanup; but first looks get up to half, or every other turn, all along.
-  local waiting = redis.call('ZCOUNT', prefix .. 'looks:' .. account, NEVER, now)
+  local waiting = ask('ZCOUNT', prefix .. 'looks:' .. account, NEVER, now)
   local half = free > 1 and math.floor(free / 2) or now % 2
   local for_looks = math.min(waiting, half)
   take('single', free - for_looks)

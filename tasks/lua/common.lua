@@ -16,6 +16,66 @@ local function given(value)
   return value
 end
 
+-- Numbers of a batch are mostly the same, and Redis is slow to print them.
+local printed = {}
+local function digits(n)
+  local text = printed[n]
+  if not text then
+    text = string.format('%.0f', n)
+    printed[n] = text
+  end
+  return text
+end
+
+-- What a batch writes to one order, index or name table goes out as one command: a command for each cost more.
+-- Whoever reads one of them asks with `ask`, which sends first what has been gathered; so does the end of a script.
+local gathered, fresh, counted = {}, {}, {}
+
+local function send(key)
+  local words = gathered[key]
+  gathered[key] = nil
+  redis.call(unpack(words))
+end
+
+local function gather(command, key, first, second)
+  local words = gathered[key]
+  if words and (words[1] ~= command or #words > 4000) then  -- Lua's `unpack` ends at 8,000
+    send(key)
+    words = nil
+  end
+  if not words then
+    words = {command, key}
+    gathered[key] = words
+  end
+  local n = #words
+  words[n + 1] = type(first) == 'number' and digits(first) or first
+  words[n + 2] = second
+end
+
+local function settle()
+  for key in pairs(gathered) do send(key) end
+  fresh = {}
+end
+
+local function ask(...)
+  settle()
+  return redis.call(...)
+end
+
+local function count(key, field, n)
+  local fields = counted[key] or {}
+  counted[key] = fields
+  fields[field] = (fields[field] or 0) + n
+end
+
+-- At the end of every script: see `ledger.py`.
+local function close()
+  settle()
+  for key, fields in pairs(counted) do
+    for field, n in pairs(fields) do redis.call('HINCRBY', key, field, n) end
+  end
+end
+
 local function is_final(state)
   return not (state == 'scheduled' or state == 'queued' or state == 'running')
 end
@@ -24,14 +84,17 @@ end
 local FIELDS = {
   'finetune_id', 'account', 'state', 'lane', 'created_at', 'due_at', 'token', 'calling', 'unclear_at',
   'cancel_requested_at', 'named', 'joined', 'crashes', 'fingerprint', 'looked_at', 'asked_at', 'deadline',
-  'backoffs', 'last_tried', 'concluded', 'relook', 'cleanup',
+  'backoffs', 'last_tried', 'concluded', 'relook', 'cleanup', 'attempts', 'cancelled_by',
 }
 
 local function read(id)
   local values = redis.call('HMGET', prefix .. 'd:' .. id, unpack(FIELDS))
   if not values[1] then return nil end
   local d = {id = id}
-  for i, name in ipairs(FIELDS) do d[name] = given(values[i]) end
+  for i, name in ipairs(FIELDS) do
+    local value = values[i]
+    if value and value ~= '' then d[name] = value end
+  end
   return d
 end
 
@@ -45,9 +108,10 @@ end
 local function set(d, changes)
   local flat = {}
   for name, value in pairs(changes) do
-    flat[#flat + 1] = name
-    flat[#flat + 1] = given(value) and tostring(value) or ''
-    d[name] = given(value) and tostring(value) or nil
+    local text = given(value)
+    if type(text) == 'number' then text = digits(text) end
+    flat[#flat + 1], flat[#flat + 2] = name, text or ''
+    d[name] = text
   end
   redis.call('HSET', prefix .. 'd:' .. d.id, unpack(flat))
 end
@@ -64,18 +128,16 @@ local function count_attempt(d, line)
   local stats = prefix .. 'stats:' .. d.account
   local answer = string.match(line, '"http_status": ?(%d+)') or string.match(line, '"error": ?"(%w+)"') or 'none'
   local seconds = tonumber(string.match(line, '"seconds": ?([%d.]+)'))
-  redis.call('HINCRBY', stats, 'call:' .. answer .. ':' .. (seconds and bucket_of(seconds) or 'none'), 1)
-  if seconds then redis.call('HINCRBY', stats, 'ms:' .. answer, math.floor(seconds * 1000 + 0.5)) end
+  count(stats, 'call:' .. answer .. ':' .. (seconds and bucket_of(seconds) or 'none'), 1)
+  if seconds then count(stats, 'ms:' .. answer, math.floor(seconds * 1000 + 0.5)) end
 end
 
-local function append(d, field, lines)
-  if not given(lines) then return end
-  local old = given(redis.call('HGET', prefix .. 'd:' .. d.id, field))
-  -- Sent again because the answer was lost: it is there already.
-  if old and string.sub(old, -#lines) == lines then return end
-  redis.call('HSET', prefix .. 'd:' .. d.id, field, old and (old .. '\n' .. lines) or lines)
-  if field ~= 'attempts' then return end
+-- These further attempts, in what is to be set of `d`; sent again because the answer was lost, they are there already.
+local function add_attempts(d, lines, changes)
+  if not given(lines) or d.attempts and string.sub(d.attempts, -#lines) == lines then return changes end
   for line in string.gmatch(lines, '[^\n]+') do count_attempt(d, line) end
+  changes.attempts = d.attempts and (d.attempts .. '\n' .. lines) or lines
+  return changes
 end
 
 local function index_key(d, state)
@@ -94,17 +156,18 @@ local function name_entry(d)
 end
 
 local function enter(d, state, score)
-  redis.call('ZADD', order_key(d, state), score, d.id)
-  redis.call('ZADD', index_key(d, state), d.created_at, d.id)
+  gather('ZADD', order_key(d, state), score, d.id)
+  gather('ZADD', index_key(d, state), d.created_at, d.id)
 end
 
--- The only way from one state to another. `lane` may change with it, once the old order is left.
-local function move(d, to, score, lane)
+-- The only way from one state to another. What else is to be set goes with it; `lane` too, the old order being left.
+local function move(d, to, score, changes)
   if not NEXT[d.state][to] then error('no way from ' .. d.state .. ' to ' .. to .. ': ' .. d.id) end
-  redis.call('ZREM', order_key(d, d.state), d.id)
-  redis.call('ZREM', index_key(d, d.state), d.id)
-  if lane and lane ~= d.lane then set(d, {lane = lane}) end
-  set(d, {state = to})
+  gather('ZREM', order_key(d, d.state), d.id)
+  gather('ZREM', index_key(d, d.state), d.id)
+  changes = changes or {}
+  changes.state = to
+  set(d, changes)
   enter(d, to, score)
 end
 
@@ -114,7 +177,7 @@ local function permit_name(d)
 end
 
 local function free_permit(d, name)
-  redis.call('ZREM', prefix .. 'permits:' .. d.account, given(name) or permit_name(d))
+  gather('ZREM', prefix .. 'permits:' .. d.account, given(name) or permit_name(d))
 end
 
 -- A request as it is stored: one line of JSON.
@@ -136,7 +199,7 @@ local function remember_named(d, request)
 end
 
 local function schedule_look(d, at)
-  redis.call('ZADD', prefix .. 'looks:' .. d.account, at, d.id)
+  gather('ZADD', prefix .. 'looks:' .. d.account, at, d.id)
 end
 
 -- What starts at once is looked at then; what waits longer gets a first look of its own.
@@ -151,24 +214,6 @@ local function look_anew(d)
   look_in_time(d)
 end
 
--- What a batch of new deletions writes to one key, in one command: a command for each cost more than all the rest.
-local gathered, fresh = {}, {}
-
-local function gather(command, key, first, second)
-  local list = gathered[key]
-  if not list then
-    list = {command}
-    gathered[key] = list
-  end
-  list[#list + 1], list[#list + 2] = first, second
-end
-
--- Before anything else is done with them, and at the end.
-local function settle()
-  for key, list in pairs(gathered) do redis.call(list[1], key, unpack(list, 2)) end
-  gathered, fresh = {}, {}
-end
-
 local function create(request)
   local d = {id = request.id, finetune_id = request.finetune_id, account = request.account}
   local due = math.max(request.due_at, now)
@@ -176,18 +221,16 @@ local function create(request)
   d.created_at, d.lane, d.state = now, request.bulk and 'bulk' or 'single', state
   redis.call(
     'HSET', prefix .. 'd:' .. d.id, 'finetune_id', d.finetune_id, 'account', d.account, 'state', state, 'lane', d.lane,
-    'created_at', now, 'due_at', due, 'deadline', due + input.give_up_after_ms, 'asked_at', request.at, 'token', 0,
+    'created_at', digits(now), 'due_at', digits(due), 'deadline', digits(due + input.give_up_after_ms),
+    'asked_at', digits(request.at), 'token', '0',
     'fingerprint', given(request.fingerprint) or '', 'requests', request_line(request),
     'nonce', given(request.nonce) or '', 'cleanup', is_cleanup(request) and request.at or ''
   )
   remember_named(d, request)
   gather('HSET', prefix .. 'open:' .. d.account, d.finetune_id, d.id)
   gather('ZADD', prefix .. 'names:' .. d.account, 0, name_entry(d))
-  gather('ZADD', order_key(d, state), due, d.id)
-  gather('ZADD', index_key(d, state), now, d.id)
-  if not given(request.fingerprint) then
-    gather('ZADD', prefix .. 'looks:' .. d.account, state == 'queued' and now + input.first_look_after_ms or now, d.id)
-  end
+  enter(d, state, due)
+  if not given(request.fingerprint) then look_in_time(d) end
   fresh[d.account .. '/' .. d.finetune_id] = true
   return d
 end
@@ -195,9 +238,9 @@ end
 local function bring_forward(d, due)
   if due >= tonumber(d.due_at) then return end
   if d.state == 'scheduled' then
-    if due <= now then move(d, 'queued', due) else redis.call('ZADD', order_key(d, d.state), due, d.id) end
+    if due <= now then move(d, 'queued', due) else gather('ZADD', order_key(d, d.state), due, d.id) end
   elseif d.state == 'queued' then
-    redis.call('ZADD', order_key(d, d.state), due, d.id)
+    gather('ZADD', order_key(d, d.state), due, d.id)
   end
   set(d, {due_at = due, deadline = due + input.give_up_after_ms})
 end
@@ -208,7 +251,8 @@ local function is_for(d, request)
 end
 
 local function join(d, request)
-  append(d, 'requests', request_line(request))
+  local key = prefix .. 'd:' .. d.id
+  redis.call('HSET', key, 'requests', redis.call('HGET', key, 'requests') .. '\n' .. request_line(request))
   redis.call('SET', prefix .. 'r:' .. request.id, d.id)
   local asked_at = is_for(d, request) and math.min(d.asked_at, request.at) or d.asked_at
   set(d, {joined = (tonumber(d.joined) or 0) + 1, asked_at = asked_at})
@@ -216,7 +260,7 @@ local function join(d, request)
   remember_named(d, request)
   if is_for(d, request) then bring_forward(d, math.max(request.due_at, now)) end
   if not request.bulk and d.lane == 'bulk' then
-    if d.state == 'queued' then redis.call('ZREM', order_key(d, d.state), d.id) end
+    if d.state == 'queued' then gather('ZREM', order_key(d, d.state), d.id) end
     set(d, {lane = 'single'})
     if d.state == 'queued' then enter(d, d.state, d.due_at) end
   end
@@ -238,8 +282,7 @@ end
 local function leftovers(d, outcome)
   local cancelled_at = tonumber(d.cancel_requested_at)
   -- Use and protection withdraw a cleanup's request alone, whatever the dates of those who joined.
-  local for_cleanup = redis.call('HGET', prefix .. 'd:' .. d.id, 'cancelled_by') == 'cleanup'
-  if for_cleanup and outcome.state == 'cancelled' then cancelled_at = 0 end
+  if d.cancelled_by == 'cleanup' and outcome.state == 'cancelled' then cancelled_at = 0 end
   local since = math.min(given(outcome.since_ms) or cancelled_at or math.huge, cancelled_at or math.huge)
   if not d.joined or since == math.huge then return {} end
   local kept, left = {}, {}
@@ -274,13 +317,13 @@ end
 local function finish(d, outcome)
   local left = leftovers(d, outcome)
   if outcome.state == 'deleted' or outcome.state == 'not_found' then end_life(d) end
-  move(d, outcome.state, now)
-  set(d, {
+  move(d, outcome.state, now, {
     status = outcome.status, message = outcome.message, timestamp = outcome.timestamp,
     evidence = outcome.evidence, finished_at = now, calling = '',
   })
-  free_permit(d)
-  redis.call('ZREM', prefix .. 'looks:' .. d.account, d.id)
+  -- A worker's own outcome names the permit it has, and whether a thread goes on under it.
+  if not (given(outcome.permit) and outcome.token == tonumber(d.token)) then free_permit(d) end
+  gather('ZREM', prefix .. 'looks:' .. d.account, d.id)
   if redis.call('HGET', prefix .. 'open:' .. d.account, d.finetune_id) == d.id then
     redis.call('HDEL', prefix .. 'open:' .. d.account, d.finetune_id)
   end
@@ -290,9 +333,9 @@ local function finish(d, outcome)
     redis.call('DEL', prefix .. 'r:' .. request.id)
     add(request)
   end
-  settle()
+  if left[1] then settle() end
   for id in string.gmatch(d.named or '', '[^\n]+') do
-    redis.call('ZADD', prefix .. 'outbox', now + (input.answer_within_ms or 0), id)
+    gather('ZADD', prefix .. 'outbox', now + (input.answer_within_ms or 0), id)
     owed[#owed + 1] = id
   end
 end
@@ -304,9 +347,9 @@ local function withdraw(d, nonce, message)
     finish(d, {state = 'cancelled', message = message})
     return 'cancelled'
   end
-  if d.state == 'scheduled' then move(d, 'queued', now, 'resolve') end
+  if d.state == 'scheduled' then move(d, 'queued', now, {lane = 'resolve'}) end
   if d.state == 'queued' then
-    redis.call('ZREM', order_key(d, d.state), d.id)
+    gather('ZREM', order_key(d, d.state), d.id)
     set(d, {lane = 'resolve'})
     enter(d, d.state, now)
   end
@@ -333,7 +376,7 @@ local function postpone(d, due)
   if due <= tonumber(d.due_at) then return end
   set(d, {due_at = due, deadline = due + input.give_up_after_ms})
   if d.state == 'scheduled' then
-    redis.call('ZADD', order_key(d, d.state), due, d.id)
+    gather('ZADD', order_key(d, d.state), due, d.id)
   elseif due > now and not (d.state == 'running' and d.calling) then
     free_permit(d)
     move(d, 'scheduled', due)
@@ -364,8 +407,8 @@ local function withdraw_cleanup(d, why)
 end
 
 local function live(account, at)
-  redis.call('ZREMRANGEBYSCORE', prefix .. 'permits:' .. account, NEVER, at)
-  return redis.call('ZCARD', prefix .. 'permits:' .. account)
+  ask('ZREMRANGEBYSCORE', prefix .. 'permits:' .. account, NEVER, at)
+  return ask('ZCARD', prefix .. 'permits:' .. account)
 end
 
 -- Why an account may not be called now, if it may not; and for how long, where that is known.
@@ -384,13 +427,13 @@ local function due_count(account)
   local why, wait_ms = stopped(account)
   if why == 'cooling' then return 0 end
   if why == 'parked' then return wait_ms == 0 and 1 or 0 end
-  local due = redis.call('ZCOUNT', prefix .. 'looks:' .. account, NEVER, now)
+  local due = ask('ZCOUNT', prefix .. 'looks:' .. account, NEVER, now)
   for _, lane in ipairs(LANES) do
     if why ~= 'paused' or lane == 'resolve' then
-      due = due + redis.call('ZCARD', prefix .. 'queue:' .. account .. ':' .. lane)
+      due = due + ask('ZCARD', prefix .. 'queue:' .. account .. ':' .. lane)
     end
   end
-  return due + redis.call('ZCOUNT', prefix .. 'wait:' .. account, NEVER, now)
+  return due + ask('ZCOUNT', prefix .. 'wait:' .. account, NEVER, now)
 end
 
 -- Wake-ups to send now, noted as sent: no more than there are processes, nor than the work asks for.
@@ -400,14 +443,14 @@ local function wakeups(account)
   local _, _, limit = stopped(account)
   if live(account, now) >= limit then return {} end
   local sent, name = prefix .. 'wakeups:' .. account, prefix .. 'account:' .. account
-  if redis.call('ZREMRANGEBYSCORE', sent, NEVER, now) > 0 then redis.call('HINCRBY', name, 'misses', 1) end
-  local processes = redis.call('ZCOUNT', prefix .. 'workers', now, '+inf')
+  if ask('ZREMRANGEBYSCORE', sent, NEVER, now) > 0 then redis.call('HINCRBY', name, 'misses', 1) end
+  local processes = ask('ZCOUNT', prefix .. 'workers', now, '+inf')
   local misses = tonumber(redis.call('HGET', name, 'misses')) or 0
   local patience = math.min(10000 * 2 ^ misses, 300000)
   local ids = {}
-  for i = 1, math.min(processes, math.ceil(due / 100)) - redis.call('ZCARD', sent) do
+  for i = 1, math.min(processes, math.ceil(due / 100)) - ask('ZCARD', sent) do
     ids[i] = input.nonce .. ':' .. i
-    redis.call('ZADD', sent, now + patience, ids[i])
+    gather('ZADD', sent, now + patience, ids[i])
   end
   return ids
 end

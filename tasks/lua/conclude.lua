@@ -7,9 +7,8 @@
 
 local KEPT = {'fingerprint', 'looked_at', 'unclear_at', 'last_tried'}
 
-local function keep_findings(d, o)
-  append(d, 'attempts', o.attempts)
-  local changes = {}
+local function keep_findings(d, o, changes)
+  add_attempts(d, o.attempts, changes)
   for _, name in ipairs(o.look and {'fingerprint', 'looked_at'} or KEPT) do
     if o[name] ~= nil then changes[name] = given(o[name]) or '' end
   end
@@ -17,7 +16,8 @@ local function keep_findings(d, o)
 end
 
 local function late(d, o)
-  append(d, 'attempts', o.attempts)
+  local more = add_attempts(d, o.attempts, {})
+  if more.attempts then set(d, more) end
   -- What alarms must end it, whoever holds it by now: it must not be tried again.
   if given(o.pause) and not is_final(d.state) then
     finish(d, o)
@@ -39,9 +39,10 @@ local function hand_back(d, o)
   local due, lane = tonumber(d.due_at), d.cancel_requested_at and 'resolve' or d.lane
   local delay = given(o.delay_ms)
   if delay then due = d.cancel_requested_at and now + delay or math.max(due, now + delay) end
-  set(d, {calling = '', message = o.message, backoffs = delay and (tonumber(d.backoffs) or 0) + 1 or d.backoffs})
-  if delay then set(d, {due_at = due}) end
-  move(d, due > now and 'scheduled' or 'queued', due, lane)
+  local backoffs = (tonumber(d.backoffs) or 0) + (delay and 1 or 0)
+  move(d, due > now and 'scheduled' or 'queued', due, {
+    calling = '', message = o.message, backoffs = backoffs, due_at = due, lane = lane,
+  })
   look_anew(d)
   return 'again'
 end
@@ -54,9 +55,9 @@ local function after_look(d, o)
     finish(d, o)
     return 'done'
   end
-  keep_findings(d, o)
+  keep_findings(d, o, {})
   if given(o.delay_ms) then schedule_look(d, now + o.delay_ms)
-  else redis.call('ZREM', prefix .. 'looks:' .. d.account, d.id) end
+  else gather('ZREM', prefix .. 'looks:' .. d.account, d.id) end
   return 'again'
 end
 
@@ -68,22 +69,27 @@ local function conclude(o, d)
   if given(o.pause) then redis.call('HSET', prefix .. 'paused', d.account, o.pause) end
   local mine = d.state == 'running' and tonumber(d.token) == o.token
   if not mine then return late(d, o) end
-  set(d, {concluded = o.token})
-  keep_findings(d, o)
+  keep_findings(d, o, {concluded = o.token})
   if o.state == 'queued' then return hand_back(d, o) end
   finish(d, o)
   return 'done'
 end
 
-local answers = {}
+-- The last word on each permit of these threads: until when, or false for given back.
+local answers, permits = {}, {}
 for i, o in ipairs(input.outcomes) do
   local d = read(o.id)
   answers[i] = d and conclude(o, d) or 'gone'
   if d and given(o.permit) then
-    if given(o.goes_on) then
-      local calls = o.goes_on == 'look' and 3 or 1
-      redis.call('ZADD', prefix .. 'permits:' .. d.account, now + calls * input.permit_ms, o.permit)
-    else free_permit(d, o.permit) end
+    local names = permits[d.account] or {}
+    permits[d.account] = names
+    names[o.permit] = given(o.goes_on) and now + (o.goes_on == 'look' and 3 or 1) * input.permit_ms or false
+  end
+end
+for account, names in pairs(permits) do
+  local key = prefix .. 'permits:' .. account
+  for name, ends in pairs(names) do
+    if ends then gather('ZADD', key, ends, name) else gather('ZREM', key, name) end
   end
 end
 return {answers, owed}

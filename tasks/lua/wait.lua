@@ -3,8 +3,8 @@
 
 local d = read(input.id)
 if not d or d.state ~= 'running' or tonumber(d.token) ~= input.token then return 0 end
-append(d, 'attempts', input.attempts)
-set(d, {calling = '', unclear_at = input.unclear_at > 0 and input.unclear_at or ''})
-redis.call('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
+local unclear_at = input.unclear_at > 0 and input.unclear_at or ''
+set(d, add_attempts(d, input.attempts, {calling = '', unclear_at = unclear_at}))
+gather('ZADD', prefix .. 'leases:' .. d.account, now + input.lease_ms, d.id)
 free_permit(d, input.permit)
 return 1

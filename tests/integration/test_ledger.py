@@ -10,7 +10,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from tasks.errors import LedgerUnavailable
-from tasks.ledger import Ledger, _script_texts
+from tasks.ledger import Ledger, _whole
 from tasks.queries import Filter, get, get_many, list_deletions
 from tasks.records import TRANSITIONS, Evidence, State
 from tests.conftest import asking, outcome
@@ -496,7 +496,7 @@ class TestTransitions:
             "due_at": 1,
         }
         redis_client.hset("janitor:d:x", mapping={**fields, "state": start})
-        script = redis_client.register_script(_with_common("move(read('x'), input.to, 1)"))
+        script = redis_client.register_script(_whole("move(read('x'), input.to, 1)"))
 
         def move():
             script(keys=["janitor:"], args=[f'{{"to": "{end.value}"}}'])
@@ -589,7 +589,3 @@ def test_redis_away_is_one_line(tmp_path):
     gone = redis.Redis(unix_socket_path=str(tmp_path / "none.sock"), retry=Retry(NoBackoff(), 0))
     with gone as client, pytest.raises(LedgerUnavailable, match="Redis cannot be reached"):
         Ledger(client).accept([asking()])
-
-
-def _with_common(body):
-    return _script_texts()["renew"].partition("-- Renew the leases")[0] + body
