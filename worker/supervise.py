@@ -30,7 +30,10 @@ class NotReady(JanitorError):
 
 @dataclass(frozen=True)
 class Spec:
-    """One process. ready: polled before the next one starts. log: where its output goes; else it is inherited."""
+    """One process. ready: polled before the next one starts. log: where its output goes; else it is inherited.
+
+    core: the one that it keeps to, on Linux.
+    """
 
     name: str
     argv: Sequence[str]
@@ -39,6 +42,7 @@ class Spec:
     ready_seconds: float = 30.0
     stop_seconds: float = 10.0
     log: Path | None = None
+    core: int | None = None
 
 
 class Child:
@@ -63,6 +67,9 @@ class Child:
         finally:
             if output:
                 output.close()
+        if spec.core is not None and sys.platform == "linux":
+            with suppress(OSError):  # it has ended already, or the cores were taken from us
+                os.sched_setaffinity(self.process.pid, {spec.core})
 
     def wait_ready(self, stopping: threading.Event) -> bool:
         """True once it is ready, false where a stop was asked for meanwhile; raises `NotReady`."""

@@ -124,6 +124,10 @@ def test_several_workers_share_the_work_and_stop_together(api, redis_url, redis_
         done = janitor(env, "delete", "my-finetune", "--wait", "--json")
         assert [record["state"] for record in records(done)] == ["deleted"]
         pids = tree(child.process.pid)
+        # each keeps to a core of its own where there are as many;
+        cores = os.sched_getaffinity(0)
+        kept = [os.sched_getaffinity(pid) for pid in pids if pid != child.process.pid]
+        assert kept == ([{core} for core in sorted(cores)] if len(cores) == 2 else [cores, cores])
         # when they are told to stop, none is left.
         child.process.send_signal(signal.SIGTERM)
         assert child.process.wait(25) == 0

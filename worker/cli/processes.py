@@ -65,7 +65,8 @@ def worker(*, pool: str, processes: int | None, threads: int | None, celery_opti
     """Run workers: `celery -A worker worker`, ready for this job.
 
     One process does up to 8 API calls at once; where more are permitted, there are as many as the machine has
-    cores, and the calls are shared among their threads. Further options go to Celery as they are.
+    cores, each kept to one core, and the calls are shared among their threads. Further options go to Celery as
+    they are.
 
     \b
     janitor worker
@@ -131,9 +132,12 @@ def _fitted(settings: Settings, processes: int | None, threads: int | None) -> t
     if threads is None and "threads" in settings.model_fields_set:
         threads = settings.threads
     if processes is None:
-        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-        processes = max(1, min(cores, permits // (threads or _CALLS_A_PROCESS)))
+        processes = max(1, min(len(_cores()), permits // (threads or _CALLS_A_PROCESS)))
     return processes, threads or min(-(-permits // processes), _MOST_THREADS)
+
+
+def _cores() -> list[int]:
+    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(os.cpu_count() or 1))
 
 
 def _several(settings: Settings, processes: int, threads: int, celery_options: Sequence[str]) -> int:
@@ -143,9 +147,17 @@ def _several(settings: Settings, processes: int, threads: int, celery_options: S
     redis_url(settings)  # said once, and not by each
     patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
     argv = [*_JANITOR, "worker", "--processes", "1", "--threads", str(threads)]
+    cores = _cores()
     specs = [
-        Spec(f"worker {n}", [*argv, "--hostname", f"worker{n}@%h", *celery_options], stop_seconds=patience)
-        for n in range(1, processes + 1)
+        Spec(
+            f"worker {n + 1}",
+            [*argv, "--hostname", f"worker{n + 1}@%h", *celery_options],
+            stop_seconds=patience,
+            # Python runs one thread of a process at a time, and handing that turn to another core costs more than
+            # it gives. Only where each core has its process, so that none is crowded.
+            core=cores[n] if len(cores) == processes else None,
+        )
+        for n in range(processes)
     ]
     return supervise.supervise(specs, on_event=partial(click.echo, err=True), alike=True)
 
