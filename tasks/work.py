@@ -32,7 +32,10 @@ _STOPPING_GRACE = timedelta(seconds=4)
 
 
 class Crew:
-    """The threads of one process. answer: writes the Celery results of these requests."""
+    """The threads of one process. answer: writes the Celery results of these requests.
+
+    slots: how many wake-ups Celery works on at once here; while one is free, nobody waits for the others to end.
+    """
 
     def __init__(
         self,
@@ -44,6 +47,7 @@ class Crew:
         threads: int,
         answer: Callable[[Sequence[str]], None],
         stopping: Any,
+        slots: int = 1,
     ) -> None:
         self.ledger = ledger
         self.clients = clients
@@ -52,6 +56,7 @@ class Crew:
         self.threads = threads
         self.answer = answer
         self.stopping = stopping
+        self.slots = slots
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="deletion")
         self._busy = 0
         self._shifts: list[Shift] = []
@@ -83,7 +88,8 @@ class Crew:
     def _work(self, account: str, begun: str | None, shift: Shift) -> bool:
         until = time.monotonic() + WORK_FOR.total_seconds()
         while True:
-            open_for_more = time.monotonic() < until and not self.stopping.is_set()
+            in_time = time.monotonic() < until or len(self._shifts) < self.slots
+            open_for_more = in_time and not self.stopping.is_set()
             if open_for_more:
                 self._start(shift, account, begun)
             begun = None
@@ -117,10 +123,11 @@ class Crew:
             want = min(free - self._kept_from(account), MOST_AT_ONCE)
             if want <= 0 and not ahead and begun is None:
                 return []
-            claimed, _ = self.ledger.claim(
+            claimed, why = self.ledger.claim(
                 account, self.owner, max(0, want), begun=begun, looks_first=self.rules.look_first == "always",
                 ahead=min(ahead, MOST_AT_ONCE), at_work=shift.at_work,
             )  # fmt: skip
+            shift.hurries = why == "full"
             begin = sum(1 for one in claimed if one.permit)
             self._busy += begin
             shift.at_work += begin
@@ -150,7 +157,7 @@ class Crew:
                         self._busy -= 1
                         shift.at_work -= 1
                 shift.done.append((claimed, result))
-                if len(shift.ready) <= shift.ahead // 2 or len(shift.done) >= MOST_AT_ONCE:
+                if not following or len(shift.ready) <= shift.ahead // 2 or len(shift.done) >= MOST_AT_ONCE:
                     shift.news.set()
 
     def _is_to_leave(self, shift: Shift) -> bool:

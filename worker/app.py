@@ -57,6 +57,7 @@ class Services:
         self.settings = settings
         self.app = app
         self.stopping = stopping
+        self.slots = 1
         self._url = url
 
     @cached_property
@@ -75,7 +76,7 @@ class Services:
         rules = Rules(settings.look_first, settings.first_look_within, settings.retry_budget)
         return Crew(
             ledger=self.ledger, clients=clients, rules=rules, owner=_process_name(), threads=settings.threads,
-            answer=self.answer, stopping=self.stopping,
+            answer=self.answer, stopping=self.stopping, slots=self.slots,
         )  # fmt: skip
 
     def tick(self) -> None:
@@ -222,6 +223,8 @@ def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
             require_accounts(settings)
             if pool not in POOLS:
                 raise SettingsError(f"the pool {pool!r} is not supported: give one of threads, prefork")
+            if pool == "thread":
+                services().slots = instance.concurrency
             if settings.policy_file:
                 read_policies(settings.policy_file)
             _check_redis(services(), strict=settings.strict)

@@ -18,11 +18,13 @@ if before then return before end
 local why, wait_ms, limit = stopped(account)
 local left = limit - live(account, now)
 local permits = math.min(input.want, left)
-local free, claimed = permits, {now, why or ''}
--- No more than a fair share of what waits, so that no process is idle at the end; none while fewer calls are to run.
+local free, claimed = permits, {now, why or permits < input.want and 'full' or ''}
+-- Ahead only a fair share of what waits for more than the permits there are, so that at the end no thread anywhere is
+-- idle while another has two to do; none while fewer calls are to run.
 if (input.at_work > 0 and left >= 0) or permits > 0 then
   local processes = math.max(1, ask('ZCOUNT', prefix .. 'workers', now, '+inf'))
-  free = math.max(permits, math.min(permits + input.ahead, math.floor(due_count(account) / processes)))
+  local share = math.floor((due_count(account) - permits - limit) / processes)
+  free = permits + math.max(0, math.min(input.ahead, share))
 end
 
 local function hold(name, permit_ms)

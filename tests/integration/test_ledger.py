@@ -148,9 +148,9 @@ class TestClaim:
 
     def test_a_thread_goes_on_to_what_was_claimed_ahead_under_the_permit_it_has(self, ledger, redis_client):
         # Given more work than permits.
-        accept(ledger, *(asking(f"ft-{i}") for i in range(20)))
-        # When the rest is claimed ahead,
-        claimed, _ = ledger.claim("default", "w", 8, ahead=100)
+        accept(ledger, *(asking(f"ft-{i}") for i in range(30)))
+        # When more is claimed ahead,
+        claimed, _ = ledger.claim("default", "w", 8, ahead=12)
         permits = {one.permit for one in claimed if one.permit}
         assert (len(claimed), len(permits)) == (20, 8)
         # then a permit stays taken while its thread goes on,
@@ -163,21 +163,31 @@ class TestClaim:
         assert set(redis_client.zrange("janitor:permits:default", 0, -1)) == permits - {first.permit}
 
     def test_nothing_is_claimed_ahead_where_no_thread_will_come_to_it(self, ledger):
-        accept(ledger, *(asking(f"ft-{i}") for i in range(20)))
+        accept(ledger, *(asking(f"ft-{i}") for i in range(30)))
         ledger.claim("default", "w", 8)
         assert ledger.claim("default", "another", 8, ahead=100)[0] == []
         assert len(ledger.claim("default", "w", 0, ahead=5, at_work=8)[0]) == 5
 
     def test_nothing_is_claimed_ahead_while_fewer_calls_are_to_run(self, ledger):
-        accept(ledger, *(asking(f"ft-{i}") for i in range(20)))
+        accept(ledger, *(asking(f"ft-{i}") for i in range(30)))
         ledger.claim("default", "w", 8)
         ledger.account("default", "register", max_concurrent=4)
         assert ledger.claim("default", "w", 0, ahead=5, at_work=8)[0] == []
 
-    def test_no_more_is_claimed_ahead_than_a_fair_share_of_what_waits(self, ledger):
+    def test_ahead_is_a_fair_share_of_what_waits_for_more_than_the_permits(self, ledger):
+        # Given two processes, 8 permits, and 20 that wait.
         ledger.dispatch(["worker/1"], alive_for=timedelta(days=1))
         accept(ledger, *(asking(f"ft-{i}") for i in range(20)))
-        assert len(ledger.claim("default", "w", 2, ahead=100)[0]) == 10
+        # Then one that starts 2 has half of the 10 that the permits' next calls leave.
+        assert len(ledger.claim("default", "w", 2, ahead=100)[0]) == 2 + 5
+        # And where no more waits than there are permits, whoever is idle first takes it.
+        assert len(ledger.claim("default", "w", 5, ahead=100, at_work=2)[0]) == 5
+
+    def test_a_claim_says_that_the_permits_are_taken(self, ledger):
+        accept(ledger, *(asking(f"ft-{i}") for i in range(9)))
+        assert ledger.claim("default", "w", 4)[1] == ""
+        claimed, why = ledger.claim("default", "another", 8)
+        assert (len(claimed), why) == (4, "full")
 
     def test_a_permit_ends_with_its_call(self, ledger, clocked):
         accept(ledger, *(asking(f"ft-{i}") for i in range(9)))

@@ -26,11 +26,11 @@ def api():
         yield sandbox
 
 
-def crew(ledger, api, *accounts, threads):
+def crew(ledger, api, *accounts, threads, slots=1):
     clients = {account: BflClient(api.url, KEY) for account in accounts or ["default"]}
     return Crew(
         ledger=ledger, clients=clients, rules=Rules(), owner="worker", threads=threads, answer=lambda _: None,
-        stopping=Stopping(),
+        stopping=Stopping(), slots=slots,
     )  # fmt: skip
 
 
@@ -116,6 +116,14 @@ def test_a_single_request_does_not_wait_behind_bulk_that_was_claimed_ahead(ledge
         until(lambda: api.deletes("single"), what="the single request's call", seconds=8)
     names = [call["finetune_id"] for call in api.deletes()[before:]]
     assert names.index("single") <= 4
+
+
+@pytest.mark.parametrize(("slots", "more_left"), [(1, True), (2, False)])
+def test_a_wakeup_ends_in_time_only_where_others_may_wait_for_its_slot(ledger, api, monkeypatch, slots, more_left):
+    monkeypatch.setattr("tasks.work.WORK_FOR", timedelta(seconds=0.2))
+    asked_for(ledger, api, 80)
+    assert crew(ledger, api, threads=2, slots=slots).work("default") is more_left
+    assert (len(api.deletes()) < 80) is more_left
 
 
 class Leaving(Ledger):
