@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.progress import Progress
 
 from tasks.claims import WakeUp
 from tasks.durations import parse_duration, parse_time
@@ -73,8 +76,6 @@ class _Parsed(click.ParamType[Any]):
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
         try:
             return self._parse(value)
         except InvalidRequest as error:
@@ -86,6 +87,9 @@ TIME = _Parsed("time", parse_time)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print records as JSON, one per line.")
 account_option = click.option("--account", default=DEFAULT_ACCOUNT, show_default=True, help="The account.")
+policy_file_option = click.option(
+    "--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
+)
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait at most S seconds, then exit 4."
 )
@@ -129,9 +133,6 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
-    from rich.console import Console  # noqa: PLC0415 -- heavy
-    from rich.progress import Progress  # noqa: PLC0415
-
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -11,6 +11,9 @@ from datetime import datetime
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from tasks.records import Deletion
 
@@ -42,8 +45,6 @@ def print_csv(deletions: Iterable[Deletion]) -> None:
 
 def print_table(deletions: Sequence[Deletion]) -> None:
     """One line a deletion where the terminal is wide enough, else some; ids are never cut."""
-    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
-
     console = _console()
     wide = console.width >= _WIDE
     headings = ("FINETUNE", "ID", "MESSAGE") if wide else ("FINETUNE, ID, MESSAGE",)
@@ -58,8 +59,6 @@ def print_table(deletions: Sequence[Deletion]) -> None:
 
 
 def _cells(deletion: Deletion, *, wide: bool) -> Iterable[Any]:
-    from rich.text import Text  # noqa: PLC0415 -- heavy, and not needed for JSON
-
     yield Text(deletion.state.value, _STYLES.get(deletion.state.value, ""))
     yield local(deletion.finished_at or deletion.due_at)
     what = [deletion.finetune_id, deletion.id, deletion.message or ""]
@@ -68,9 +67,6 @@ def _cells(deletion: Deletion, *, wide: bool) -> Iterable[Any]:
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table that fits the terminal; long cells fold."""
-    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
-    from rich.text import Text  # noqa: PLC0415
-
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")  # an id cut short would name no finetune, or another
@@ -81,9 +77,6 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_record(deletion: Deletion) -> None:
     """Everything about one deletion."""
-    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
-    from rich.text import Text  # noqa: PLC0415
-
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -128,9 +121,7 @@ def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
         yield "attempt", f"{local(attempt.at)} {status}{sent} {attempt.message or ''}"
 
 
-def _console() -> Any:
-    from rich.console import Console  # noqa: PLC0415 -- heavy, and not needed for JSON
-
+def _console() -> Console:
     # COLUMNS, where set, goes before both.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_FILES
     return Console(width=width, highlight=False)
