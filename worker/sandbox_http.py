@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from worker.sandbox import Sandbox
 
 # The connection ends with these, and the answer is not complete.
 BREAKING = ("hang", "close", "reset", "cut", "drip", "drip_headers")
@@ -54,21 +56,6 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class Api(Protocol):
-    """What answers: `worker.sandbox.Sandbox`."""
-
-    latency_seconds: float
-    closing: threading.Event
-
-    def counted(self) -> AbstractContextManager[None]: ...
-    def answer(self, call: str, finetune_id: str | None, key: str | None) -> tuple[Answer, Fault | None]: ...
-    def create(self, finetune_id: str, **details: Any) -> None: ...
-    def remove(self, finetune_id: str) -> None: ...
-    def fault(self, kind: str, **more: Any) -> Fault: ...
-    def heal(self) -> None: ...
-    def journal(self) -> list[dict[str, Any]]: ...
-
-
 class Server(ThreadingHTTPServer):
     """A port of the loopback interface; a thread for each connection."""
 
@@ -76,7 +63,7 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, port: int, api: Api) -> None:
+    def __init__(self, port: int, api: Sandbox) -> None:
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), type("Handler", (_Handler,), {"api": api}))
 
@@ -99,7 +86,7 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    api: Api
+    api: Sandbox
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
