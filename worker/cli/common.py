@@ -95,6 +95,11 @@ timeout_option = click.option(
 )
 
 
+def known(ledger: Ledger, ids: Sequence[str]) -> list[Deletion]:
+    """The deletions with these ids; raises `UnknownDeletion` for the first that has none."""
+    return [one or get(ledger, id_) for id_, one in zip(ids, get_many(ledger, ids), strict=True)]
+
+
 def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> tuple[list[Deletion], bool]:
     """The deletions of these ids once all are final, or as they stand when the time is over (then false).
 
@@ -105,8 +110,7 @@ def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) 
     with progress("deletions") as advance:
         while True:
             open_ids = [id_ for id_ in ids if id_ not in found or not found[id_].state.is_final]
-            for id_, deletion in zip(open_ids, get_many(ledger, open_ids), strict=True):
-                found[id_] = deletion or get(ledger, id_)
+            found |= zip(open_ids, known(ledger, open_ids), strict=True)
             done = sum(1 for id_ in ids if found[id_].state.is_final)
             advance(done, len(ids))
             if done == len(ids):

@@ -36,6 +36,19 @@ def print_json(records: Iterable[dict[str, Any]]) -> None:
         click.echo(json.dumps(record, ensure_ascii=False))
 
 
+def print_deletions(deletions: Sequence[Deletion], *, as_json: bool, created: Sequence[bool] = ()) -> None:
+    """JSON, with `created` where it is given; for a person everything about one, a table of more."""
+    if as_json:
+        records = [deletion.to_json() for deletion in deletions]
+        for record, new in zip(records, created, strict=bool(created)):
+            record["created"] = new
+        print_json(records)
+    elif len(deletions) == 1:
+        print_record(deletions[0])
+    elif deletions:
+        print_table(deletions)
+
+
 def print_csv(deletions: Iterable[Deletion]) -> None:
     """The fields of the records without their requests and attempts, with a heading."""
     writer = csv.DictWriter(sys.stdout, _CSV_COLUMNS, extrasaction="ignore")
