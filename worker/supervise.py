@@ -25,7 +25,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class NotReady(JanitorError):
-    """A process did not come up; the message ends with the last lines of its log."""
+    """A process did not come up, or does not stay up; the message ends with the last lines of its log."""
 
 
 @dataclass(frozen=True)
@@ -146,7 +146,7 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None], alike: 
             for keeper in keepers:
                 keeper.look_after()
         return 0
-    except (NotReady, _GaveUp) as error:
+    except NotReady as error:
         on_event(f"stopping: {error}")
         return 1
     finally:
@@ -157,10 +157,6 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None], alike: 
             on_event(f"{keeper.spec.name} stopped")
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _GaveUp(JanitorError):
-    pass
 
 
 class _Keeper:
@@ -186,7 +182,7 @@ class _Keeper:
         quick = now - self.child.started_at < QUICK_FAILURE_SECONDS
         self._quick_failures = self._quick_failures + 1 if quick else 1
         if self._quick_failures >= MOST_QUICK_FAILURES:
-            raise _GaveUp(
+            raise NotReady(
                 f"{self.spec.name} ended {self._quick_failures} times within {QUICK_FAILURE_SECONDS:g}s of its "
                 f"start, the last time with {code}{_tail(self.spec.log)}"
             )
