@@ -29,7 +29,6 @@ from worker.settings import Settings, SettingsError, load_settings, require_acco
 if TYPE_CHECKING:
     from tasks.schedule import Cleaner
 
-NOT_IN_TIME = 4
 _POLL_SECONDS = 0.1
 
 

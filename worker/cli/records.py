@@ -10,8 +10,10 @@ import click
 from tasks.ledger import Ledger
 from tasks.queries import Filter, get, list_deletions
 from tasks.records import check_account, check_finetune_id, check_state
-from worker.cli.common import NOT_IN_TIME, TIME, json_option, open_desk, timeout_option, wait_for
+from worker.cli.common import TIME, json_option, open_desk, timeout_option, wait_for
 from worker.cli.output import note, print_csv, print_deletions, print_json, print_table
+
+_NOT_IN_TIME = 4
 
 
 @click.command()
@@ -95,7 +97,7 @@ def follow(
     print_deletions(deletions, as_json=as_json, created=created)
     if not in_time:
         note("not all ended in time: `janitor wait` goes on waiting")
-        return NOT_IN_TIME
+        return _NOT_IN_TIME
     asked = [deletion.request(id_) for id_, deletion in zip(ids, deletions, strict=True)]
     fine = [missing_ok or (request is not None and request.missing_ok) for request in asked]
     return 0 if all(d.is_done(missing_ok=ok) for d, ok in zip(deletions, fine, strict=True)) else 1
