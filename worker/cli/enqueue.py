@@ -15,8 +15,8 @@ import click
 from tasks.errors import InvalidRequest
 from tasks.intake import BULK
 from tasks.inventory import protected_among
-from tasks.queries import Filter, get_many, known_accounts, list_deletions, open_deletions, workers_seen
-from tasks.records import Deletion, NewRequest, State, check_account, check_state
+from tasks.queries import Filter, get_many, list_deletions, open_deletions, workers_seen
+from tasks.records import Deletion, NewRequest, State, check_state
 from worker.cli.common import DURATION, TIME, Desk, account_option, json_option, known, open_desk, timeout_option
 from worker.cli.output import note, print_deletions, print_json, print_table
 from worker.cli.records import follow
@@ -161,9 +161,7 @@ def _accept(
 
 
 def _show_dry_run(desk: Desk, requests: Sequence[NewRequest], *, as_json: bool) -> int:
-    accounts = known_accounts(desk.ledger)
-    for request in requests:
-        check_account(request.checked(allow_org_ids=desk.settings.allow_org_ids).account, accounts)
+    desk.intake.check(requests)
     joins = open_deletions(desk.ledger, requests[0].account, [request.finetune_id for request in requests])
     for request in requests:
         known = joins.get(request.finetune_id)
