@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,21 +48,17 @@ class Child:
         self.spec = spec
         self.started_at = time.monotonic()
         self._asked = False
-        output = spec.log.open("ab") if spec.log else None
-        try:
+        with spec.log.open("ab") if spec.log else nullcontext() as output:
             # What it starts dies with us even when we are killed: on Linux the kernel tells it.
             self.process = subprocess.Popen(  # noqa: S603 -- our own commands
-                list(spec.argv),
-                env=dict(spec.env) if spec.env is not None else None,
+                spec.argv,
+                env=spec.env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
                 preexec_fn=_die_with_parent if _libc else None,  # noqa: PLW1509 -- one libc call, no locks
             )
-        finally:
-            if output:
-                output.close()
 
     def wait_ready(self, stopping: threading.Event) -> bool:
         """True once it is ready, false where a stop was asked for meanwhile; raises `NotReady`."""

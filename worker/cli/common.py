@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -104,18 +105,16 @@ def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) 
 
     Unknown ids raise `UnknownDeletion`. A bar shows the progress of many, on a terminal only.
     """
-    deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
+    over = time.monotonic() + (math.inf if timeout_seconds is None else timeout_seconds)
     found: dict[str, Deletion] = {}
+    left = ids
     with progress("deletions") as advance:
         while True:
-            open_ids = [id_ for id_ in ids if id_ not in found or not found[id_].state.is_final]
-            found |= zip(open_ids, known(ledger, open_ids), strict=True)
-            done = sum(1 for id_ in ids if found[id_].state.is_final)
-            advance(done, len(ids))
-            if done == len(ids):
-                return [found[id_] for id_ in ids], True
-            if deadline is not None and time.monotonic() >= deadline:
-                return [found[id_] for id_ in ids], False
+            found |= zip(left, known(ledger, left), strict=True)
+            left = [id_ for id_ in ids if not found[id_].state.is_final]
+            advance(len(ids) - len(left), len(ids))
+            if not left or time.monotonic() >= over:
+                return [found[id_] for id_ in ids], not left
             time.sleep(_POLL_SECONDS)
 
 
