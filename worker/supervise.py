@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import JanitorError
+from worker.stopping import Stopping
 
 QUICK_FAILURE_SECONDS = 10.0
 MOST_QUICK_FAILURES = 5
@@ -60,7 +61,7 @@ class Child:
                 preexec_fn=_die_with_parent if _libc else None,  # noqa: PLW1509 -- one libc call, no locks
             )
 
-    def wait_ready(self, stopping: threading.Event) -> bool:
+    def wait_ready(self, stopping: threading.Event | Stopping) -> bool:
         """True once it is ready, false where a stop was asked for meanwhile; raises `NotReady`."""
         ready, until = self.spec.ready, self.started_at + self.spec.ready_seconds
         while ready is not None and not ready():
@@ -127,7 +128,7 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None], alike: 
 
     alike: none needs another, so all are stopped at once.
     """
-    stopping = threading.Event()
+    stopping = Stopping()  # a `threading.Event` set by a signal handler while it is waited for can lock up
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, lambda *_: stopping.set())
