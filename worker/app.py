@@ -126,8 +126,6 @@ def create_app(settings: Settings, url: str | None = None) -> Celery:
 
 def configuration(settings: Settings, url: str) -> dict[str, Any]:
     """Celery's settings, for this Redis."""
-    unix = url.startswith("unix")
-    seconds = int(settings.visibility_timeout.total_seconds())
     return {
         "accept_content": ["json"],  # a pickle would run code
         "task_queues": [
@@ -146,7 +144,7 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         "redis_socket_timeout": SOCKET_SECONDS,
         "redis_socket_connect_timeout": CONNECT_SECONDS,
         "redis_backend_health_check_interval": 30,
-        **({} if unix else {"redis_socket_keepalive": True}),
+        **({} if url.startswith("unix") else {"redis_socket_keepalive": True}),
         # Set to threads, it would win over `-P prefork`: Celery takes that for its own default.
         "worker_pool": "prefork" if any("prefork" in word for word in sys.argv) else "threads",
         "worker_concurrency": _SLOTS,
@@ -158,7 +156,7 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         "broker_channel_error_retry": True,  # the default leaves a worker dead when Redis is full
         "broker_transport_options": {
             # The shortest of any app on this Redis wins, and it delivers again: far above any task's time.
-            "visibility_timeout": seconds,
+            "visibility_timeout": int(settings.visibility_timeout.total_seconds()),
             "unacked_restore_interval": 30,
             "unacked_restore_throttle": 1,
             "socket_timeout": SOCKET_SECONDS,  # kombu's default is none: an ack blocks for ever on a dead path

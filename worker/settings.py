@@ -161,11 +161,8 @@ def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) ->
         wanted = "BFL_API_URL" + (f"_{name.upper()}" if match["name"] else "")
         url_variable = next((one for one in environ if one.upper() == wanted), wanted)
         url = environ.get(url_variable, "").strip() or DEFAULT_API_URL
-        accounts[name] = Account(
-            name,
-            _read_key(variable, environ[variable], is_file=bool(match["file"])),
-            _checked_url(url_variable, url, allow_any=allow_api_url),
-        )
+        key = _read_key(variable, environ[variable], is_file=bool(match["file"]))
+        accounts[name] = Account(name, key, _checked_url(url_variable, url, allow_any=allow_api_url))
     return accounts
 
 
@@ -181,7 +178,7 @@ def read_text(variable: str, file: str | Path) -> str:
 def _read_key(variable: str, value: str, *, is_file: bool) -> SecretStr:
     key = (read_text(variable, value.strip()) if is_file else value).strip()
     # requests repeats an illegal header value in its error: such a key must not get that far.
-    if not key or not re.fullmatch(r"[\x21-\x7e]+", key):
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise SettingsError(f"{variable} must hold one key of printable ASCII characters without spaces")
     return SecretStr(key)
 

@@ -164,11 +164,11 @@ def _show_dry_run(desk: Desk, requests: Sequence[NewRequest], *, as_json: bool) 
     desk.intake.check(requests)
     joins = open_deletions(desk.ledger, requests[0].account, [request.finetune_id for request in requests])
     for request in requests:
-        known = joins.get(request.finetune_id)
+        open_id = joins.get(request.finetune_id)
         if as_json:
-            print_json([{"finetune_id": request.finetune_id, "account": request.account, "joins": known}])
+            print_json([{"finetune_id": request.finetune_id, "account": request.account, "joins": open_id}])
         else:
-            click.echo(f"would ask for {request.finetune_id}" + (f", joining {known}" if known else ""))
+            click.echo(f"would ask for {request.finetune_id}" + (f", joining {open_id}" if open_id else ""))
     note("dry run: nothing was written")
     return 0
 
