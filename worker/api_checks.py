@@ -18,6 +18,7 @@ from tasks.errors import ApiError, KeyRefused, NotFound, Refused, Unclear
 from tasks.incarnations import CLOCK_TOLERANCE
 from tasks.looking import details_work, names
 from tasks.records import DEFAULT_ACCOUNT
+from worker.app import client
 from worker.ledger_checks import clock_finding
 from worker.server_checks import Finding
 from worker.settings import Account, Settings
@@ -54,8 +55,6 @@ def check_api(settings: Settings, account: Account, redis_ahead: timedelta | Non
 
 
 def _reader(settings: Settings, account: Account, heard: list[datetime]) -> BflReader:
-    from worker.app import client  # noqa: PLC0415 -- brings in Celery
-
     def note(_: object, response: requests.Response | None, __: bytes) -> None:
         date = response.headers.get("Date") if response is not None else None
         with suppress(TypeError, ValueError):

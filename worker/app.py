@@ -7,7 +7,9 @@ import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 import structlog
@@ -40,7 +42,6 @@ from worker.policy_file import read_policies
 from worker.server_checks import check_server
 from worker.settings import Account, Settings, SettingsError, require_accounts
 from worker.stopping import Stopping
-from worker.version import version
 
 log = structlog.get_logger()
 
@@ -50,24 +51,23 @@ POOLS = ("thread", "prefork")  # the names of their modules in celery.concurrenc
 _SLOTS = 4
 
 
+@dataclass(frozen=True)
 class Services:
     """What one process works with, made when first asked for: after any fork, and only what is used."""
 
-    def __init__(self, settings: Settings, url: str, app: Celery, stopping: Any) -> None:
-        self.settings = settings
-        self.app = app
-        self.stopping = stopping
-        self.slots = 1
-        self._url = url
+    settings: Settings
+    url: str
+    app: Celery
+    stopping: Stopping
+    slots: int = 1  # of Celery in this process
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(connect(self._url), terms(self.settings))
+        return Ledger(connect(self.url), terms(self.settings))
 
     @cached_property
     def intake(self) -> Intake:
-        settings = self.settings
-        return Intake(self.ledger, self.wake, settings.allow_org_ids, tuple(settings.accounts))
+        return Intake(self.ledger, self.wake, self.settings.allow_org_ids, tuple(self.settings.accounts))
 
     @cached_property
     def crew(self) -> Crew:
@@ -99,10 +99,10 @@ class Services:
         definitions.answer(self.app, self.ledger, request_ids)
 
     def dispatcher(self, processes: int) -> Dispatcher:
-        name = _process_name()
+        name, ours = _process_name(), version("finetune-janitor")
         return Dispatcher(
             ledger=self.ledger, accounts=dict.fromkeys(self.settings.accounts, self.settings.max_concurrent),
-            processes=[f"{name}/{n} {version()}" for n in range(processes)], wake=self.wake, answer=self.answer,
+            processes=[f"{name}/{n} {ours}" for n in range(processes)], wake=self.wake, answer=self.answer,
             every=self.settings.dispatch_every, stopping=self.stopping,
         )  # fmt: skip
 
@@ -114,7 +114,11 @@ def create_app(settings: Settings, url: str | None = None) -> Celery:
     app = Celery("finetunes", broker=celery_url(url), backend=celery_url(url), set_as_current=False)
     app.conf.update(configuration(settings, url))
     stopping = Stopping()
-    services = _per_process(lambda: Services(settings, url, app, stopping))
+    of_process = lru_cache(maxsize=1)(lambda _pid: Services(settings, url, app, stopping))
+
+    def services() -> Services:
+        return of_process(os.getpid())  # a forked child makes its own
+
     definitions.register(app, services)
     app.set_current()
     _follow_worker(services, stopping)
@@ -123,11 +127,7 @@ def create_app(settings: Settings, url: str | None = None) -> Celery:
 
 def configuration(settings: Settings, url: str) -> dict[str, Any]:
     """Celery's settings, for this Redis."""
-    unix = url.startswith("unix")
-    seconds = int(settings.visibility_timeout.total_seconds())
     return {
-        "task_serializer": "json",
-        "result_serializer": "json",
         "accept_content": ["json"],  # a pickle would run code
         "task_queues": [
             Queue(name, Exchange(name), routing_key=name)
@@ -139,32 +139,25 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         "task_ignore_result": True,  # the record is the result; the tasks that answer say so themselves
         "task_acks_on_failure_or_timeout": True,  # False would drop the message on Redis
         "task_reject_on_worker_lost": True,
-        "task_publish_retry_policy": {
-            "max_retries": 3,
-            "interval_start": 0,
-            "interval_step": 0.2,
-            "interval_max": 1,
-        },
         "result_expires": settings.retention,  # results live as long as records
         "result_backend_always_retry": True,
         "result_backend_max_retries": 20,
         "redis_socket_timeout": SOCKET_SECONDS,
         "redis_socket_connect_timeout": CONNECT_SECONDS,
         "redis_backend_health_check_interval": 30,
-        **({} if unix else {"redis_socket_keepalive": True}),
+        **({} if url.startswith("unix") else {"redis_socket_keepalive": True}),
         # Set to threads, it would win over `-P prefork`: Celery takes that for its own default.
         "worker_pool": "prefork" if any("prefork" in word for word in sys.argv) else "threads",
         "worker_concurrency": _SLOTS,
         "worker_prefetch_multiplier": 1,  # the fewest messages with a worker that may die
         "worker_cancel_long_running_tasks_on_connection_loss": False,  # True would cut a call in flight
         "worker_send_task_events": True,
-        "worker_hijack_root_logger": False,
         "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100
         "broker_channel_error_retry": True,  # the default leaves a worker dead when Redis is full
         "broker_transport_options": {
             # The shortest of any app on this Redis wins, and it delivers again: far above any task's time.
-            "visibility_timeout": seconds,
+            "visibility_timeout": int(settings.visibility_timeout.total_seconds()),
             "unacked_restore_interval": 30,
             "unacked_restore_throttle": 1,
             "socket_timeout": SOCKET_SECONDS,  # kombu's default is none: an ack blocks for ever on a dead path
@@ -200,22 +193,10 @@ def cleaner(settings: Settings, ledger: Ledger, intake: Intake, sleep: Callable[
     return Cleaner(ledger, intake, readers, settings.max_concurrent, settings.retry_budget, sleep)
 
 
-def _per_process(make: Callable[[], Services]) -> Callable[[], Services]:
-    made: dict[int, Services] = {}
-
-    def services() -> Services:
-        pid = os.getpid()
-        if pid not in made:
-            made.clear()
-            made[pid] = make()
-        return made[pid]
-
-    return services
-
-
-def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
+def _follow_worker(services: Callable[[], Services], stopping: Stopping) -> None:
     """Start dispatch with a worker, and stop all waiting with it."""
 
+    @signals.celeryd_after_setup.connect(weak=False)
     def check(instance: Any = None, **_: Any) -> None:
         # Celery swallows a signal's errors, but not a SystemExit.
         settings, pool = services().settings, instance.pool_cls.__module__.rpartition(".")[2]
@@ -233,28 +214,26 @@ def _follow_worker(services: Callable[[], Services], stopping: Any) -> None:
             print(f"Error: {error}", file=sys.stderr)
             raise SystemExit(2) from None
 
+    @signals.worker_ready.connect(weak=False)
     def ready(sender: Any = None, **_: Any) -> None:
         pool = sender.pool
         forks = type(pool).__module__.endswith("prefork")
         services().dispatcher(pool.limit if forks else 1).start()
 
+    @signals.worker_shutting_down.connect(weak=False)
     def stop(**_: Any) -> None:
         stopping.set()
 
+    @signals.task_unknown.connect(weak=False)
+    @signals.task_rejected.connect(weak=False)
     def unreadable(message: Any, exc: Exception | None = None, **_: Any) -> None:
         queue = str((message.delivery_info or {}).get("routing_key"))
         reason = f"refused by Celery: {exc or 'no task in it'}"
         set_aside(services().ledger.redis, queue, reason, {"headers": message.headers, "body": message.body})
 
+    @signals.setup_logging.connect(weak=False)
     def logs(**_: Any) -> None:
         configure_logs(services().settings.log_level)
-
-    signals.celeryd_after_setup.connect(check, weak=False)
-    signals.task_unknown.connect(unreadable, weak=False)
-    signals.task_rejected.connect(unreadable, weak=False)
-    signals.worker_ready.connect(ready, weak=False)
-    signals.worker_shutting_down.connect(stop, weak=False)
-    signals.setup_logging.connect(logs, weak=False)
 
 
 def _register(services: Services) -> None:

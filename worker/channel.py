@@ -59,10 +59,6 @@ class Channel(kombu_redis.Channel):
                 check_envelope(raw)
                 if queue in (DELETIONS, WAKEUPS, TOUCHES):
                     check_task(raw)
-            except (ValueError, TypeError, RecursionError) as error:
-                self._set_aside(queue, f"{type(error).__name__}: {error}", raw)
-                return
-            try:
                 deliver(raw)
             except (*self.connection.connection_errors, *self.connection.channel_errors):
                 raise

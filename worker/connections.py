@@ -14,7 +14,7 @@ from redis.retry import Retry
 from tasks.claims import Terms
 from tasks.errors import LedgerUnavailable
 from worker import sentinel
-from worker.settings import Settings, SettingsError
+from worker.settings import Settings, SettingsError, read_text
 
 CONNECT_SECONDS = 2.0
 SOCKET_SECONDS = 10.0
@@ -64,11 +64,7 @@ def with_password(url: str, file: Path | None) -> str:
     parts = urlsplit(url)
     if parts.password:
         raise SettingsError("REDIS_URL and REDIS_PASSWORD_FILE both give a password: keep one of them")
-    try:
-        password = file.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
-        raise SettingsError(f"REDIS_PASSWORD_FILE names a file that cannot be read: {reason}") from None
+    password = read_text("REDIS_PASSWORD_FILE", file).strip()
     _, _, place = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{parts.username or ''}:{quote(password, safe='')}@{place}"))
 

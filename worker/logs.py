@@ -22,19 +22,15 @@ def configure(level: str = "INFO") -> None:
         structlog.processors.format_exc_info,
     ]
     structlog.configure(
-        processors=[
-            *shared,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
         logger_factory=structlog.stdlib.LoggerFactory(),
         wrapper_class=structlog.make_filtering_bound_logger(level),
         cache_logger_on_first_use=True,
     )
-    on_terminal = sys.stderr.isatty()
     renderer: structlog.types.Processor = (
         # Its own tracebacks show local variables, and so keys.
         structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
-        if on_terminal
+        if sys.stderr.isatty()
         else structlog.processors.JSONRenderer()
     )
     handler = logging.StreamHandler(sys.stderr)

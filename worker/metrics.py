@@ -14,6 +14,12 @@ from tasks.figures import AccountFigures, Figures, figures
 from tasks.ledger import CALL_SECONDS, Ledger
 
 _BUCKETS = [*map(str, CALL_SECONDS), "inf"]
+_OF_ALL = {
+    "workers": "Worker processes seen lately",
+    "dispatch_age_seconds": "Since the last round of dispatch, of any worker",
+    "beat_age_seconds": "Since beat was last heard of",
+    "poison": "Messages put aside because nobody could read them",
+}
 _BY_ACCOUNT = {
     "oldest_due_seconds": "How long the oldest due deletion has waited; 0 where nothing is due",
     "permits": "API calls that may be under way",
@@ -37,7 +43,8 @@ class LedgerCollector(Collector):
             found = None
         yield _gauge("ledger_up", "1 where Redis answered this scrape", found is not None)
         if found is not None:
-            yield from _of_all(found)
+            for name, help_ in _OF_ALL.items():
+                yield _gauge(name, help_, getattr(found, name))
             for name, help_ in _BY_ACCOUNT.items():
                 yield _by_account(name, help_, found)
             yield from _counted(found)
@@ -48,15 +55,6 @@ def registry(ledger: Ledger) -> CollectorRegistry:
     made = CollectorRegistry(auto_describe=False)
     made.register(LedgerCollector(ledger))
     return made
-
-
-def _of_all(found: Figures) -> Iterator[Metric]:
-    yield _gauge("workers", "Worker processes seen lately", found.workers)
-    yield _gauge(
-        "dispatch_age_seconds", "Since the last round of dispatch, of any worker", found.dispatch_age_seconds
-    )
-    yield _gauge("beat_age_seconds", "Since beat was last heard of", found.beat_age_seconds)
-    yield _gauge("poison", "Messages put aside because nobody could read them", found.poison)
 
 
 def _counted(found: Figures) -> Iterator[Metric]:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from worker.sandbox_http import BREAKING, Answer, Fault, Server, distorted
@@ -25,6 +24,7 @@ class Sandbox:
     """The API, on a port of the loopback interface, for the length of a `with`.
 
     keys: accepted as `x-key`. latency_seconds: each answer takes at least that. max_at_once: above, 429.
+    Raises `OSError` where the port cannot be had, or the journal's file not be written.
     """
 
     def __init__(
@@ -54,9 +54,7 @@ class Sandbox:
         threading.Thread(target=self._server.serve_forever, args=(0.05,), name="sandbox", daemon=True).start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
@@ -173,24 +171,6 @@ class Sandbox:
                 fault.times -= 1
             return fault
         return None
-
-
-def run(
-    port: int,
-    *,
-    keys: Collection[str],
-    finetunes: Iterable[str],
-    journal_path: Path | None,
-    latency_seconds: float,
-) -> None:
-    """Serve until SIGINT or SIGTERM; raises `OSError` where the port cannot be had."""
-    sandbox = Sandbox(port=port, keys=keys, latency_seconds=latency_seconds, journal_path=journal_path)
-    for finetune_id in finetunes:
-        sandbox.create(finetune_id)
-    with sandbox:
-        print(f"a simulated BFL API at {sandbox.url}, with {len(sandbox.finetunes())} finetunes", flush=True)
-        with suppress(KeyboardInterrupt):
-            sandbox.closing.wait()
 
 
 def _now() -> str:

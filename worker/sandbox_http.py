@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import socket
 import struct
-import threading
-import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
+
+if TYPE_CHECKING:
+    from worker.sandbox import Sandbox
 
 # The connection ends with these, and the answer is not complete.
 BREAKING = ("hang", "close", "reset", "cut", "drip", "drip_headers")
@@ -54,21 +56,6 @@ class Answer(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
-class Api(Protocol):
-    """What answers: `worker.sandbox.Sandbox`."""
-
-    latency_seconds: float
-    closing: threading.Event
-
-    def counted(self) -> AbstractContextManager[None]: ...
-    def answer(self, call: str, finetune_id: str | None, key: str | None) -> tuple[Answer, Fault | None]: ...
-    def create(self, finetune_id: str, **details: Any) -> None: ...
-    def remove(self, finetune_id: str) -> None: ...
-    def fault(self, kind: str, **more: Any) -> Fault: ...
-    def heal(self) -> None: ...
-    def journal(self) -> list[dict[str, Any]]: ...
-
-
 class Server(ThreadingHTTPServer):
     """A port of the loopback interface; a thread for each connection."""
 
@@ -76,7 +63,7 @@ class Server(ThreadingHTTPServer):
     block_on_close = False
     request_queue_size = 128
 
-    def __init__(self, port: int, api: Api) -> None:
+    def __init__(self, port: int, api: Sandbox) -> None:
         self._open: set[socket.socket] = set()
         super().__init__(("127.0.0.1", port), type("Handler", (_Handler,), {"api": api}))
 
@@ -99,18 +86,13 @@ class Server(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    api: Api
+    api: Sandbox
     protocol_version = "HTTP/1.1"
-
-    def do_GET(self) -> None:
-        self._serve()
-
-    do_POST = do_DELETE = do_GET
 
     def log_message(self, format: str, *args: Any) -> None:
         """The journal has it."""
 
-    def _serve(self) -> None:
+    def do_GET(self) -> None:
         parts = urlsplit(self.path)
         raw = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
@@ -118,13 +100,15 @@ class _Handler(BaseHTTPRequestHandler):
         except ValueError:
             content = None
         if parts.path.startswith("/_sandbox/"):
-            self._send(self._steer(parts.path.removeprefix("/_sandbox/"), content))
-            return
-        answer, fault = self._call(parts.path, parse_qs(parts.query), content)
+            answer, fault = self._steer(parts.path.removeprefix("/_sandbox/"), content), None
+        else:
+            answer, fault = self._call(parts.path, parse_qs(parts.query), content)
         if fault is None:
-            self._send(answer)
+            self.wfile.write(_raw(answer))
         else:
             self._send_faulty(answer, fault)
+
+    do_POST = do_DELETE = do_GET
 
     def _call(self, path: str, query: dict[str, list[str]], content: Any) -> tuple[Answer, Fault | None]:
         call = path.removeprefix("/v1/")
@@ -163,9 +147,6 @@ class _Handler(BaseHTTPRequestHandler):
             return Answer(422, {"detail": str(error)})
         return Answer(200, {})
 
-    def _send(self, answer: Answer) -> None:
-        self.wfile.write(_raw(answer))
-
     def _send_faulty(self, answer: Answer, fault: Fault) -> None:
         raw, wait = _raw(answer), self.api.closing.wait
         self.close_connection = fault.kind in BREAKING
@@ -199,7 +180,7 @@ def _raw(answer: Answer) -> bytes:
     body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
     headers = {
         "Content-Type": "application/json", "Content-Length": str(len(body)),
-        "Date": time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()), **answer.headers,
+        "Date": formatdate(usegmt=True), **answer.headers,
     }  # fmt: skip
     lines = [f"HTTP/1.1 {answer.status} Simulated", *(f"{name}: {value}" for name, value in headers.items())]
     return "\r\n".join([*lines, "", ""]).encode() + body

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from datetime import timedelta
 from ipaddress import ip_address
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
@@ -136,9 +137,13 @@ def check(settings: Settings) -> None:
     ):  # fmt: skip
         if getattr(settings, name) <= timedelta(0):
             raise SettingsError(f"JANITOR_{name.upper()} must be longer than 0s")
-    _ascending(settings, "connect_timeout", "call_deadline")
-    _ascending(settings, "call_deadline", "lease")
-    _ascending(settings, "lease", "visibility_timeout")
+    for shorter, longer in pairwise(("connect_timeout", "call_deadline", "lease", "visibility_timeout")):
+        low, high = getattr(settings, shorter), getattr(settings, longer)
+        if low >= high:
+            raise SettingsError(
+                f"JANITOR_{shorter.upper()}={format_duration(low)} must be shorter than "
+                f"JANITOR_{longer.upper()}={format_duration(high)}"
+            )
 
 
 def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) -> dict[str, Account]:
@@ -156,24 +161,24 @@ def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) ->
         wanted = "BFL_API_URL" + (f"_{name.upper()}" if match["name"] else "")
         url_variable = next((one for one in environ if one.upper() == wanted), wanted)
         url = environ.get(url_variable, "").strip() or DEFAULT_API_URL
-        accounts[name] = Account(
-            name,
-            _read_key(variable, environ[variable], is_file=bool(match["file"])),
-            _checked_url(url_variable, url, allow_any=allow_api_url),
-        )
+        key = _read_key(variable, environ[variable], is_file=bool(match["file"]))
+        accounts[name] = Account(name, key, _checked_url(url_variable, url, allow_any=allow_api_url))
     return accounts
 
 
+def read_text(variable: str, file: str | Path) -> str:
+    """What the file holds that a variable names; raises `SettingsError`."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise SettingsError(f"{variable} names a file that cannot be read: {reason}") from None
+
+
 def _read_key(variable: str, value: str, *, is_file: bool) -> SecretStr:
-    if is_file:
-        try:
-            value = Path(value.strip()).read_text(encoding="utf-8")
-        except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or "it is not text"
-            raise SettingsError(f"{variable} names a file that cannot be read: {reason}") from None
-    key = value.strip()
+    key = (read_text(variable, value.strip()) if is_file else value).strip()
     # requests repeats an illegal header value in its error: such a key must not get that far.
-    if not key or not re.fullmatch(r"[\x21-\x7e]+", key):
+    if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise SettingsError(f"{variable} must hold one key of printable ASCII characters without spaces")
     return SecretStr(key)
 
@@ -201,15 +206,6 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _ascending(settings: Settings, shorter: str, longer: str) -> None:
-    low, high = getattr(settings, shorter), getattr(settings, longer)
-    if low >= high:
-        raise SettingsError(
-            f"JANITOR_{shorter.upper()}={format_duration(low)} must be shorter than "
-            f"JANITOR_{longer.upper()}={format_duration(high)}"
-        )
 
 
 def _one_line(error: ValidationError) -> str:

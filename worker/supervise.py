@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import JanitorError
+from worker.stopping import Stopping
 
 QUICK_FAILURE_SECONDS = 10.0
 MOST_QUICK_FAILURES = 5
@@ -25,7 +26,7 @@ _libc = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 
 class NotReady(JanitorError):
-    """A process did not come up; the message ends with the last lines of its log."""
+    """A process did not come up, or does not stay up; the message ends with the last lines of its log."""
 
 
 @dataclass(frozen=True)
@@ -52,26 +53,22 @@ class Child:
         self.spec = spec
         self.started_at = time.monotonic()
         self._asked = False
-        output = spec.log.open("ab") if spec.log else None
-        try:
+        with spec.log.open("ab") if spec.log else nullcontext() as output:
             # What it starts dies with us even when we are killed: on Linux the kernel tells it.
             self.process = subprocess.Popen(  # noqa: S603 -- our own commands
-                list(spec.argv),
-                env=dict(spec.env) if spec.env is not None else None,
+                spec.argv,
+                env=spec.env,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
                 start_new_session=True,
                 preexec_fn=_die_with_parent if _libc else None,  # noqa: PLW1509 -- one libc call, no locks
             )
-        finally:
-            if output:
-                output.close()
         if spec.core is not None and sys.platform == "linux":
             with suppress(OSError):  # it has ended already, or the cores were taken from us
                 os.sched_setaffinity(self.process.pid, {spec.core})
 
-    def wait_ready(self, stopping: threading.Event) -> bool:
+    def wait_ready(self, stopping: threading.Event | Stopping) -> bool:
         """True once it is ready, false where a stop was asked for meanwhile; raises `NotReady`."""
         ready, until = self.spec.ready, self.started_at + self.spec.ready_seconds
         while ready is not None and not ready():
@@ -138,7 +135,7 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None], alike: 
 
     alike: none needs another, so all are stopped at once.
     """
-    stopping = threading.Event()
+    stopping = Stopping()  # a `threading.Event` set by a signal handler while it is waited for can lock up
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
         signal.signal(number, lambda *_: stopping.set())
@@ -153,7 +150,7 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None], alike: 
             for keeper in keepers:
                 keeper.look_after()
         return 0
-    except (NotReady, _GaveUp) as error:
+    except NotReady as error:
         on_event(f"stopping: {error}")
         return 1
     finally:
@@ -164,10 +161,6 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None], alike: 
             on_event(f"{keeper.spec.name} stopped")
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _GaveUp(JanitorError):
-    pass
 
 
 class _Keeper:
@@ -193,7 +186,7 @@ class _Keeper:
         quick = now - self.child.started_at < QUICK_FAILURE_SECONDS
         self._quick_failures = self._quick_failures + 1 if quick else 1
         if self._quick_failures >= MOST_QUICK_FAILURES:
-            raise _GaveUp(
+            raise NotReady(
                 f"{self.spec.name} ended {self._quick_failures} times within {QUICK_FAILURE_SECONDS:g}s of its "
                 f"start, the last time with {code}{_tail(self.spec.log)}"
             )

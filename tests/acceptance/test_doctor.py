@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from importlib.metadata import version
 
 import pytest
 import redis
@@ -19,9 +20,9 @@ from tests.processes import KEY, environment, janitor, janitor_here, records
 from worker.api_checks import certificate_days
 from worker.connections import connect
 from worker.sandbox import Sandbox
-from worker.version import version
 
 EVER = timedelta(days=400)
+VERSION = version("finetune-janitor")
 
 
 @pytest.fixture
@@ -45,7 +46,7 @@ def store(redis_url):
 def ledger(store, redis_url):
     """A house in which all is well: a worker and beat are seen."""
     ledger = Ledger(connect(redis_url))
-    ledger.dispatch([f"one:1/0 {version()}"], alive_for=EVER, accounts={"default": 8})
+    ledger.dispatch([f"one:1/0 {VERSION}"], alive_for=EVER, accounts={"default": 8})
     store.set("janitor:tick", ledger.now_ms())
     return ledger
 

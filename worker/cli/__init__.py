@@ -10,6 +10,8 @@ from typing import Any
 
 import click
 
+from tasks.errors import ApiError, JanitorError, LedgerUnavailable, PlanRefused, UnknownDeletion, UnknownPlan
+
 # command: (module below worker.cli, what it does)
 _COMMANDS = {
     "demo": ("demo", "Show the whole system on this machine, against a simulated API."),
@@ -71,13 +73,11 @@ def cli() -> None:
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command; every foreseen error ends in one line on stderr and its exit code."""
-    from tasks.errors import JanitorError  # noqa: PLC0415 -- after --help has been answered
-
     try:
         result: Any = cli.main(argv, prog_name="janitor", standalone_mode=False)
     except click.exceptions.Exit as stop:
         sys.exit(stop.exit_code)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
         error.show()
@@ -85,8 +85,6 @@ def main(argv: list[str] | None = None) -> None:
     except JanitorError as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(exit_code(error))
-    except KeyboardInterrupt:
-        sys.exit(130)
     except BrokenPipeError:
         _drop_stdout()
         sys.exit(0)
@@ -106,14 +104,6 @@ def _drop_stdout() -> None:
 
 def exit_code(error: Exception) -> int:
     """The exit code for an error: 1 unknown or a refused plan, 3 unreachable, 2 what a person can correct."""
-    from tasks.errors import (  # noqa: PLC0415 -- as above
-        ApiError,
-        LedgerUnavailable,
-        PlanRefused,
-        UnknownDeletion,
-        UnknownPlan,
-    )
-
     if isinstance(error, LedgerUnavailable | ApiError):
         return _UNREACHABLE
     return 1 if isinstance(error, UnknownDeletion | UnknownPlan | PlanRefused) else _WRONG_USAGE

@@ -9,17 +9,13 @@ import click
 
 from tasks.durations import format_duration
 from tasks.errors import InvalidRequest
-from tasks.plans import Plan, get_plan, list_plans
+from tasks.plans import Plan, apply_plan, get_plan, list_plans
 from tasks.policies import Policy
-from worker.cli.common import json_option, open_desk, progress
+from worker.cli.common import json_option, open_desk, policy_file_option, progress
 from worker.cli.enqueue import login
 from worker.cli.output import local, note, print_json, print_rows
 from worker.policy_file import read_policies
 from worker.settings import load_settings
-
-_file_option = click.option(
-    "--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
-)
 
 
 @click.group()
@@ -36,7 +32,7 @@ def cleanup() -> None:
 
 
 @cleanup.command()
-@_file_option
+@policy_file_option
 def check(*, file: Path | None) -> int:
     """Check the policies, and nothing else; say what each would do.
 
@@ -50,7 +46,7 @@ def check(*, file: Path | None) -> int:
 
 
 @cleanup.command("plan")
-@_file_option
+@policy_file_option
 @click.option("--policy", "name", metavar="NAME", help="Only this policy; all unless given.")
 @json_option
 def plan_(*, file: Path | None, name: str | None, as_json: bool) -> int:
@@ -116,8 +112,6 @@ def apply(*, id_: str, as_json: bool) -> int:
     \b
     janitor cleanup apply 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11
     """
-    from tasks.plans import apply_plan  # noqa: PLC0415 -- one name beside this command's own
-
     desk = open_desk()
     applied = apply_plan(desk.ledger, desk.intake, get_plan(desk.ledger, id_), requested_by=login())
     if as_json:

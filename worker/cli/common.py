@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from rich.console import Console
+from rich.progress import Progress
 
 from tasks.claims import WakeUp
 from tasks.durations import parse_duration, parse_time
@@ -26,7 +30,6 @@ from worker.settings import Settings, SettingsError, load_settings, require_acco
 if TYPE_CHECKING:
     from tasks.schedule import Cleaner
 
-NOT_IN_TIME = 4
 _POLL_SECONDS = 0.1
 
 
@@ -73,8 +76,6 @@ class _Parsed(click.ParamType[Any]):
         self._parse = parse
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if not isinstance(value, str):
-            return value
         try:
             return self._parse(value)
         except InvalidRequest as error:
@@ -86,9 +87,17 @@ TIME = _Parsed("time", parse_time)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print records as JSON, one per line.")
 account_option = click.option("--account", default=DEFAULT_ACCOUNT, show_default=True, help="The account.")
+policy_file_option = click.option(
+    "--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
+)
 timeout_option = click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait at most S seconds, then exit 4."
 )
+
+
+def known(ledger: Ledger, ids: Sequence[str]) -> list[Deletion]:
+    """The deletions with these ids; raises `UnknownDeletion` for the first that has none."""
+    return [one or get(ledger, id_) for id_, one in zip(ids, get_many(ledger, ids), strict=True)]
 
 
 def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> tuple[list[Deletion], bool]:
@@ -96,19 +105,16 @@ def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) 
 
     Unknown ids raise `UnknownDeletion`. A bar shows the progress of many, on a terminal only.
     """
-    deadline = time.monotonic() + timeout_seconds if timeout_seconds is not None else None
+    over = time.monotonic() + (math.inf if timeout_seconds is None else timeout_seconds)
     found: dict[str, Deletion] = {}
+    left = ids
     with progress("deletions") as advance:
         while True:
-            open_ids = [id_ for id_ in ids if id_ not in found or not found[id_].state.is_final]
-            for id_, deletion in zip(open_ids, get_many(ledger, open_ids), strict=True):
-                found[id_] = deletion or get(ledger, id_)
-            done = sum(1 for id_ in ids if found[id_].state.is_final)
-            advance(done, len(ids))
-            if done == len(ids):
-                return [found[id_] for id_ in ids], True
-            if deadline is not None and time.monotonic() >= deadline:
-                return [found[id_] for id_ in ids], False
+            found |= zip(left, known(ledger, left), strict=True)
+            left = [id_ for id_ in ids if not found[id_].state.is_final]
+            advance(len(ids) - len(left), len(ids))
+            if not left or time.monotonic() >= over:
+                return [found[id_] for id_ in ids], not left
             time.sleep(_POLL_SECONDS)
 
 
@@ -129,9 +135,6 @@ def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     if not sys.stderr.isatty():
         yield lambda _done, _total: None
         return
-    from rich.console import Console  # noqa: PLC0415 -- heavy
-    from rich.progress import Progress  # noqa: PLC0415
-
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -14,14 +14,17 @@ import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from tasks.ledger import Ledger
+from tasks.queries import get, workers_seen
+from worker import embedded
 from worker.cli.output import note
-
-if TYPE_CHECKING:
-    from worker.sandbox import Sandbox
+from worker.connections import celery_url, connect
+from worker.sandbox import Sandbox
+from worker.supervise import Spec, started, until
 
 KEY = "demo-key"
 _PATIENCE_SECONDS = "30"
@@ -54,10 +57,6 @@ def demo(*, keep: Path | None) -> int:
 
 
 def _show(state_dir: Path) -> int:
-    from worker import embedded  # noqa: PLC0415 -- not needed for --help
-    from worker.sandbox import Sandbox  # noqa: PLC0415
-    from worker.supervise import started  # noqa: PLC0415
-
     note("starting an embedded Redis, a simulated BFL API and a Celery worker ...")
     with embedded.running(state_dir) as url, Sandbox(keys={KEY}) as api:
         env = _environment(url, api.url, state_dir)
@@ -85,13 +84,8 @@ def _environment(url: str, api_url: str, state_dir: Path) -> dict[str, str]:
     }
 
 
-def _worker(env: Mapping[str, str], state_dir: Path) -> Any:
+def _worker(env: Mapping[str, str], state_dir: Path) -> Spec:
     """A plain Celery worker; ready once dispatch, which starts last, has made it known."""
-    from tasks.ledger import Ledger  # noqa: PLC0415 -- not needed for --help
-    from tasks.queries import workers_seen  # noqa: PLC0415
-    from worker.connections import connect  # noqa: PLC0415
-    from worker.supervise import Spec  # noqa: PLC0415
-
     ledger = Ledger(connect(env["REDIS_URL"]))
     options = ["-P", "threads", "--without-mingle", "--without-gossip"]
     argv = [sys.executable, "-m", "celery", "-A", "worker", "worker", *options]
@@ -110,8 +104,6 @@ def _provoke(api: Sandbox) -> None:
 
 
 def _by_name(url: str, env: Mapping[str, str]) -> list[str]:
-    from worker.connections import celery_url  # noqa: PLC0415 -- not needed for --help
-
     long_ago = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
     wanted: list[dict[str, Any]] = [
         {"finetune_id": "demo-by-name", "requested_by": "billing", "reason": "customer left"},
@@ -133,23 +125,14 @@ def _by_command(api: Sandbox, env: Mapping[str, str]) -> list[str]:
     _janitor(env, "cancel", withdrawn)
     (reborn,) = _delete(env, "demo-reborn", "--in", "5s")
     # Everything that waits is looked at first, so that it is known which finetune was meant.
-    _await_look(env, reborn)
+    ledger = Ledger(connect(env["REDIS_URL"]))
+    until(lambda: get(ledger, reborn).looked_at is not None, seconds=10, what="the first look at demo-reborn")
     api.create("demo-reborn", trigger_word="NEW")
     return [by_command, gone, withdrawn, reborn]
 
 
 def _delete(env: Mapping[str, str], *arguments: str) -> list[str]:
     return [json.loads(line)["id"] for line in _janitor(env, "delete", *arguments, "--json").splitlines()]
-
-
-def _await_look(env: Mapping[str, str], id_: str) -> None:
-    from tasks.ledger import Ledger  # noqa: PLC0415 -- not needed for --help
-    from tasks.queries import get  # noqa: PLC0415
-    from worker.connections import connect  # noqa: PLC0415
-    from worker.supervise import until  # noqa: PLC0415
-
-    ledger = Ledger(connect(env["REDIS_URL"]))
-    until(lambda: get(ledger, id_).looked_at is not None, seconds=10, what="the first look at demo-reborn")
 
 
 def _janitor(env: Mapping[str, str], *arguments: str, codes: tuple[int, ...] = (0,)) -> str:

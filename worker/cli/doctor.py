@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from datetime import timedelta
 
 import click
 
@@ -13,7 +12,9 @@ from tasks.records import DEFAULT_ACCOUNT, check_account
 from tasks.redis_errors import unavailable
 from worker.cli.common import json_option
 from worker.cli.output import print_json
+from worker.cli.settings import show
 from worker.connections import connect, redis_url
+from worker.ledger_checks import check_ledger, redis_ahead
 from worker.logs import configure as configure_logs
 from worker.server_checks import Finding, check_server
 from worker.settings import Settings, SettingsError, load_settings, require_accounts
@@ -43,7 +44,7 @@ def doctor(*, show_settings: bool, live: str | None, account: str | None, yes: b
     settings = load_settings()
     configure_logs("WARNING")  # on stderr: stdout is for findings
     if live is not None:
-        from worker.cli.live import delete_live  # noqa: PLC0415
+        from worker.cli.live import delete_live  # noqa: PLC0415 -- brings in Celery
 
         if show_settings or as_json:
             raise click.UsageError("--live goes with --account and --yes only")
@@ -53,8 +54,6 @@ def doctor(*, show_settings: bool, live: str | None, account: str | None, yes: b
     if account is not None or yes:
         raise click.UsageError("--account and --yes go with --live only")
     if show_settings:
-        from worker.cli.settings import show  # noqa: PLC0415 -- only here
-
         return show(settings, as_json=as_json)
     return _report(check(settings), as_json=as_json)
 
@@ -67,9 +66,13 @@ def check(settings: Settings) -> Iterator[Finding]:
     except SettingsError as error:
         accounts = {}
         yield Finding("settings", "error", str(error))
-    ahead: list[timedelta] = []
+    ahead = None
     try:
-        yield from _check_redis(settings, ahead)
+        ledger = Ledger(connect(redis_url(settings), patient=False))
+        ahead = redis_ahead(ledger)
+        with unavailable():
+            yield from check_server(ledger.redis)
+        yield from check_ledger(ledger, settings.tick_every)
     except SettingsError as error:
         yield Finding("redis", "error", str(error))
     except LedgerUnavailable as error:
@@ -79,18 +82,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     for account in accounts.values():
         from worker.api_checks import check_api  # noqa: PLC0415 -- brings in Celery
 
-        yield from check_api(settings, account, ahead[0] if ahead else None)
-
-
-def _check_redis(settings: Settings, ahead: list[timedelta]) -> Iterator[Finding]:
-    from worker.ledger_checks import check_ledger, redis_ahead  # noqa: PLC0415 -- not needed for --help
-
-    client = connect(redis_url(settings), patient=False)
-    ledger = Ledger(client)
-    ahead.append(redis_ahead(ledger))
-    with unavailable():
-        yield from check_server(client)
-    yield from check_ledger(ledger, settings.tick_every)
+        yield from check_api(settings, account, ahead)
 
 
 def _report(findings: Iterator[Finding], *, as_json: bool) -> int:

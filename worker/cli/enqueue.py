@@ -12,38 +12,24 @@ from typing import Any
 
 import click
 
-from tasks.claims import Accepted
-from tasks.errors import InvalidRequest, UnknownDeletion
+from tasks.errors import InvalidRequest
 from tasks.intake import BULK
 from tasks.inventory import protected_among
-from tasks.queries import Filter, get_many, known_accounts, list_deletions, open_deletions, workers_seen
-from tasks.records import Deletion, NewRequest, State, check_account, check_state
-from worker.cli.common import (
-    DURATION,
-    NOT_IN_TIME,
-    TIME,
-    Desk,
-    account_option,
-    json_option,
-    open_desk,
-    timeout_option,
-    wait_for,
-)
-from worker.cli.output import note, print_json, print_record, print_table
+from tasks.queries import Filter, get_many, list_deletions, open_deletions, workers_seen
+from tasks.records import Deletion, NewRequest, State, check_state
+from worker.cli.common import DURATION, TIME, Desk, account_option, json_option, known, open_desk, timeout_option
+from worker.cli.output import note, print_deletions, print_json, print_table
+from worker.cli.records import follow
 
 _SHOWN = 20
 _RETRIABLE = (State.FAILED, State.REVIEW)
 _TEXT = click.File("r", encoding="utf-8-sig")  # a BOM is no part of an id
+_wait_option = click.option("--wait", "wait", is_flag=True, help="Wait for the outcome and show it.")
 
 
 @click.command()
 @click.argument("ids", nargs=-1, metavar="ID...")
-@click.option(
-    "--file",
-    "file",
-    type=_TEXT,
-    help="Read more ids from a file, one a line; - is stdin.",
-)
+@click.option("--file", "file", type=_TEXT, help="Read more ids from a file, one a line; - is stdin.")
 @click.option("--in", "delay", type=DURATION, metavar="24h", help="Delete after this time.")
 @click.option(
     "--at", "due_at", type=TIME, metavar="T", help="Delete at this time (ISO 8601; UTC without an offset)."
@@ -53,7 +39,7 @@ _TEXT = click.File("r", encoding="utf-8-sig")  # a BOM is no part of an id
 @account_option
 @click.option("--missing-ok", is_flag=True, help="It is fine if the finetune does not exist.")
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
-@click.option("--wait", "wait", is_flag=True, help="Wait for the outcome and show it.")
+@_wait_option
 @timeout_option
 @json_option
 def delete(
@@ -105,7 +91,7 @@ def cancel(*, ids: tuple[str, ...], as_json: bool) -> int:
         if answer in ("unknown", "final"):
             note(f"{id_}: {'no deletion has this id' if answer == 'unknown' else 'it had ended already'}")
     found = [d for d in get_many(desk.ledger, [id_ for _, id_ in answers]) if d]
-    _print(found, as_json=as_json)
+    print_deletions(found, as_json=as_json)
     return 0 if all(answer in ("cancelled", "requested") for answer, _ in answers) else 1
 
 
@@ -113,18 +99,13 @@ def cancel(*, ids: tuple[str, ...], as_json: bool) -> int:
 @click.argument("ids", nargs=-1, metavar="ID...")
 @click.option("--state", "state", metavar="STATE", help="Everything in this state: failed or review.")
 @click.option("--account", help="With --state: of this account only.")
-@click.option("--wait", "wait", is_flag=True, help="Wait for the outcome and show it.")
+@_wait_option
 @timeout_option
 @json_option
 def retry(
-    *,
-    ids: tuple[str, ...],
-    state: str | None,
-    account: str | None,
-    wait: bool,
-    timeout: float | None,
+    *, ids: tuple[str, ...], state: str | None, account: str | None, wait: bool, timeout: float | None,
     as_json: bool,
-) -> int:
+) -> int:  # fmt: skip
     """Ask again for what failed or needs review: a new deletion, guarded by the same fingerprint.
 
     What has no fingerprint, or was asked for again already, is left out with --state and refused by its id.
@@ -136,11 +117,10 @@ def retry(
     if bool(ids) == (state is not None):
         raise click.UsageError("give either the ids of deletions, or --state failed or --state review")
     desk = open_desk()
-    old = _known(desk, ids) if ids else _all_in(desk, check_state(state or ""), account)
-    if ids:
-        for deletion in old:
-            if why := _not_again(deletion):
-                raise InvalidRequest(f"{deletion.id} {why}")
+    old = known(desk.ledger, ids) if ids else _all_in(desk, check_state(state or ""), account)
+    for deletion in old if ids else ():
+        if why := _not_again(deletion):
+            raise InvalidRequest(f"{deletion.id} {why}")
     old = [deletion for deletion in old if not _not_again(deletion)]
     if not old:
         note("nothing to ask for again")
@@ -164,62 +144,31 @@ def _accept(
         note(f"{id_} is protected: from cleanups, not from this request; `janitor cancel` withdraws it")
     if not workers_seen(desk.ledger):
         note("accepted, but no worker is seen: it waits until one runs (`janitor up`, or `janitor worker`)")
+    ids, created = [answer.deletion_id for answer in accepted], [answer.created for answer in accepted]
     if wait:
-        ids = [answer.deletion_id for answer in accepted]
         # Whoever interrupts the wait must know what goes on without it.
         note(f"accepted: {' '.join(ids)}" if len(ids) <= _SHOWN else f"{len(ids)} accepted")
-        return _wait(desk, requests, accepted, timeout=timeout, as_json=as_json)
-    found = [d for d in get_many(desk.ledger, [answer.deletion_id for answer in accepted]) if d]
+        # By the requests' own ids: one that is made a deletion of its own meanwhile is followed there.
+        return follow(desk.ledger, [request.id for request in requests], timeout, as_json=as_json, created=created)
+    found = [d for d in get_many(desk.ledger, ids) if d]
     if as_json:
-        print_json(d.to_json() | {"created": a.created} for d, a in zip(found, accepted, strict=True))
+        print_deletions(found, as_json=True, created=created)
     elif len(found) <= _SHOWN:
         print_table(found)
-    joined = sum(1 for answer in accepted if not answer.created)
+    joined = created.count(False)
     note(f"{len(accepted)} accepted" + (f", {joined} of them joined a deletion under way" if joined else ""))
     return 0
 
 
-def _wait(
-    desk: Desk,
-    requests: Sequence[NewRequest],
-    accepted: Sequence[Accepted],
-    *,
-    timeout: float | None,
-    as_json: bool,
-) -> int:
-    # By the requests' own ids: one that is made a deletion of its own meanwhile is followed there.
-    deletions, in_time = wait_for(desk.ledger, [request.id for request in requests], timeout)
-    if as_json:
-        print_json(d.to_json() | {"created": a.created} for d, a in zip(deletions, accepted, strict=True))
-    else:
-        _print(deletions, as_json=False)
-    if not in_time:
-        note("not all ended in time: `janitor wait` goes on waiting")
-        return NOT_IN_TIME
-    done = [d.is_done(missing_ok=r.missing_ok) for d, r in zip(deletions, requests, strict=True)]
-    return 0 if all(done) else 1
-
-
-def _print(deletions: Sequence[Deletion], *, as_json: bool) -> None:
-    if as_json:
-        print_json(deletion.to_json() for deletion in deletions)
-    elif len(deletions) == 1:
-        print_record(deletions[0])
-    elif deletions:
-        print_table(deletions)
-
-
 def _show_dry_run(desk: Desk, requests: Sequence[NewRequest], *, as_json: bool) -> int:
-    accounts = known_accounts(desk.ledger)
-    for request in requests:
-        check_account(request.checked(allow_org_ids=desk.settings.allow_org_ids).account, accounts)
+    desk.intake.check(requests)
     joins = open_deletions(desk.ledger, requests[0].account, [request.finetune_id for request in requests])
     for request in requests:
-        known = joins.get(request.finetune_id)
+        open_id = joins.get(request.finetune_id)
         if as_json:
-            print_json([{"finetune_id": request.finetune_id, "account": request.account, "joins": known}])
+            print_json([{"finetune_id": request.finetune_id, "account": request.account, "joins": open_id}])
         else:
-            click.echo(f"would ask for {request.finetune_id}" + (f", joining {known}" if known else ""))
+            click.echo(f"would ask for {request.finetune_id}" + (f", joining {open_id}" if open_id else ""))
     note("dry run: nothing was written")
     return 0
 
@@ -244,15 +193,6 @@ def login() -> str:
     except (OSError, KeyError):  # a container's uid may have no name; KeyError before Python 3.13
         name = str(os.getuid())
     return f"{name}@{socket.gethostname()}"
-
-
-def _known(desk: Desk, ids: Sequence[str]) -> list[Deletion]:
-    found = []
-    for id_, deletion in zip(ids, get_many(desk.ledger, ids), strict=True):
-        if deletion is None:
-            raise UnknownDeletion(f"no deletion has the id {id_!r}")
-        found.append(deletion)
-    return found
 
 
 def _all_in(desk: Desk, state: State, account: str | None) -> list[Deletion]:

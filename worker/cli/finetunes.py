@@ -13,7 +13,7 @@ from tasks.cleanup import DAY, Finetune, Item
 from tasks.durations import iso
 from tasks.errors import InvalidRequest
 from tasks.inventory import Inventory
-from worker.cli.common import TIME, account_option, json_option, open_desk, progress
+from worker.cli.common import TIME, account_option, json_option, open_desk, policy_file_option, progress
 from worker.cli.output import note, print_json, print_rows
 from worker.policy_file import read_policies
 
@@ -22,9 +22,7 @@ _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 
 @click.command()
 @account_option
-@click.option(
-    "--file", "file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
-)
+@policy_file_option
 @json_option
 def finetunes(*, account: str, file: Path | None, as_json: bool) -> int:
     """Show what the API has: age, last use, protected or not, and what each policy would do and why.

@@ -15,6 +15,7 @@ from tasks.ledger import Ledger
 from tasks.looking import look
 from tasks.queries import stopped_accounts
 from tasks.records import check_finetune_id
+from worker.app import client
 from worker.cli.output import note
 from worker.connections import connect, redis_url
 from worker.settings import Account, Settings
@@ -24,8 +25,6 @@ _VERSIONS = {10: "HTTP/1.0", 11: "HTTP/1.1"}
 
 def delete_live(settings: Settings, account: Account, finetune_id: str, *, sure: bool) -> int:
     """The exit code: 0 confirmed, 1 not. Raises `ApiError` where the look, or no answer, leaves it open."""
-    from worker.app import client  # noqa: PLC0415 -- brings in Celery
-
     check_finetune_id(finetune_id, allow_org_ids=settings.allow_org_ids)
     found = look(client(settings, account, BflReader), finetune_id, lambda: None)
     if not found.there:
@@ -42,8 +41,6 @@ def delete_live(settings: Settings, account: Account, finetune_id: str, *, sure:
 
 
 def _delete(settings: Settings, account: Account, finetune_id: str) -> int:
-    from worker.app import client  # noqa: PLC0415 -- brings in Celery
-
     key = account.key.get_secret_value()
 
     def shown(request: requests.PreparedRequest, response: requests.Response | None, raw: bytes) -> None:

@@ -11,6 +11,9 @@ from datetime import datetime
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from tasks.records import Deletion
 
@@ -33,6 +36,19 @@ def print_json(records: Iterable[dict[str, Any]]) -> None:
         click.echo(json.dumps(record, ensure_ascii=False))
 
 
+def print_deletions(deletions: Sequence[Deletion], *, as_json: bool, created: Sequence[bool] = ()) -> None:
+    """JSON, with `created` where it is given; for a person everything about one, a table of more."""
+    if as_json:
+        records = [deletion.to_json() for deletion in deletions]
+        for record, new in zip(records, created, strict=bool(created)):
+            record["created"] = new
+        print_json(records)
+    elif len(deletions) == 1:
+        print_record(deletions[0])
+    elif deletions:
+        print_table(deletions)
+
+
 def print_csv(deletions: Iterable[Deletion]) -> None:
     """The fields of the records without their requests and attempts, with a heading."""
     writer = csv.DictWriter(sys.stdout, _CSV_COLUMNS, extrasaction="ignore")
@@ -42,8 +58,6 @@ def print_csv(deletions: Iterable[Deletion]) -> None:
 
 def print_table(deletions: Sequence[Deletion]) -> None:
     """One line a deletion where the terminal is wide enough, else some; ids are never cut."""
-    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
-
     console = _console()
     wide = console.width >= _WIDE
     headings = ("FINETUNE", "ID", "MESSAGE") if wide else ("FINETUNE, ID, MESSAGE",)
@@ -58,8 +72,6 @@ def print_table(deletions: Sequence[Deletion]) -> None:
 
 
 def _cells(deletion: Deletion, *, wide: bool) -> Iterable[Any]:
-    from rich.text import Text  # noqa: PLC0415 -- heavy, and not needed for JSON
-
     yield Text(deletion.state.value, _STYLES.get(deletion.state.value, ""))
     yield local(deletion.finished_at or deletion.due_at)
     what = [deletion.finetune_id, deletion.id, deletion.message or ""]
@@ -68,9 +80,6 @@ def _cells(deletion: Deletion, *, wide: bool) -> Iterable[Any]:
 
 def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A plain table that fits the terminal; long cells fold."""
-    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
-    from rich.text import Text  # noqa: PLC0415
-
     table = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
         table.add_column(heading, overflow="fold")  # an id cut short would name no finetune, or another
@@ -81,9 +90,6 @@ def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 def print_record(deletion: Deletion) -> None:
     """Everything about one deletion."""
-    from rich.table import Table  # noqa: PLC0415 -- heavy, and not needed for JSON
-    from rich.text import Text  # noqa: PLC0415
-
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -128,9 +134,7 @@ def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
         yield "attempt", f"{local(attempt.at)} {status}{sent} {attempt.message or ''}"
 
 
-def _console() -> Any:
-    from rich.console import Console  # noqa: PLC0415 -- heavy, and not needed for JSON
-
+def _console() -> Console:
     # COLUMNS, where set, goes before both.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_FILES
     return Console(width=width, highlight=False)

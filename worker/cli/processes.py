@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING
 import click
 
 from tasks.errors import InvalidRequest
+from worker import embedded, supervise
 from worker.cli.common import extra
+from worker.connections import celery_url
+from worker.sandbox import Sandbox
 from worker.settings import Settings, load_settings, require_accounts
 from worker.supervise import Spec
 
@@ -38,9 +42,6 @@ def up(*, http: bool, http_port: int) -> int:
     BFL_API_KEY=... janitor up
     BFL_API_KEY=... JANITOR_TOKENS_FILE=tokens.toml janitor up --http
     """
-    from worker import embedded, supervise  # noqa: PLC0415 -- not needed for --help
-    from worker.connections import celery_url  # noqa: PLC0415
-
     settings = load_settings()
     require_accounts(settings)
     if http:
@@ -115,14 +116,17 @@ def sandbox(
     janitor sandbox --port 8899 --finetune my-finetune
     BFL_API_URL=http://127.0.0.1:8899 BFL_API_KEY=sandbox-key janitor up
     """
-    from worker import sandbox as simulated  # noqa: PLC0415 -- not needed for --help
-
     try:
-        simulated.run(port, keys=set(keys), finetunes=finetunes, journal_path=journal, latency_seconds=latency)
+        api = Sandbox(port=port, keys=keys, latency_seconds=latency, journal_path=journal)
     except OSError as error:
         if error.filename:
             raise InvalidRequest(f"the journal {error.filename} cannot be written: {error.strerror}") from None
         raise InvalidRequest(f"port {port} cannot be used: {error.strerror}; give another with --port") from None
+    for finetune_id in finetunes:
+        api.create(finetune_id)
+    with api, suppress(KeyboardInterrupt):
+        click.echo(f"a simulated BFL API at {api.url}, with {len(api.finetunes())} finetunes")
+        api.closing.wait()
     return 0
 
 
@@ -171,8 +175,6 @@ def _celery(app: Celery, argv: list[str]) -> int:
 
 
 def _tree(settings: Settings, url: str, http_port: int | None) -> list[Spec]:
-    from worker import embedded  # noqa: PLC0415 -- not needed for --help
-
     env = {**os.environ, "REDIS_URL": url, "JANITOR_STATE_DIR": str(settings.state_dir)}
     patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
     serve = [] if http_port is None else [Spec("http", [*_JANITOR, "serve", "--port", str(http_port)], env)]

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 
 import click
 
+from tasks.ledger import Ledger
 from tasks.queries import Filter, get, list_deletions
 from tasks.records import check_account, check_finetune_id, check_state
-from worker.cli.common import NOT_IN_TIME, TIME, json_option, open_desk, timeout_option, wait_for
-from worker.cli.output import note, print_csv, print_json, print_record, print_table
+from worker.cli.common import TIME, json_option, open_desk, timeout_option, wait_for
+from worker.cli.output import note, print_csv, print_deletions, print_json, print_table
+
+_NOT_IN_TIME = 4
 
 
 @click.command()
@@ -22,11 +26,7 @@ def show(*, id_: str, as_json: bool) -> int:
     janitor show 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10
     janitor show 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --json
     """
-    deletion = get(open_desk().ledger, id_)
-    if as_json:
-        print_json([deletion.to_json()])
-    else:
-        print_record(deletion)
+    print_deletions([get(open_desk().ledger, id_)], as_json=as_json)
     return 0
 
 
@@ -41,17 +41,9 @@ def show(*, id_: str, as_json: bool) -> int:
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a heading.")
 @json_option
 def list_(
-    *,
-    states: tuple[str, ...],
-    finetune: str | None,
-    account: str | None,
-    since: datetime | None,
-    until: datetime | None,
-    limit: int,
-    cursor: str | None,
-    as_csv: bool,
-    as_json: bool,
-) -> int:
+    *, states: tuple[str, ...], finetune: str | None, account: str | None, since: datetime | None,
+    until: datetime | None, limit: int, cursor: str | None, as_csv: bool, as_json: bool,
+) -> int:  # fmt: skip
     """List records, newest first.
 
     \b
@@ -93,16 +85,19 @@ def wait(*, ids: tuple[str, ...], missing_ok: bool, timeout: float | None, as_js
     \b
     janitor wait 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --timeout 60
     """
-    deletions, in_time = wait_for(open_desk().ledger, ids, timeout)
-    if as_json:
-        print_json(deletion.to_json() for deletion in deletions)
-    elif len(deletions) == 1:
-        print_record(deletions[0])
-    else:
-        print_table(deletions)
+    return follow(open_desk().ledger, ids, timeout, missing_ok=missing_ok, as_json=as_json)
+
+
+def follow(
+    ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None, *, as_json: bool,
+    missing_ok: bool = False, created: Sequence[bool] = (),
+) -> int:  # fmt: skip
+    """Wait for these deletions and show them; the exit code, each judged as its request has it."""
+    deletions, in_time = wait_for(ledger, ids, timeout_seconds)
+    print_deletions(deletions, as_json=as_json, created=created)
     if not in_time:
-        note("not all ended in time")
-        return NOT_IN_TIME
+        note("not all ended in time: `janitor wait` goes on waiting")
+        return _NOT_IN_TIME
     asked = [deletion.request(id_) for id_, deletion in zip(ids, deletions, strict=True)]
     fine = [missing_ok or (request is not None and request.missing_ok) for request in asked]
     return 0 if all(d.is_done(missing_ok=ok) for d, ok in zip(deletions, fine, strict=True)) else 1

@@ -30,7 +30,7 @@ from tasks.records import (
     check_request_id,
 )
 from worker.http.guard import check_accounts, needs
-from worker.http.models import Answers, Listed, NewDeletions, Wanted, asked
+from worker.http.models import Answers, Listed, NewDeletions, Wanted
 from worker.http.problems import documented, problem
 from worker.http.tokens import Token
 from worker.http.waiting import Waiting
@@ -87,7 +87,7 @@ def ask(body: NewDeletions, office: Here, caller: Enqueuer, key: Key = None) -> 
     accepted = office.intake.accept(requests)
     found = get_many(office.ledger, [request.id for request in requests])
     answers = [
-        asked(request, deletion, created=answer.created)
+        {"request_id": request.id, "created": answer.created, "deletion": deletion.to_json()}
         for request, deletion, answer in zip(requests, found, accepted, strict=True)
         if deletion
     ]

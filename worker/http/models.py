@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -17,9 +17,9 @@ MOST_AT_ONCE = 1000
 
 
 def _moment(given: object) -> object:
-    if given is not None and not isinstance(given, str):
+    if not isinstance(given, str):
         raise InvalidRequest(f"give {ACCEPTED_TIME}")
-    return parse_time(given) if given is not None else None
+    return parse_time(given)
 
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
@@ -116,8 +116,3 @@ def _ids(key: str | None, names: list[str]) -> list[str]:
         return [key]
     space = uuid.uuid5(uuid.NAMESPACE_OID, key)
     return [str(uuid.uuid5(space, name)) for name in names]
-
-
-def asked(request: NewRequest, deletion: Deletion, *, created: bool) -> dict[str, Any]:
-    """`Asked`, as JSON."""
-    return {"request_id": request.id, "created": created, "deletion": deletion.to_json()}

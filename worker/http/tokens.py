@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tasks.errors import InvalidRequest
-from worker.settings import SettingsError
+from worker.settings import SettingsError, read_text
 
 Scope = Literal["enqueue", "read", "admin"]
 EVERY_ACCOUNT = "*"
@@ -48,16 +48,15 @@ def read_tokens(file: Path | None) -> list[Token]:
     """The tokens in `file`; raises `SettingsError` with one line where there is none, or one is not right."""
     if file is None:
         raise SettingsError(f"JANITOR_TOKENS_FILE is not set, and nobody is served without a token: {_HOW}")
+    text = read_text("JANITOR_TOKENS_FILE", file)
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8"))
+        tables = tomllib.loads(text)
         entries = TypeAdapter(dict[Annotated[str, Field(pattern=_NAME)], _Entry]).validate_python(tables)
-    except OSError as error:
-        raise SettingsError(f"JANITOR_TOKENS_FILE names a file that cannot be read: {error.strerror}") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
         raise SettingsError(f"JANITOR_TOKENS_FILE: {where}: {first['msg']}; {_HOW}") from None
-    except ValueError as error:  # not TOML, not UTF-8
+    except ValueError as error:
         raise SettingsError(f"JANITOR_TOKENS_FILE: not TOML: {str(error).splitlines()[0]}") from None
     if not entries:
         raise SettingsError(f"JANITOR_TOKENS_FILE names a file that holds no token: {_HOW}")
