@@ -225,6 +225,11 @@ def from_ms(milliseconds: float | str) -> datetime:
     return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
 
 
+def moment(milliseconds: float | str | None) -> datetime | None:
+    """`from_ms` of what may be absent."""
+    return None if milliseconds is None else from_ms(milliseconds)
+
+
 def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
