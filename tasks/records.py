@@ -162,38 +162,35 @@ def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> st
     Names chosen by people use lowercase letters, digits, `-` and `_`, older ids are UUIDs; `org/name` is
     another organisation's (public reports; the API's reference does not say).
     """
-    accepted = f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
+    shown, accepted = _shown(finetune_id), f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
     if not isinstance(finetune_id, str):
-        raise InvalidRequest(f"the finetune id {_shown(finetune_id)} is no text: {accepted}")
+        raise InvalidRequest(f"the finetune id {shown} is no text: {accepted}")
     if not finetune_id:
         raise InvalidRequest(f"the finetune id is empty: {accepted}")
     if len(finetune_id) > MAX_ID_LENGTH:
-        raise InvalidRequest(
-            f"the finetune id {_shown(finetune_id)} has {len(finetune_id)} characters: {accepted}"
-        )
-    if not finetune_id.isprintable() or re.search(r"\s", finetune_id):
-        raise InvalidRequest(
-            f"the finetune id {_shown(finetune_id)} has a space or a control character: {accepted}"
-        )
+        raise InvalidRequest(f"the finetune id {shown} has {len(finetune_id)} characters: {accepted}")
+    if not finetune_id.isprintable() or " " in finetune_id:
+        raise InvalidRequest(f"the finetune id {shown} has a space or a control character: {accepted}")
     if "/" in finetune_id and not allow_org_ids:
         raise InvalidRequest(
-            f"the finetune id {_shown(finetune_id)} names another organisation's finetune (org/name): give one of "
-            "your own, or set JANITOR_ALLOW_ORG_IDS=true if that is meant"
+            f"the finetune id {shown} names another organisation's finetune (org/name): give one of your own, or "
+            "set JANITOR_ALLOW_ORG_IDS=true if that is meant"
         )
     return finetune_id
 
 
 def check_request_id(request_id: object) -> str:
     """`request_id` if it can be one; raises `InvalidRequest`."""
-    fine = (
-        isinstance(request_id, str) and 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH and request_id.isprintable()
-    )
-    if not fine:
+    if (
+        not isinstance(request_id, str)
+        or not 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH
+        or not request_id.isprintable()
+    ):
         raise InvalidRequest(
             f"the request id {_shown(request_id)} is not accepted: give 1 to {MAX_REQUEST_ID_LENGTH} printable "
             "characters, such as a UUID"
         )
-    return str(request_id)
+    return request_id
 
 
 def check_account(account: object, known: Iterable[str] | None = None) -> str:
@@ -246,9 +243,8 @@ def _check_text(name: str, text: object) -> None:
     if text is None:
         return
     if not isinstance(text, str) or len(text) > MAX_TEXT_LENGTH or not text.isprintable():
-        raise InvalidRequest(
-            f"{name} is {_shown(text)}: give one line of at most {MAX_TEXT_LENGTH} printable characters"
-        )
+        accepted = f"give one line of at most {MAX_TEXT_LENGTH} printable characters"
+        raise InvalidRequest(f"{name} is {_shown(text)}: {accepted}")
 
 
 def _shown(value: object) -> str:
