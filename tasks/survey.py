@@ -22,7 +22,12 @@ from tasks.looking import names
 from tasks.policies import Policy
 
 T = TypeVar("T")
+Advance = Callable[[int, int], None]  # told how many finetunes are read, and of how many
 _FINAL = (errors.NotFound, errors.Refused, errors.KeyRefused, errors.Reshaped)
+
+
+def unwatched(_done: int, _total: int) -> None:
+    """An `Advance` for nobody."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Surveyor:
     max_concurrent: int
     retry_budget: timedelta
     sleep: Callable[[float], None]
-    advance: Callable[[int, int], None] = lambda _done, _total: None
+    advance: Advance = unwatched
     _nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def survey(self, policies: Sequence[Policy]) -> Inventory:
