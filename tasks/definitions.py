@@ -258,7 +258,7 @@ def _requeued_while_away() -> Iterator[None]:
 
 
 def _time(name: str, given: Any) -> datetime | None:
-    if given is None or given == "":
+    if given in (None, ""):
         return None
     if not isinstance(given, str):
         raise InvalidRequest(f"{name} is {given!r}: give {ACCEPTED_TIME}")

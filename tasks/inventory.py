@@ -68,8 +68,7 @@ class Inventory:
 
     def select(self, policy: Policy) -> list[Item]:
         """What `policy` would do with each of them, and why."""
-        use = {"use_since": self.use_since, "use_last": self.use_last}
-        return select(policy, self.finetunes(), **use, now=self.now)
+        return select(policy, self.finetunes(), use_since=self.use_since, use_last=self.use_last, now=self.now)
 
     def finetunes(self) -> list[Finetune]:
         """All of them, as the selection takes them."""
@@ -136,13 +135,13 @@ def protected_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[st
 
 def load(ledger: Ledger, account: str) -> Inventory:
     """The inventory as the last survey left it, with what was reported since."""
+    asked = ("use_since", "use_last", "listed_at", "listed_count", "shrunk_since")
     now = ledger.now_ms()
     with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
         for kind in ("inventory", "used", "protected"):
             pipe.hgetall(f"{ledger.prefix}{kind}:{account}")
-        pipe.hmget(f"{ledger.prefix}account:{account}", *_FIELDS)
-        seen, used, protected, found = pipe.execute()
-    since, last, listed_at, count, shrunk_since = found
+        pipe.hmget(f"{ledger.prefix}account:{account}", *asked)
+        seen, used, protected, (since, last, listed_at, count, shrunk_since) = pipe.execute()
     reported = last is not None and now - int(last) <= USE_GAP / timedelta(milliseconds=1)
     return Inventory(
         account,
@@ -156,9 +155,6 @@ def load(ledger: Ledger, account: str) -> Inventory:
         listed_count=int(count) if count else None,
         shrunk_since=moment(shrunk_since),
     )
-
-
-_FIELDS = ("use_since", "use_last", "listed_at", "listed_count", "shrunk_since")
 
 
 def save(ledger: Ledger, inventory: Inventory, changed: Collection[str], *, believed: bool) -> None:
@@ -191,12 +187,11 @@ def _forget(ledger: Ledger, inventory: Inventory) -> None:
 
 def read(details: Mapping[str, Any] | None, before: Seen | None, now: datetime) -> Seen:
     """What details show of a finetune; another incarnation starts anew. None: they could not be read."""
-    print_ = fingerprint(details) if details is not None else None
-    if print_ is not None and not print_.partition(":")[2]:
+    print_: str | None = fingerprint(details or {})
+    if print_ == fingerprint({}):
         print_ = None  # none of the fields that tell lives apart
     began, unsound = read_timestamp(details or {}, now)
-    same = before is not None and before.fingerprint == print_
-    first = before.first_seen if before is not None and same else to_ms(now)
+    first = before.first_seen if before is not None and before.fingerprint == print_ else to_ms(now)
     return Seen(print_, to_ms(began) if began else None, unsound, first)
 
 

@@ -145,8 +145,10 @@ class NewRequest:
         check_request_id(self.id)
         check_finetune_id(self.finetune_id, allow_org_ids=allow_org_ids)
         check_account(self.account)
-        for name in ("reason", "requested_by"):
-            _check_text(name, getattr(self, name))
+        for name, text in (("reason", self.reason), ("requested_by", self.requested_by)):
+            if text is not None and not _is_line(text, MAX_TEXT_LENGTH):
+                accepted = f"give one line of at most {MAX_TEXT_LENGTH} printable characters"
+                raise InvalidRequest(f"{name} is {_shown(text)}: {accepted}")
         if not isinstance(self.missing_ok, bool):
             raise InvalidRequest(f"missing_ok is {_shown(self.missing_ok)}: give true or false")
         if self.due_at is not None and self.delay is not None:
@@ -181,16 +183,12 @@ def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> st
 
 def check_request_id(request_id: object) -> str:
     """`request_id` if it can be one; raises `InvalidRequest`."""
-    if (
-        not isinstance(request_id, str)
-        or not 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH
-        or not request_id.isprintable()
-    ):
+    if not request_id or not _is_line(request_id, MAX_REQUEST_ID_LENGTH):
         raise InvalidRequest(
             f"the request id {_shown(request_id)} is not accepted: give 1 to {MAX_REQUEST_ID_LENGTH} printable "
             "characters, such as a UUID"
         )
-    return request_id
+    return str(request_id)
 
 
 def check_account(account: object, known: Iterable[str] | None = None) -> str:
@@ -239,12 +237,8 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, StrEnum) else value
 
 
-def _check_text(name: str, text: object) -> None:
-    if text is None:
-        return
-    if not isinstance(text, str) or len(text) > MAX_TEXT_LENGTH or not text.isprintable():
-        accepted = f"give one line of at most {MAX_TEXT_LENGTH} printable characters"
-        raise InvalidRequest(f"{name} is {_shown(text)}: {accepted}")
+def _is_line(value: object, most: int) -> bool:
+    return isinstance(value, str) and len(value) <= most and value.isprintable()
 
 
 def _shown(value: object) -> str:

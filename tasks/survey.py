@@ -54,7 +54,6 @@ class Surveyor:
         seen: dict[str, Seen | None] = {id_: before.seen.get(id_) for id_ in dict.fromkeys(ids)}
         unread = [id_ for id_, one in seen.items() if one is None or not one.is_known]
         changed: set[str] = set()
-        inventory = before
         while True:
             found = self._details(unread)
             changed.update(unread)
@@ -77,8 +76,6 @@ class Surveyor:
 
     def _details(self, ids: Sequence[str]) -> dict[str, dict[str, Any] | None]:
         found: dict[str, dict[str, Any] | None] = {}
-        if not ids:
-            return found
         with ThreadPoolExecutor(max(1, self.max_concurrent // 2), thread_name_prefix="survey") as pool:
             for id_, details in zip(ids, pool.map(self._details_of, ids), strict=True):
                 found[id_] = details
