@@ -65,15 +65,15 @@ class Case(NamedTuple):
     use_last: datetime | None
     now: datetime
 
+    @property
+    def age(self) -> timedelta | None:
+        return self.now - self.finetune.since if self.finetune.since else None
+
 
 def select(
-    policy: Policy,
-    finetunes: Sequence[Finetune],
-    *,
-    use_since: datetime | None,
+    policy: Policy, finetunes: Sequence[Finetune], *, use_since: datetime | None, use_last: datetime | None = None,
     now: datetime,
-    use_last: datetime | None = None,
-) -> list[Item]:
+) -> list[Item]:  # fmt: skip
     """Every finetune with keep or delete and the reason, in the order given."""
     newest = _newest(policy, finetunes)
     return [_item(Case(policy, finetune, newest, use_since, use_last, now)) for finetune in finetunes]
@@ -102,19 +102,18 @@ def blocked(
 
 
 def _item(case: Case) -> Item:
-    finetune, since = case.finetune, case.finetune.since
-    age = (case.now - since) // DAY if since else None
+    finetune, age = case.finetune, case.age
     why = next((reason for rule in KEEP if (reason := rule(case))), None)
     action: Literal["delete", "keep"] = "keep" if why else "delete"
-    return Item(finetune.id, action, why or _stale(case), age, finetune.last_used, finetune.fingerprint)
+    days = age // DAY if age is not None else None
+    return Item(finetune.id, action, why or _stale(case), days, finetune.last_used, finetune.fingerprint)
 
 
 def _stale(case: Case) -> str:
-    policy, finetune, since = case.policy, case.finetune, case.finetune.since
+    policy, finetune, age = case.policy, case.finetune, case.age
     reasons = []
-    if policy.older_than is not None and since:
-        age = (case.now - since) // DAY
-        reasons.append(f"older than {_days(policy.older_than)} ({age}), created {since:%Y-%m-%d}")
+    if policy.older_than is not None and age is not None:
+        reasons.append(f"older than {_days(policy.older_than)} ({age // DAY}), created {finetune.since:%Y-%m-%d}")
     if policy.unused_for is not None:
         used = f"last used {finetune.last_used:%Y-%m-%d}" if finetune.last_used else "never used"
         reasons.append(f"unused for {_days(policy.unused_for)}, {used}")
@@ -164,10 +163,10 @@ def _without_fingerprint(case: Case) -> str | None:
 
 
 def _too_young(case: Case) -> str | None:
-    since, wanted = case.finetune.since, case.policy.older_than
-    if wanted is None or since is None or case.now - since > wanted:
+    age, wanted = case.age, case.policy.older_than
+    if wanted is None or age is None or age > wanted:
         return None
-    return f"not older than {_days(wanted)} ({(case.now - since) // DAY})"
+    return f"not older than {_days(wanted)} ({age // DAY})"
 
 
 def _use_not_reported(case: Case) -> str | None:
@@ -187,8 +186,8 @@ def _used_lately(case: Case) -> str | None:
 
 
 def _newer_than_its_use(case: Case) -> str | None:
-    wanted, since = case.policy.unused_for, case.finetune.since
-    if wanted is None or since is None or case.now - since > wanted:
+    wanted, age = case.policy.unused_for, case.age
+    if wanted is None or age is None or age > wanted:
         return None
     return f"not there for {_days(wanted)} yet"
 

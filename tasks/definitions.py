@@ -20,7 +20,7 @@ from celery import Celery, Task, states
 from celery.exceptions import Ignore, Reject
 
 from tasks.claims import WakeUp
-from tasks.durations import ACCEPTED_TIME, parse_time
+from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
 from tasks.errors import DeletionNotDone, InvalidRequest, LedgerUnavailable
 from tasks.intake import BULK, Intake, conflicts
 from tasks.inventory import protected_among, report_use
@@ -42,7 +42,6 @@ ROUTES = {
     "finetunes.tick": {"queue": WAKEUPS},
 }
 
-
 # Acknowledged after the run: a message whose worker dies before it is accepted is delivered again.
 # Both errors are answers to the producer, not faults of ours: no traceback in the worker's log.
 _ACCEPTING: dict[str, Any] = {
@@ -51,9 +50,7 @@ _ACCEPTING: dict[str, Any] = {
     "shared": False,  # of this app alone: a process may make another
     "throws": (DeletionNotDone, InvalidRequest),
 }
-_OPTIONS = (
-    "account", "reason", "requested_by", "due_at", "delay_seconds", "requested_at", "missing_ok",
-)  # fmt: skip
+_OPTIONS = ("account", "reason", "requested_by", "due_at", "delay_seconds", "requested_at", "missing_ok")
 _REFUSED_WAIT_SECONDS = 1.0
 
 
@@ -165,9 +162,13 @@ def _answer(app: Celery, ledger: Ledger, request_id: str) -> bool:
     state, result = _result(deletion, request_id)
     app.backend.store_result(request_id, result, state)
     callbacks = ledger.callbacks(request_id)
-    if callbacks:
-        _send_again(app, request_id, deletion, callbacks)
-    return bool(callbacks)
+    if not callbacks:
+        return False
+    app.send_task(
+        "finetunes.delete", args=[deletion.finetune_id], task_id=request_id, queue=DELETIONS,
+        headers={AGAIN_HEADER: True}, **callbacks,
+    )  # fmt: skip
+    return True
 
 
 def concluded(ledger: Ledger, request_id: str) -> dict[str, Any]:
@@ -184,29 +185,18 @@ def concluded(ledger: Ledger, request_id: str) -> dict[str, Any]:
 
 
 def by_name(
-    request_id: str,
-    finetune_id: Any,
-    options: Mapping[str, Any],
-    *,
-    callbacks: dict[str, Any] | None = None,
-    bulk: bool = False,
-) -> NewRequest:
+    request_id: str, finetune_id: Any, options: Mapping[str, Any], *,
+    callbacks: dict[str, Any] | None = None, bulk: bool = False,
+) -> NewRequest:  # fmt: skip
     """The request in a by-name message; raises `InvalidRequest`. Times are ISO 8601, the delay is in seconds."""
     options = dict(options)
     unknown = sorted(set(options) - set(_OPTIONS))
     if unknown:
         raise InvalidRequest(f"{unknown[0]!r} is not an argument: accepted are {', '.join(_OPTIONS)}")
-    return NewRequest(
-        request_id,
-        finetune_id,
-        source="name",
-        due_at=_time("due_at", options.pop("due_at", None)),
-        delay=_delay(options.pop("delay_seconds", None)),
-        requested_at=_time("requested_at", options.pop("requested_at", None)),
-        bulk=bulk,
-        callbacks=callbacks,
-        **options,
-    )
+    times = {name: _time(name, options.pop(name, None)) for name in ("due_at", "requested_at")}
+    delay = _delay(options.pop("delay_seconds", None))
+    given = {**options, **times, "delay": delay, "bulk": bulk, "callbacks": callbacks}
+    return NewRequest(request_id, finetune_id, source="name", **given)
 
 
 def by_name_many(task_id: str, finetune_ids: Any, options: Mapping[str, Any]) -> list[NewRequest]:
@@ -223,27 +213,18 @@ def by_name_many(task_id: str, finetune_ids: Any, options: Mapping[str, Any]) ->
 
 def callbacks_of(request: Any) -> dict[str, Any] | None:
     """The callbacks in a message, as they must be given to send it again; None where there are none."""
-    found = {
+    if not (request.callbacks or request.errbacks or request.chain or request.chord):
+        return None
+    return {
         "link": request.callbacks,
         "link_error": request.errbacks,
         "chain": request.chain,
         "chord": request.chord,
+        "group_id": request.group,
+        "group_index": request.group_index,
+        "root_id": request.root_id,
+        "parent_id": request.parent_id,
     }
-    if not any(found.values()):
-        return None
-    place = {"group_id": request.group, "group_index": request.group_index}
-    return {**found, **place, "root_id": request.root_id, "parent_id": request.parent_id}
-
-
-def _send_again(app: Celery, request_id: str, deletion: Deletion, callbacks: dict[str, Any]) -> None:
-    app.send_task(
-        "finetunes.delete",
-        args=[deletion.finetune_id],
-        task_id=request_id,
-        queue=DELETIONS,
-        headers={AGAIN_HEADER: True},
-        **callbacks,
-    )
 
 
 def _only(name: str, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
@@ -277,7 +258,7 @@ def _requeued_while_away() -> Iterator[None]:
 
 
 def _time(name: str, given: Any) -> datetime | None:
-    if given is None or given == "":
+    if given in (None, ""):
         return None
     if not isinstance(given, str):
         raise InvalidRequest(f"{name} is {given!r}: give {ACCEPTED_TIME}")
@@ -287,7 +268,6 @@ def _time(name: str, given: Any) -> datetime | None:
 def _delay(given: Any) -> timedelta | None:
     if given is None:
         return None
-    fine = isinstance(given, int | float) and not isinstance(given, bool) and 0 <= given <= 3650 * 86_400
-    if not fine:
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 <= given <= LONGEST.total_seconds():
         raise InvalidRequest(f"delay_seconds is {given!r}: give a number of seconds, 0 or more, at most ten years")
     return timedelta(seconds=given)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -19,6 +20,7 @@ from tasks.ledger import Ledger
 log = structlog.get_logger()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Dispatcher:
     """A thread that runs a round every `every` until `stopping` is set.
 
@@ -26,24 +28,13 @@ class Dispatcher:
     wake and answer: see `tasks.definitions`.
     """
 
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        accounts: Mapping[str, int],
-        processes: Sequence[str],
-        wake: Callable[[WakeUp], None],
-        answer: Callable[[Sequence[str]], None],
-        every: timedelta,
-        stopping: Any,
-    ) -> None:
-        self.ledger = ledger
-        self.accounts = accounts
-        self.processes = processes
-        self.wake = wake
-        self.answer = answer
-        self.every = every
-        self.stopping = stopping
+    ledger: Ledger
+    accounts: Mapping[str, int]
+    processes: Sequence[str]
+    wake: Callable[[WakeUp], None]
+    answer: Callable[[Sequence[str]], None]
+    every: timedelta
+    stopping: Any
 
     def start(self) -> threading.Thread:
         thread = threading.Thread(target=self.run, name="dispatch", daemon=True)

@@ -10,22 +10,20 @@ JanitorError
 ├── PlanRefused               a plan is blocked or too old
 ├── DeletionNotDone           a deletion ended otherwise than asked; carries the record
 └── ApiError                  a call to the BFL API had no good answer
-    ├── NotSent               no connection, name or TLS: the request never left
-    ├── Throttled             429, 402, 503 with Retry-After: the account must cool down
+    ├── NotSent               no connection, no name resolution, no TLS: the request never left
+    ├── Throttled             429, 402, 503 with Retry-After: not applied; the account must cool down
     ├── TryAgain              408, 425: not applied, try again
     ├── NotFound              404
-    ├── KeyRefused            401, 403
-    ├── Refused               422, 400, other 4xx and any 3xx: final
+    ├── KeyRefused            401, 403: not applied; either the key or this one finetune is refused
+    ├── Refused               422, 400, other 4xx and any 3xx: not applied, and never will be
     ├── WrongFinetune         200 that names another finetune: alarming
-    └── Unclear               timeout, reset, 5xx, an unreadable 2xx: may have been applied
-        └── Reshaped          an answer in a shape that is not known
+    └── Unclear               read timeout, reset, 5xx, an unreadable 2xx: may have been applied
+        └── Reshaped          a 2xx in a shape that is not known, such as another list of finetunes
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
 
 
 class JanitorError(Exception):
@@ -36,28 +34,22 @@ class InvalidRequest(JanitorError, ValueError):
     """What was asked cannot be accepted: the message says what was given and what is accepted."""
 
 
-class IdConflict(InvalidRequest):
-    """A request's id is known already, with other arguments."""
+class IdConflict(InvalidRequest): ...
 
 
-class UnknownDeletion(JanitorError, LookupError):
-    """No deletion and no request has this id."""
+class UnknownDeletion(JanitorError, LookupError): ...
 
 
-class UnknownPlan(JanitorError, LookupError):
-    """No plan has this id."""
+class UnknownPlan(JanitorError, LookupError): ...
 
 
-class PlanRefused(JanitorError):
-    """A plan must not be applied: it is blocked, or too old."""
+class PlanRefused(JanitorError): ...
 
 
-class LedgerUnavailable(JanitorError, ConnectionError):
-    """Redis cannot be reached, or refuses to write."""
+class LedgerUnavailable(JanitorError, ConnectionError): ...
 
 
-class LedgerRefused(LedgerUnavailable):
-    """Redis refused what it was given; the same again would be refused again."""
+class LedgerRefused(LedgerUnavailable): ...
 
 
 class DeletionNotDone(JanitorError):
@@ -67,14 +59,6 @@ class DeletionNotDone(JanitorError):
     reads it from the exception that `AsyncResult.get()` raises.
     """
 
-    def __init__(self, record: Mapping[str, Any]) -> None:
-        super().__init__(dict(record))
-
-    @property
-    def record(self) -> dict[str, Any]:
-        record: dict[str, Any] = self.args[0]
-        return record
-
 
 class ApiError(JanitorError):
     """A call to the BFL API had no good answer.
@@ -83,6 +67,7 @@ class ApiError(JanitorError):
     detail:      what the API said, or what happened, in one line; never the key.
     retry_after: how long the API asked to wait, None where it did not say.
     seconds:     how long the call took.
+    from_api:    whether the answer is JSON with `detail`, as BFL's are.
     """
 
     def __init__(
@@ -105,37 +90,28 @@ class ApiError(JanitorError):
         return f"HTTP {self.http_status}: {self.detail}" if self.http_status else self.detail
 
 
-class NotSent(ApiError):
-    """The request never left: refused connection, name resolution, TLS failure."""
+class NotSent(ApiError): ...
 
 
-class Throttled(ApiError):
-    """429, 402 or 503 with `Retry-After`: not applied; the whole account must cool down."""
+class Throttled(ApiError): ...
 
 
-class TryAgain(ApiError):
-    """408 or 425: not applied, worth trying again."""
+class TryAgain(ApiError): ...
 
 
-class NotFound(ApiError):
-    """404. `from_api` is true where it is JSON with `detail`, as BFL answers for an unknown id."""
+class NotFound(ApiError): ...
 
 
-class KeyRefused(ApiError):
-    """401 or 403: not applied; either the key or this one finetune is refused."""
+class KeyRefused(ApiError): ...
 
 
-class Refused(ApiError):
-    """422, 400, any other 4xx, and any 3xx: not applied, and never will be."""
+class Refused(ApiError): ...
 
 
-class WrongFinetune(ApiError):
-    """200 whose `deleted_finetune_id` is not the one asked for."""
+class WrongFinetune(ApiError): ...
 
 
-class Unclear(ApiError):
-    """It may have been applied: read timeout, reset, 5xx, a 2xx that cannot be read."""
+class Unclear(ApiError): ...
 
 
-class Reshaped(Unclear):
-    """A 2xx whose shape is not known: the list of finetunes is not what it was."""
+class Reshaped(Unclear): ...

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tasks.ledger import Ledger
+from tasks.queries import LANES
 from tasks.records import DEFAULT_ACCOUNT, State
 from tasks.redis_errors import unavailable
-
-_LANES = ("resolve", "single", "bulk")
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,7 @@ def _age(now: int, at: str | None) -> float:
 def _ask(pipe: Any, prefix: str, name: str, now: int) -> None:
     for state in State:
         pipe.zcard(f"{prefix}ix:{name}:{state}")
-    for lane in _LANES:
+    for lane in LANES:
         pipe.zrange(f"{prefix}queue:{name}:{lane}", 0, 0, withscores=True)
     pipe.zrangebyscore(f"{prefix}wait:{name}", "-inf", now, 0, 1, withscores=True)
     pipe.zcount(f"{prefix}permits:{name}", now, "+inf")

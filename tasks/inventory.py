@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import structlog
 
@@ -16,8 +16,8 @@ from tasks.errors import InvalidRequest
 from tasks.incarnations import fingerprint, read_timestamp
 from tasks.ledger import Ledger
 from tasks.policies import Policy
-from tasks.queries import known_accounts
-from tasks.records import State, check_account, check_finetune_id, from_ms, to_ms
+from tasks.queries import each, known_accounts
+from tasks.records import State, check_account, check_finetune_id, from_ms, moment, to_ms
 from tasks.redis_errors import unavailable
 
 log = structlog.get_logger()
@@ -68,32 +68,25 @@ class Inventory:
 
     def select(self, policy: Policy) -> list[Item]:
         """What `policy` would do with each of them, and why."""
-        use = {"use_since": self.use_since, "use_last": self.use_last}
-        return select(policy, self.finetunes(), **use, now=self.now)
+        return select(policy, self.finetunes(), use_since=self.use_since, use_last=self.use_last, now=self.now)
 
     def finetunes(self) -> list[Finetune]:
         """All of them, as the selection takes them."""
         return [self._finetune(id_, seen) for id_, seen in self.seen.items()]
 
     def _finetune(self, id_: str, seen: Seen) -> Finetune:
-        used = self.used.get(id_)
+        used, until = self.used.get(id_), self.protected.get(id_)
         if used is not None and seen.began is not None and used < seen.began:
             used = None  # of a finetune that had the name before
         return Finetune(
             id_,
             seen.fingerprint,
-            began=from_ms(seen.began) if seen.began is not None else None,
+            began=moment(seen.began),
             unsound=seen.unsound,
             first_seen=from_ms(seen.first_seen),
-            last_used=from_ms(used) if used is not None else None,
-            protected=self._protected(id_),
+            last_used=moment(used),
+            protected=moment(until) if until is None or until < _FOR_GOOD_MS else "for good",
         )
-
-    def _protected(self, id_: str) -> datetime | Literal["for good"] | None:
-        until = self.protected.get(id_)
-        if until is None:
-            return None
-        return "for good" if until >= _FOR_GOOD_MS else from_ms(until)
 
 
 def touch(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
@@ -142,13 +135,13 @@ def protected_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[st
 
 def load(ledger: Ledger, account: str) -> Inventory:
     """The inventory as the last survey left it, with what was reported since."""
+    asked = ("use_since", "use_last", "listed_at", "listed_count", "shrunk_since")
     now = ledger.now_ms()
     with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
         for kind in ("inventory", "used", "protected"):
             pipe.hgetall(f"{ledger.prefix}{kind}:{account}")
-        pipe.hmget(f"{ledger.prefix}account:{account}", *_FIELDS)
-        seen, used, protected, found = pipe.execute()
-    since, last, listed_at, count, shrunk = found
+        pipe.hmget(f"{ledger.prefix}account:{account}", *asked)
+        seen, used, protected, (since, last, listed_at, count, shrunk_since) = pipe.execute()
     reported = last is not None and now - int(last) <= USE_GAP / timedelta(milliseconds=1)
     return Inventory(
         account,
@@ -156,25 +149,21 @@ def load(ledger: Ledger, account: str) -> Inventory:
         seen={id_: Seen(**json.loads(text)) for id_, text in seen.items()},
         used={id_: int(ms) for id_, ms in used.items()},
         protected={id_: float(ms) for id_, ms in protected.items() if float(ms) > now},
-        use_since=_moment(since) if reported else None,
-        use_last=_moment(last),
-        listed_at=_moment(listed_at),
+        use_since=moment(since) if reported else None,
+        use_last=moment(last),
+        listed_at=moment(listed_at),
         listed_count=int(count) if count else None,
-        shrunk_since=_moment(shrunk),
+        shrunk_since=moment(shrunk_since),
     )
-
-
-_FIELDS = ("use_since", "use_last", "listed_at", "listed_count", "shrunk_since")
 
 
 def save(ledger: Ledger, inventory: Inventory, changed: Collection[str], *, believed: bool) -> None:
     """Keep what a survey saw. changed: whose details were read; what a believed list lacks is forgotten."""
-    key, now = f"{ledger.prefix}inventory:{inventory.account}", to_ms(inventory.now)
-    account = f"{ledger.prefix}account:{inventory.account}"
+    account, now = f"{ledger.prefix}account:{inventory.account}", to_ms(inventory.now)
     with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
-        for id_ in changed:
-            if id_ in inventory.seen:
-                pipe.hset(key, id_, json.dumps(inventory.seen[id_]._asdict()))
+        for id_ in inventory.seen.keys() & changed:
+            seen = json.dumps(inventory.seen[id_]._asdict())
+            pipe.hset(f"{ledger.prefix}inventory:{inventory.account}", id_, seen)
         if believed:
             pipe.hset(account, mapping={"listed_at": now, "listed_count": len(inventory.seen)})
             pipe.hdel(account, "shrunk_since")
@@ -190,37 +179,26 @@ def _forget(ledger: Ledger, inventory: Inventory) -> None:
     long_ago = to_ms(inventory.now - LONGEST)  # longer than any `unused_for`
     with unavailable():
         known: Any = ledger.redis.hkeys(f"{ledger.prefix}inventory:{inventory.account}")
-    old = {
-        "inventory": [id_ for id_ in known if id_ not in inventory.seen],
-        "used": [id_ for id_, at in inventory.used.items() if id_ not in inventory.seen and at < long_ago],
-    }
-    for kind, ids in old.items():
-        if ids:
-            with unavailable():
-                ledger.redis.hdel(f"{ledger.prefix}{kind}:{inventory.account}", *ids)
+        unused = [id_ for id_, at in inventory.used.items() if at < long_ago]
+        for kind, ids in {"inventory": known, "used": unused}.items():
+            if gone := [id_ for id_ in ids if id_ not in inventory.seen]:
+                ledger.redis.hdel(f"{ledger.prefix}{kind}:{inventory.account}", *gone)
 
 
 def read(details: Mapping[str, Any] | None, before: Seen | None, now: datetime) -> Seen:
     """What details show of a finetune; another incarnation starts anew. None: they could not be read."""
-    print_ = fingerprint(details) if details is not None else None
-    if print_ is not None and not print_.partition(":")[2]:
+    print_: str | None = fingerprint(details or {})
+    if print_ == fingerprint({}):
         print_ = None  # none of the fields that tell lives apart
     began, unsound = read_timestamp(details or {}, now)
-    same = before is not None and before.fingerprint == print_
-    first = before.first_seen if before is not None and same else to_ms(now)
+    first = before.first_seen if before is not None and before.fingerprint == print_ else to_ms(now)
     return Seen(print_, to_ms(began) if began else None, unsound, first)
 
 
 def deleted_by_us(ledger: Ledger, account: str, since: datetime, ids: Collection[str]) -> int:
     """How many of `ids` the janitor has deleted since then."""
+    asked = ("account", "state", "finetune_id")
     with unavailable():
         finished: Any = ledger.redis.zrangebyscore(f"{ledger.prefix}finished", to_ms(since), "+inf")
-        with ledger.redis.pipeline(transaction=False) as pipe:
-            for deletion in finished:
-                pipe.hmget(f"{ledger.prefix}d:{deletion}", "account", "state", "finetune_id")
-            rows = pipe.execute()
+    rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(f"{ledger.prefix}d:{id_}", *asked))
     return len({row[2] for row in rows if row[:2] == [account, State.DELETED.value]} & set(ids))
-
-
-def _moment(ms: Any) -> datetime | None:
-    return from_ms(ms) if ms else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ class Other(NamedTuple):
 
 
 GONE = Look(there=False)
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs: JSON can hold one alone, nothing else can
 
 
 def look(api: BflReader, finetune_id: str, before_next: Callable[[], None]) -> Look:
@@ -56,14 +58,9 @@ def details_work(error: errors.NotFound | errors.Refused) -> bool:
 
 def names(listed: list[Any]) -> set[str]:
     """The ids in an answer of `my_finetunes` (seen: strings); raises `Reshaped` where it has another shape."""
-    if not all(isinstance(item, str) and _is_text(item) for item in listed):
+    if not all(isinstance(item, str) and not _HALVES.search(item) for item in listed):
         raise errors.Reshaped("my_finetunes answered in a shape that is not known")
     return set(listed)
-
-
-def _is_text(item: str) -> bool:
-    """Half of a surrogate pair is none: JSON can hold it, nothing else can."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in item)
 
 
 def other_incarnation(found: Look, known: str, looked_at_ms: int, asked_at_ms: int, now: datetime) -> Other | None:

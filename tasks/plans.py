@@ -17,8 +17,8 @@ from tasks.intake import Intake
 from tasks.inventory import Inventory
 from tasks.ledger import Ledger
 from tasks.policies import Policy
-from tasks.queries import get_many
-from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, to_ms
+from tasks.queries import each, get_many
+from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, moment, to_ms
 from tasks.redis_errors import unavailable
 
 APPLY_WITHIN = timedelta(hours=24)
@@ -76,12 +76,10 @@ def empty_plan(policy: Policy, now: datetime, plan_id: str, *, blocked: str | No
 
 def store(ledger: Ledger, plan: Plan) -> Plan:
     """Keep a plan as long as records; answers the one that is kept, the first under its id."""
-    key, index = f"{ledger.prefix}plan:{plan.id}", f"{ledger.prefix}plans"
-    items = json.dumps([item.to_json() for item in plan.items])
-    life = ledger.terms.retention
+    key, index, life = f"{ledger.prefix}plan:{plan.id}", f"{ledger.prefix}plans", ledger.terms.retention
     with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
         pipe.hsetnx(key, "summary", json.dumps(plan.summary()))
-        pipe.hsetnx(key, "items", items)
+        pipe.hsetnx(key, "items", json.dumps(plan.to_json()["items"]))
         pipe.pexpire(key, life)
         pipe.zadd(index, {plan.id: to_ms(plan.created_at)}, nx=True)
         pipe.zremrangebyscore(index, "-inf", to_ms(plan.created_at - life))
@@ -102,10 +100,7 @@ def list_plans(ledger: Ledger, *, limit: int = 50) -> list[Plan]:
     """Plans, newest first, without their items."""
     with unavailable():
         ids: Any = ledger.redis.zrevrange(f"{ledger.prefix}plans", 0, limit - 1)
-        with ledger.redis.pipeline(transaction=False) as pipe:
-            for id_ in ids:
-                pipe.hmget(f"{ledger.prefix}plan:{id_}", "summary", "applied_at")
-            rows = pipe.execute()
+    rows = each(ledger, ids, lambda pipe, id_: pipe.hmget(f"{ledger.prefix}plan:{id_}", "summary", "applied_at"))
     return [_plan(*row) for row in rows if row[0]]
 
 
@@ -114,9 +109,9 @@ def apply_plan(ledger: Ledger, intake: Intake, plan: Plan, *, requested_by: str 
 
     What was used, protected or replaced since the plan was made is kept: its request is withdrawn at once.
     """
-    age = from_ms(ledger.now_ms()) - plan.created_at
     if plan.blocked:
         raise PlanRefused(f"plan {plan.id} is blocked, nothing was written: {plan.blocked}")
+    age = from_ms(ledger.now_ms()) - plan.created_at
     if age > APPLY_WITHIN:
         old = format_duration(timedelta(minutes=age // timedelta(minutes=1)))
         raise PlanRefused(
@@ -128,10 +123,9 @@ def apply_plan(ledger: Ledger, intake: Intake, plan: Plan, *, requested_by: str 
     with unavailable():
         ledger.redis.hsetnx(f"{ledger.prefix}plan:{plan.id}", "applied_at", str(ledger.now_ms()))
     deletions = get_many(ledger, [request.id for request in requests])
-    rows = zip(requests, accepted, deletions, strict=True)
     return [
         Applied(deletion, answer.created, _kept(deletion, request.id))
-        for request, answer, deletion in rows
+        for request, answer, deletion in zip(requests, accepted, deletions, strict=True)
         if deletion
     ]
 
@@ -163,5 +157,5 @@ def _kept(deletion: Deletion, request_id: str) -> str | None:
 
 
 def _plan(summary: str, applied_at: str | None, items: str = "[]") -> Plan:
-    stored = {**json.loads(summary), "items": json.loads(items)}
-    return _PLANS.validate_python({**stored, "applied_at": from_ms(applied_at) if applied_at else None})
+    stored = {**json.loads(summary), "items": json.loads(items), "applied_at": moment(applied_at)}
+    return _PLANS.validate_python(stored)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from typing import Any, Literal
 
 from cronsim import CronSim, CronSimError
@@ -69,23 +70,21 @@ class _Places:
 
     def __init__(self, text: str) -> None:
         self._lines = text.splitlines()
-        self._heads = [i for i, line in enumerate(self._lines) if re.match(r"\s*\[\[\s*policy\s*\]\]", line)]
+        heads = [i for i, line in enumerate(self._lines) if re.match(r"\s*\[\[\s*policy\s*\]\]", line)]
+        self._tables = list(pairwise([*heads, len(self._lines)]))
 
     def error(self, n: int, key: str | None, why: str) -> PolicyError:
-        first = self._heads[n] if n < len(self._heads) else 0
-        end = self._heads[n + 1] if n + 1 < len(self._heads) else len(self._lines)
+        first, end = self._tables[n] if n < len(self._tables) else (0, len(self._lines))
         wanted = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=") if key else None
         found = [i for i in range(first, end) if wanted and wanted.match(self._lines[i])]
         return PolicyError(f"line {(found or [first])[0] + 1}: {why}")
 
 
 def _policy(table: Mapping[str, Any], n: int, places: _Places) -> Policy:
-    known = [field.name for field in fields(Policy)]
-    for key in table:
-        if key not in known:
-            raise places.error(n, key, f"{key!r} is not known: accepted are {', '.join(known)}")
     values = {}
     for key, value in table.items():
+        if key not in _READ:
+            raise places.error(n, key, f"{key!r} is not known: accepted are {', '.join(_READ)}")
         try:
             values[key] = _READ[key](value)
         except InvalidRequest as error:

@@ -4,29 +4,24 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from datetime import datetime
 from heapq import merge
-from itertools import islice
+from itertools import compress, islice
 from typing import Any, NamedTuple
 
 from tasks.durations import iso
 from tasks.errors import InvalidRequest, UnknownDeletion
 from tasks.ledger import Ledger
-from tasks.records import (
-    DEFAULT_ACCOUNT,
-    Attempt,
-    Deletion,
-    Evidence,
-    Request,
-    State,
-    from_ms,
-    to_ms,
-)
+from tasks.records import DEFAULT_ACCOUNT, Attempt, Deletion, Evidence, Request, State, moment, to_ms
 from tasks.redis_errors import unavailable
 
+LANES = ("resolve", "single", "bulk")
 _CHUNK = 200
+_TIMES = {
+    "at", "created_at", "due_at", "deadline", "finished_at", "looked_at", "cancel_requested_at", "withdrawn_at",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,6 +56,14 @@ class _Entry(NamedTuple):
     id: str
 
 
+def each(ledger: Ledger, names: Iterable[str], ask: Callable[[Any, str], object]) -> list[Any]:
+    """The answers to one command for each of `names`, in one round trip. ask: gives a pipeline the command."""
+    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            ask(pipe, name)
+        return pipe.execute()
+
+
 def get(ledger: Ledger, deletion_id: str) -> Deletion:
     """The deletion with this id, or to which the request with this id belongs; raises `UnknownDeletion`."""
     found = get_many(ledger, [deletion_id])[0]
@@ -88,7 +91,9 @@ def list_deletions(ledger: Ledger, where: Filter, *, limit: int = 50, cursor: st
     The work depends on the page and on the number of accounts and states, not on the number of records.
     """
     after = _parse_cursor(cursor) if cursor else None
-    entries = _by_finetune(ledger, where, after) if where.finetune_id else _by_state(ledger, where, after)
+    entries = _by_finetune(ledger, where) if where.finetune_id else _by_state(ledger, where, after)
+    if after is not None:
+        entries = (entry for entry in entries if entry < after)
     found: list[Deletion] = []
     seen: set[str] = set()  # one that changes its state meanwhile may come twice
     while len(found) <= limit:
@@ -104,23 +109,17 @@ def list_deletions(ledger: Ledger, where: Filter, *, limit: int = 50, cursor: st
 
 def ended(ledger: Ledger, deletion_ids: Sequence[str]) -> set[str]:
     """Which of these deletions are final, or no longer known; cheaper than reading the records."""
-    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
-        for id_ in deletion_ids:
-            pipe.hget(f"{ledger.prefix}d:{id_}", "state")
-        states = pipe.execute()
+    states = each(ledger, deletion_ids, lambda pipe, id_: pipe.hget(f"{ledger.prefix}d:{id_}", "state"))
     return {id_ for id_, state in zip(deletion_ids, states, strict=True) if not state or State(state).is_final}
 
 
 def known_accounts(ledger: Ledger) -> set[str]:
     """The accounts workers have registered, and `default`."""
-    with unavailable():
-        members: Any = ledger.redis.smembers(f"{ledger.prefix}accounts")
-        names = sorted(members)
-        with ledger.redis.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.hexists(f"{ledger.prefix}account:{name}", "registered")
-            registered = pipe.execute()
-    return {DEFAULT_ACCOUNT} | {name for name, known in zip(names, registered, strict=True) if known}
+    names = _all_accounts(ledger)
+    registered = each(
+        ledger, names, lambda pipe, name: pipe.hexists(f"{ledger.prefix}account:{name}", "registered")
+    )
+    return {DEFAULT_ACCOUNT, *compress(names, registered)}
 
 
 def open_deletions(ledger: Ledger, account: str, finetune_ids: Sequence[str]) -> dict[str, str]:
@@ -132,13 +131,11 @@ def open_deletions(ledger: Ledger, account: str, finetune_ids: Sequence[str]) ->
 
 def stopped_accounts(ledger: Ledger) -> dict[str, Stop]:
     """The accounts that do not delete now, and why; `*` stands for all of them."""
-    names = sorted(_all_accounts(ledger))
-    now = ledger.now_ms()
-    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
-        pipe.hgetall(f"{ledger.prefix}paused")
-        for name in names:
-            pipe.hmget(f"{ledger.prefix}account:{name}", "parked_reason", "cool_until", "cool_reason")
-        paused, *rows = pipe.execute()
+    names, now = _all_accounts(ledger), ledger.now_ms()
+    asked = ("parked_reason", "cool_until", "cool_reason")
+    with unavailable():
+        paused: Any = ledger.redis.hgetall(f"{ledger.prefix}paused")
+    rows = each(ledger, names, lambda pipe, name: pipe.hmget(f"{ledger.prefix}account:{name}", *asked))
     stops = {name: Stop(reason, None, None) for name, reason in paused.items()}
     for name, (parked, until, why) in zip(names, rows, strict=True):
         stops[name] = Stop(paused.get(name), parked, why if int(until or 0) > now else None)
@@ -154,19 +151,14 @@ def workers_seen(ledger: Ledger) -> list[str]:
 
 def oldest_due(ledger: Ledger) -> datetime | None:
     """Since when the longest waiting deletion that may start is due, over all accounts; None if none is."""
-    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
-        for account in sorted(_all_accounts(ledger)):
-            for lane in ("resolve", "single", "bulk"):
-                pipe.zrange(f"{ledger.prefix}queue:{account}:{lane}", 0, 0, withscores=True)
-        scores = [score for rows in pipe.execute() for _, score in rows]
-    return from_ms(min(scores)) if scores else None
+    queues = [f"{ledger.prefix}queue:{account}:{lane}" for account in _all_accounts(ledger) for lane in LANES]
+    firsts = each(ledger, queues, lambda pipe, queue: pipe.zrange(queue, 0, 0, withscores=True))
+    return moment(min((score for rows in firsts for _, score in rows), default=None))
 
 
 def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
-    accounts = _accounts(ledger, where)
-    keys = [
-        f"{ledger.prefix}ix:{account}:{state}" for account in accounts for state in where.states or tuple(State)
-    ]
+    states = where.states or tuple(State)
+    keys = [f"{ledger.prefix}ix:{account}:{state}" for account in _accounts(ledger, where) for state in states]
     high = min((to_ms(where.until) if where.until else float("inf")), after.created_at if after else float("inf"))
     low = to_ms(where.since) if where.since else "-inf"
 
@@ -183,8 +175,7 @@ def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_
             with unavailable():
                 same: Any = ledger.redis.zrevrangebyscore(key, last, last, withscores=True)
             found = {**dict(rows), **dict(same)}.items()
-            entries = sorted((_Entry(int(score), id_) for id_, score in found), reverse=True)
-            yield from (entry for entry in entries if after is None or entry < after)
+            yield from sorted((_Entry(int(score), id_) for id_, score in found), reverse=True)
             if len(rows) < _CHUNK:
                 return
             with unavailable():
@@ -193,34 +184,31 @@ def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_
     return merge(*map(pages, keys, firsts), reverse=True)
 
 
-def _by_finetune(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
-    accounts = _accounts(ledger, where)
+def _by_finetune(ledger: Ledger, where: Filter) -> Iterator[_Entry]:
+    low = f"[{where.finetune_id}\n"
 
     def pages(account: str) -> Iterator[_Entry]:
-        high = f"[{where.finetune_id}\n:"
+        high = f"{low}:"
         while True:
             with unavailable():
-                rows: Any = ledger.redis.zrevrangebylex(
-                    f"{ledger.prefix}names:{account}", high, f"[{where.finetune_id}\n", 0, _CHUNK
-                )
+                rows: Any = ledger.redis.zrevrangebylex(f"{ledger.prefix}names:{account}", high, low, 0, _CHUNK)
             parts = [row.split("\n") for row in rows]
-            entries = [_Entry(int(created_at), id_) for _, created_at, id_ in parts]
-            yield from (entry for entry in entries if after is None or entry < after)
+            yield from (_Entry(int(created_at), id_) for _, created_at, id_ in parts)
             if len(rows) < _CHUNK:
                 return
             high = f"({rows[-1]}"
 
-    return merge(*map(pages, accounts), reverse=True)
+    return merge(*map(pages, _accounts(ledger, where)), reverse=True)
 
 
 def _accounts(ledger: Ledger, where: Filter) -> list[str]:
     return [where.account] if where.account else sorted(where.accounts or _all_accounts(ledger))
 
 
-def _all_accounts(ledger: Ledger) -> set[str]:
+def _all_accounts(ledger: Ledger) -> list[str]:
     with unavailable():
         members: Any = ledger.redis.smembers(f"{ledger.prefix}accounts")
-    return set(members)
+    return sorted(members)
 
 
 def _matches(deletion: Deletion, where: Filter) -> bool:
@@ -239,62 +227,26 @@ def _parse_cursor(cursor: str) -> _Entry:
 
 
 def _hashes(ledger: Ledger, ids: Sequence[str]) -> list[dict[str, str]]:
-    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
-        for id_ in ids:
-            pipe.hgetall(f"{ledger.prefix}d:{id_}")
-        return pipe.execute()
+    return each(ledger, ids, lambda pipe, id_: pipe.hgetall(f"{ledger.prefix}d:{id_}"))
 
 
-def _deletion(id_: str, row: dict[str, str]) -> Deletion:
-    state = State(row["state"])
-    finished_at = _time(row, "finished_at")
-    return Deletion(
-        id=id_,
-        finetune_id=row["finetune_id"],
-        account=row["account"],
-        state=state,
-        status=row.get("status") or (state.value if state.is_final else None),
-        message=row.get("message") or None,
-        timestamp=row.get("timestamp") or iso(finished_at),
-        evidence=Evidence(row["evidence"]) if row.get("evidence") else None,
-        created_at=from_ms(row["created_at"]),
-        due_at=from_ms(row["due_at"]),
-        deadline=from_ms(row["deadline"]),
-        finished_at=finished_at,
-        looked_at=_time(row, "looked_at"),
-        fingerprint=row.get("fingerprint") or None,
-        cancel_requested_at=_time(row, "cancel_requested_at"),
-        retried_by=row.get("retried_by") or None,
-        requests=tuple(_request(line) for line in row["requests"].split("\n")),
-        attempts=tuple(_attempt(line) for line in row.get("attempts", "").split("\n") if line),
-    )
+def _deletion(id_: str, row: Mapping[str, str]) -> Deletion:
+    row = {name: text for name, text in row.items() if text}
+    found, state = _fields(Deletion, row), State(row["state"])
+    requests, attempts = row["requests"].split("\n"), row.get("attempts", "").split("\n")
+    read = {
+        "id": id_,
+        "state": state,
+        "status": found["status"] or (state.value if state.is_final else None),
+        "timestamp": found["timestamp"] or iso(found["finished_at"]),
+        "evidence": Evidence(row["evidence"]) if "evidence" in row else None,
+        "requests": tuple(Request(**_fields(Request, json.loads(line))) for line in requests),
+        "attempts": tuple(Attempt(**_fields(Attempt, json.loads(line))) for line in attempts if line),
+    }
+    return Deletion(**{**found, **read})
 
 
-def _time(row: dict[str, str], name: str) -> datetime | None:
-    return from_ms(row[name]) if row.get(name) else None
-
-
-def _request(line: str) -> Request:
-    stored = json.loads(line)
-    return Request(
-        id=stored["id"],
-        at=from_ms(stored["at"]),
-        requested_by=stored.get("requested_by"),
-        reason=stored.get("reason"),
-        source=stored["source"],
-        due_at=from_ms(stored["due_at"]),
-        missing_ok=stored["missing_ok"],
-        withdrawn_at=from_ms(stored["withdrawn_at"]) if stored.get("withdrawn_at") else None,
-    )
-
-
-def _attempt(line: str) -> Attempt:
-    stored = json.loads(line)
-    return Attempt(
-        at=from_ms(stored["at"]),
-        sent=stored["sent"],
-        http_status=stored.get("http_status"),
-        error=stored.get("error"),
-        message=stored.get("message"),
-        seconds=stored.get("seconds"),
-    )
+def _fields(kind: type[Deletion | Request | Attempt], stored: Mapping[str, Any]) -> dict[str, Any]:
+    """What is stored for each field of `kind`, None for what is absent; times are stored in milliseconds."""
+    found = {field.name: stored.get(field.name) for field in fields(kind)}
+    return {name: moment(value) if name in _TIMES else value for name, value in found.items()}

@@ -146,8 +146,10 @@ class NewRequest:
         check_request_id(self.id)
         check_finetune_id(self.finetune_id, allow_org_ids=allow_org_ids)
         check_account(self.account)
-        for name in ("reason", "requested_by"):
-            _check_text(name, getattr(self, name))
+        for name, text in (("reason", self.reason), ("requested_by", self.requested_by)):
+            if text is not None and not _is_line(text, MAX_TEXT_LENGTH):
+                accepted = f"give one line of at most {MAX_TEXT_LENGTH} printable characters"
+                raise InvalidRequest(f"{name} is {_shown(text)}: {accepted}")
         if not isinstance(self.missing_ok, bool):
             raise InvalidRequest(f"missing_ok is {_shown(self.missing_ok)}: give true or false")
         if self.due_at is not None and self.delay is not None:
@@ -163,33 +165,26 @@ def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> st
     Names chosen by people use lowercase letters, digits, `-` and `_`, older ids are UUIDs; `org/name` is
     another organisation's (public reports; the API's reference does not say).
     """
-    accepted = f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
+    shown, accepted = _shown(finetune_id), f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
     if not isinstance(finetune_id, str):
-        raise InvalidRequest(f"the finetune id {_shown(finetune_id)} is no text: {accepted}")
+        raise InvalidRequest(f"the finetune id {shown} is no text: {accepted}")
     if not finetune_id:
         raise InvalidRequest(f"the finetune id is empty: {accepted}")
     if len(finetune_id) > MAX_ID_LENGTH:
-        raise InvalidRequest(
-            f"the finetune id {_shown(finetune_id)} has {len(finetune_id)} characters: {accepted}"
-        )
+        raise InvalidRequest(f"the finetune id {shown} has {len(finetune_id)} characters: {accepted}")
     if not finetune_id.isprintable() or " " in finetune_id:
-        raise InvalidRequest(
-            f"the finetune id {_shown(finetune_id)} has a space or a control character: {accepted}"
-        )
+        raise InvalidRequest(f"the finetune id {shown} has a space or a control character: {accepted}")
     if "/" in finetune_id and not allow_org_ids:
         raise InvalidRequest(
-            f"the finetune id {_shown(finetune_id)} names another organisation's finetune (org/name): give one of "
-            "your own, or set JANITOR_ALLOW_ORG_IDS=true if that is meant"
+            f"the finetune id {shown} names another organisation's finetune (org/name): give one of your own, or "
+            "set JANITOR_ALLOW_ORG_IDS=true if that is meant"
         )
     return finetune_id
 
 
 def check_request_id(request_id: object) -> str:
     """`request_id` if it can be one; raises `InvalidRequest`."""
-    fine = (
-        isinstance(request_id, str) and 0 < len(request_id) <= MAX_REQUEST_ID_LENGTH and request_id.isprintable()
-    )
-    if not fine:
+    if not request_id or not _is_line(request_id, MAX_REQUEST_ID_LENGTH):
         raise InvalidRequest(
             f"the request id {_shown(request_id)} is not accepted: give 1 to {MAX_REQUEST_ID_LENGTH} printable "
             "characters, such as a UUID"
@@ -226,6 +221,11 @@ def from_ms(milliseconds: float | str) -> datetime:
     return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
 
 
+def moment(milliseconds: float | str | None) -> datetime | None:
+    """`from_ms` of what may be absent."""
+    return None if milliseconds is None else from_ms(milliseconds)
+
+
 def to_ms(moment: datetime) -> int:
     return round(moment.timestamp() * 1000)
 
@@ -238,13 +238,8 @@ def _plain(value: Any) -> Any:
     return value.value if isinstance(value, StrEnum) else value
 
 
-def _check_text(name: str, text: object) -> None:
-    if text is None:
-        return
-    if not isinstance(text, str) or len(text) > MAX_TEXT_LENGTH or not text.isprintable():
-        raise InvalidRequest(
-            f"{name} is {_shown(text)}: give one line of at most {MAX_TEXT_LENGTH} printable characters"
-        )
+def _is_line(value: object, most: int) -> bool:
+    return isinstance(value, str) and len(value) <= most and value.isprintable()
 
 
 def _shown(value: object) -> str:

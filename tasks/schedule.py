@@ -20,7 +20,7 @@ from tasks.plans import APPLY_WITHIN, Applied, Plan, apply_plan, empty_plan, mak
 from tasks.policies import Policy
 from tasks.records import check_account, from_ms, to_ms
 from tasks.redis_errors import unavailable
-from tasks.survey import Surveyor
+from tasks.survey import Advance, Surveyor, unwatched
 
 log = structlog.get_logger()
 
@@ -42,27 +42,13 @@ class Cleaner:
     retry_budget: timedelta
     sleep: Callable[[float], None]
 
-    def survey(
-        self, account: str, policies: Sequence[Policy], advance: Callable[[int, int], None] = lambda _d, _t: None
-    ) -> Inventory:
+    def survey(self, account: str, policies: Sequence[Policy], advance: Advance = unwatched) -> Inventory:
         """What the account has now. Raises `InvalidRequest` where there is no key for it, `ApiError`."""
         check_account(account, self.readers)
-        return Surveyor(
-            self.readers[account],
-            self.ledger,
-            account,
-            self.max_concurrent,
-            self.retry_budget,
-            self.sleep,
-            advance,
-        ).survey(policies)
+        waits = (self.max_concurrent, self.retry_budget, self.sleep)
+        return Surveyor(self.readers[account], self.ledger, account, *waits, advance).survey(policies)
 
-    def plan(
-        self,
-        policy: Policy,
-        plan_id: str | None = None,
-        advance: Callable[[int, int], None] = lambda _d, _t: None,
-    ) -> Plan:
+    def plan(self, policy: Policy, plan_id: str | None = None, advance: Advance = unwatched) -> Plan:
         """Make a plan and keep it; a list that cannot be read makes a blocked one. Raises like `survey`."""
         plan_id = plan_id or str(uuid.uuid4())
         try:
@@ -83,9 +69,10 @@ class Cleaner:
         for policy in policies:
             if policy.schedule is None or policy.account not in self.readers:
                 continue
+            window = last_window(policy.schedule, now)
             try:
-                with self._window(policy, last_window(policy.schedule, now)) as window:
-                    if window is not None:
+                with self._turn(policy, window) as ours:
+                    if ours:
                         self._run(policy, window, now)
             except JanitorError as error:
                 log.warning("cleanup.failed", policy=policy.name, account=policy.account, error=str(error))
@@ -105,8 +92,8 @@ class Cleaner:
             log.info("cleanup.applied", policy=policy.name, plan=plan.id, deletions=len(applied) - kept, kept=kept)
 
     @contextmanager
-    def _window(self, policy: Policy, window: datetime) -> Iterator[datetime | None]:
-        """`window` where this run is ours and was not made before, else None; noted as made if all went well.
+    def _turn(self, policy: Policy, window: datetime) -> Iterator[bool]:
+        """Whether this run is ours and was not made before; noted as made if all went well.
 
         A policy that is new has no past: its first run is the next one.
         """
@@ -117,9 +104,9 @@ class Cleaner:
             due = int(redis.hget(runs, policy.name) or 0) < to_ms(window)
             held = due and redis.set(lease, "1", nx=True, px=_RUN_FOR)
             # It may have been made between these two questions.
-            ours = held and int(redis.hget(runs, policy.name) or 0) < to_ms(window)
+            ours = bool(held) and int(redis.hget(runs, policy.name) or 0) < to_ms(window)
         try:
-            yield window if ours else None
+            yield ours
             if ours:
                 with unavailable():
                     redis.hset(runs, policy.name, str(to_ms(window)))

@@ -22,7 +22,12 @@ from tasks.looking import names
 from tasks.policies import Policy
 
 T = TypeVar("T")
+Advance = Callable[[int, int], None]  # told how many finetunes are read, and of how many
 _FINAL = (errors.NotFound, errors.Refused, errors.KeyRefused, errors.Reshaped)
+
+
+def unwatched(_done: int, _total: int) -> None:
+    """An `Advance` for nobody."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +43,7 @@ class Surveyor:
     max_concurrent: int
     retry_budget: timedelta
     sleep: Callable[[float], None]
-    advance: Callable[[int, int], None] = lambda _done, _total: None
+    advance: Advance = unwatched
     _nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def survey(self, policies: Sequence[Policy]) -> Inventory:
@@ -49,7 +54,6 @@ class Surveyor:
         seen: dict[str, Seen | None] = {id_: before.seen.get(id_) for id_ in dict.fromkeys(ids)}
         unread = [id_ for id_, one in seen.items() if one is None or not one.is_known]
         changed: set[str] = set()
-        inventory = before
         while True:
             found = self._details(unread)
             changed.update(unread)
@@ -72,8 +76,6 @@ class Surveyor:
 
     def _details(self, ids: Sequence[str]) -> dict[str, dict[str, Any] | None]:
         found: dict[str, dict[str, Any] | None] = {}
-        if not ids:
-            return found
         with ThreadPoolExecutor(max(1, self.max_concurrent // 2), thread_name_prefix="survey") as pool:
             for id_, details in zip(ids, pool.map(self._details_of, ids), strict=True):
                 found[id_] = details

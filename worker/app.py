@@ -51,7 +51,7 @@ POOLS = ("thread", "prefork")  # the names of their modules in celery.concurrenc
 _SLOTS = 4
 
 
-@dataclass(frozen=True)
+@dataclass
 class Services:
     """What one process works with, made when first asked for: after any fork, and only what is used."""
 
