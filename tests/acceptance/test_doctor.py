@@ -5,6 +5,7 @@ import ssl
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
@@ -201,8 +202,8 @@ def test_each_fault_is_named_with_what_to_do(
 
 def test_a_host_whose_clock_is_off_is_told(env, monkeypatch):
     # Given a host that is a minute ahead (its own clock: nothing else can be moved from here)
-    now = datetime.now(UTC).timestamp
-    monkeypatch.setattr("worker.ledger_checks.time.time", lambda: now() + 60)
+    ahead = SimpleNamespace(time=lambda: datetime.now(UTC).timestamp() + 60)
+    monkeypatch.setattr("worker.ledger_checks.time", ahead)
     # When doctor asks Redis for its time
     code, found = findings(env)
     # Then it says which of them is behind
