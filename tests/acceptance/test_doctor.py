@@ -5,10 +5,10 @@ import ssl
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
+from types import SimpleNamespace
 
 import pytest
 import redis
