@@ -13,7 +13,9 @@ from typing import Any
 from tasks.claims import Claimed
 
 MOST_AT_ONCE = 100
-_GROUP_SECONDS, _HURRY_SECONDS = 0.05, 0.01
+_MOST_PATIENCE_SECONDS = 1.0
+_LEAST_PATIENCE_SECONDS = 0.01
+_GROUP_SECONDS = 0.05
 
 Done = tuple[Claimed, dict[str, Any] | None]
 Ready = tuple[Claimed, float]  # and when its claim was asked for, on the monotonic clock
@@ -26,12 +28,13 @@ class Shift:
     account: str
     at_work: int = 0  # threads, each with a permit
     ahead: int = 0
-    hurries: bool = False  # threads are idle, and permits may be free in a moment
+    patience: float = _MOST_PATIENCE_SECONDS  # how long to wait for news before asking for work again
     held: dict[tuple[str, str], Claimed] = field(default_factory=dict)
     ready: deque[Ready] = field(default_factory=deque)
     done: deque[Done] = field(default_factory=deque)
     news: threading.Event = field(default_factory=threading.Event)
-    collected: float = 0.0  # when something was last asked for, on the monotonic clock
+    came: int = 0
+    reckoned: float = field(default_factory=time.monotonic)  # since when so much came
 
     def next(self) -> Ready | None:
         with suppress(IndexError):
@@ -45,9 +48,9 @@ class Shift:
         return math.inf
 
     def collect(self) -> list[Done]:
-        """What has come back: at once where a thread may run out of work, else in groups; none after a second."""
-        until = time.monotonic() + (0 if self.hurries else 1)
-        pause = _HURRY_SECONDS if self.hurries else _GROUP_SECONDS
+        """What has come back: at once where a thread may run dry, else in groups; none after `patience`."""
+        until = time.monotonic() + self.patience
+        pause = min(_GROUP_SECONDS, self.patience)
         while not (self.news.wait(pause) or self.done) and time.monotonic() < until:
             pass
         self.news.clear()
@@ -55,13 +58,26 @@ class Shift:
         self._reckon(len(found))
         return found
 
+    def hurry(self, *, full: bool = False, begun: bool = False) -> None:
+        """How soon to ask for work again. full: threads are idle, and a permit may be free in a moment.
+
+        The longer none is, the more rarely it is asked.
+        """
+        if not full:
+            self.patience = _MOST_PATIENCE_SECONDS
+        elif begun or self.patience == _MOST_PATIENCE_SECONDS:
+            self.patience = _LEAST_PATIENCE_SECONDS
+        else:
+            self.patience = min(2 * self.patience, _MOST_PATIENCE_SECONDS / 2)
+
     def _reckon(self, found: int) -> None:
         """How much to claim ahead: what three groups take, and at least one for each thread.
 
         Little enough to be begun within a second: what is held here stands before no idle thread elsewhere.
         """
-        now = time.monotonic()
-        groups = max((now - self.collected) / _GROUP_SECONDS, 1.0)
-        self.collected = now
-        pace = (self.ahead + 3 * found / groups) / 2
-        self.ahead = max(self.at_work, min(round(pace), 3 * MOST_AT_ONCE))
+        self.came += found
+        seconds = time.monotonic() - self.reckoned
+        if seconds >= _GROUP_SECONDS:
+            self.ahead = min(round(3 * _GROUP_SECONDS * self.came / seconds), 3 * MOST_AT_ONCE)
+            self.came, self.reckoned = 0, self.reckoned + seconds
+        self.ahead = max(self.at_work, self.ahead)

@@ -108,6 +108,7 @@ class Crew:
             if not shift.held:
                 raise
             log.warning("claim.waits", account=account, error=str(error))
+            shift.hurry()
             return
         shift.ready.extend((one, asked) for one in claimed if not one.permit)
         for one in claimed:
@@ -122,13 +123,14 @@ class Crew:
                 self._in_vain[account] = time.monotonic() + _KEPT_SECONDS
             want = min(free - self._kept_from(account), MOST_AT_ONCE)
             if want <= 0 and not ahead and begun is None:
+                shift.hurry()
                 return []
             claimed, why = self.ledger.claim(
                 account, self.owner, max(0, want), begun=begun, looks_first=self.rules.look_first == "always",
                 ahead=min(ahead, MOST_AT_ONCE), at_work=shift.at_work,
             )  # fmt: skip
-            shift.hurries = why == "full"
             begin = sum(1 for one in claimed if one.permit)
+            shift.hurry(full=why == "full", begun=begin > 0)
             self._busy += begin
             shift.at_work += begin
             if begin:

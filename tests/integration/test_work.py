@@ -126,6 +126,28 @@ def test_a_wakeup_ends_in_time_only_where_others_may_wait_for_its_slot(ledger, a
     assert (len(api.deletes()) < 80) is more_left
 
 
+class Counting(Ledger):
+    """A ledger that counts how often it is asked for work."""
+
+    claims = 0
+
+    def claim(self, *args, **kwargs):
+        self.claims += 1
+        return super().claim(*args, **kwargs)
+
+
+def test_idle_threads_ask_ever_more_rarely_while_others_have_the_permits(redis_client, ledger, api):
+    # Given all permits but one with others, for a minute, and a slow call under the one.
+    asked_for(ledger, api, 20)
+    others = {f"other-{n}": (time.time() + 60) * 1000 for n in range(7)}
+    redis_client.zadd("janitor:permits:default", others)
+    api.fault("slow", call="finetune_details", seconds=2)
+    counting = Counting(redis_client)
+    with working(crew(counting, api, threads=4)):
+        until(api.deletes, what="the slow call is over", seconds=10)
+        assert counting.claims < 20
+
+
 class Leaving(Ledger):
     """A ledger that cannot be written any more once `away` is set."""
 
