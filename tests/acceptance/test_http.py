@@ -204,11 +204,11 @@ MISTAKES = [
 
 @pytest.mark.parametrize(("sent", "words"), MISTAKES)
 def test_a_mistake_is_told_in_one_line_and_nothing_is_written(billing, sent, words):
-    newest = billing.get("/v1/deletions?limit=1").json()["deletions"][0]["id"]
+    before = [deletion["id"] for deletion in billing.get("/v1/deletions?limit=1").json()["deletions"]]
     refused = billing.post("/v1/deletions", **sent)
     assert refused.status_code == 422
     assert words in detail(refused)
-    assert billing.get("/v1/deletions?limit=1").json()["deletions"][0]["id"] == newest
+    assert [deletion["id"] for deletion in billing.get("/v1/deletions?limit=1").json()["deletions"]] == before
 
 
 QUERIES = [
