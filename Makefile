@@ -17,7 +17,7 @@ help: ## what can be made
 demo: .venv/installed ## the whole system on this machine, against a simulated API
 	@$(BIN)/janitor demo
 
-# Fetched where it can be; without it the tests that need it are left out.
+# Fetched if it can be; without it the tests that need it are left out.
 CLIENT = npm install --prefix tests/interop --no-package-lock --no-audit --no-fund --ignore-scripts --silent \
 	--fetch-retries=0 --fetch-timeout=20000
 
@@ -39,11 +39,12 @@ chaos: .venv/installed ## the long form of the chaos tests, with the default set
 bench: .venv/bench-installed ## beside other queues, about half an hour; ONLY=throughput|enqueue|cleanup|ledger, OPTIONS='--scale 0.2'
 	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(OPTIONS)
 
-lint: .venv/installed ## ruff, mypy strict, import-linter
+lint: .venv/installed ## ruff, mypy strict, import-linter, luacheck if it is installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.check_lua
 
 clean: ## remove what was made
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

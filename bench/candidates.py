@@ -5,13 +5,14 @@ from __future__ import annotations
 from bench.lives import PROCESSES, THREADS, Candidate
 
 AT_ONCE = PROCESSES * THREADS
-_OURS = {"JANITOR_MAX_CONCURRENT": str(AT_ONCE)}
-# Like for like: no look, and a log as quiet as the peers are told to keep theirs.
-_ALIKE = {**_OURS, "JANITOR_LOOK_FIRST": "unclear", "JANITOR_LOG_LEVEL": "WARNING"}
+# A log as quiet as the peers are told to keep theirs.
+_OURS = {
+    "JANITOR_MAX_CONCURRENT": str(AT_ONCE), "JANITOR_THREADS": str(THREADS), "JANITOR_LOG_LEVEL": "WARNING",
+}  # fmt: skip
 
 
 def _janitor(_: float) -> list[list[str]]:
-    return [["worker.cli", "worker", "--processes", str(PROCESSES), "--threads", str(THREADS)]]
+    return [["worker.cli", "worker"] for _ in range(PROCESSES)]
 
 
 def _celery(pool: str, processes: int, at_once: int) -> list[list[str]]:
@@ -49,8 +50,7 @@ def _bare(call: str) -> list[list[str]]:
 
 
 CANDIDATES = [
-    Candidate("janitor, shipped defaults", "on_janitor", _janitor, _OURS, "ours"),
-    Candidate("janitor, without the look", "on_janitor", _janitor, _ALIKE, "ours"),
+    Candidate("janitor", "on_janitor", _janitor, _OURS, "ours"),
     Candidate("celery, prefork", "on_celery", _prefork),
     Candidate("celery, threads", "on_celery", lambda _: _celery("threads", PROCESSES, THREADS)),
     Candidate("dramatiq", "on_dramatiq", _dramatiq),

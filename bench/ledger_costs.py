@@ -1,40 +1,41 @@
-"""The ledger alone: claims, conclusions and lists while it holds few records, and while it holds many."""
+"""The ledger alone: claims, finishes and lists while it holds few records, and while it holds many."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 import uuid
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 from redis import Redis
 
 from bench.lives import Place
-from tasks.claims import Claimed
-from tasks.ledger import Ledger
-from tasks.queries import Filter, list_deletions
-from tasks.records import NewRequest, State
-from worker.connections import connect
+from tasks.ledger import Claim, Finish, Ledger
+from tasks.ledger.queries import Filter, list_deletions
+from tasks.ledger.types import Findings, Progress
+from tasks.records import Evidence, NewRequest, State
+from worker.redis_url import connect
 
 GROUP = 100
 _ROUNDS = 21
 _AGAIN = "deleted-again-and-again"
+_calls = itertools.count(1)
 
 
 def costs(place: Place, records: int, say: Callable[[str], None]) -> dict[str, float]:
-    """Milliseconds for a group of 100 to be claimed, and concluded, and for a list of 100 by each filter.
+    """Milliseconds for a hundred claims, a hundred finishes, and a list of 100 by each filter.
 
     Half of the records wait, half are final.
     """
     place.emptied()
     ledger = Ledger(connect(place.redis_url))
-    ledger.account("default", "register", max_concurrent=GROUP)
+    ledger.maintain("default", GROUP)
     _fill(ledger, records, say)
     found = {f"list {name}": _median_ms(partial(_list, ledger, where)) for name, where in _filters(ledger)}
-    claims: list[Claimed] = []
+    claims: list[Claim] = []
 
     def accept() -> None:
         _accept(ledger, [f"finetune-{uuid.uuid4()}" for _ in range(GROUP)])
@@ -42,11 +43,11 @@ def costs(place: Place, records: int, say: Callable[[str], None]) -> dict[str, f
     def claim() -> None:
         claims[:] = _claim(ledger)
 
-    def conclude() -> None:
-        _conclude(ledger, claims)
+    def finish() -> None:
+        _finish(ledger, claims)
 
-    found["claim"] = _median_ms(claim, before=accept, after=conclude)
-    found["conclude"] = _median_ms(conclude, before=claim, after=accept)
+    found["claim"] = _median_ms(claim, before=accept, after=finish)
+    found["finish"] = _median_ms(finish, before=claim, after=accept)
     return found
 
 
@@ -55,12 +56,12 @@ def _fill(ledger: Ledger, records: int, say: Callable[[str], None]) -> None:
     client.config_set("appendfsync", "no")  # what it costs is measured later
     for _ in range(2 * GROUP):
         _accept(ledger, [_AGAIN])
-        _conclude(ledger, _claim(ledger))
+        _finish(ledger, _claim(ledger))
     for start in range(0, records, 2 * GROUP):
         if start % 50_000 == 0:
             say(f"{start:,} of {records:,} records")
         _accept(ledger, [f"finetune-{start + n}" for n in range(2 * GROUP)])
-        _conclude(ledger, _claim(ledger))
+        _finish(ledger, _claim(ledger))
     client.config_set("appendfsync", "always")
 
 
@@ -78,24 +79,25 @@ def _filters(ledger: Ledger) -> Iterable[tuple[str, Filter]]:
 
 
 def _accept(ledger: Ledger, finetunes: list[str]) -> None:
-    # With a fingerprint, as a plan gives one: else first looks would come in between.
-    ledger.accept([NewRequest(str(uuid.uuid4()), one, fingerprint="v1:", bulk=True) for one in finetunes])
+    # With an incarnation, as a plan gives one: else first observations would come in between.
+    ledger.accept([NewRequest(str(uuid.uuid4()), one, incarnation="{}", bulk=True) for one in finetunes])
 
 
-def _claim(ledger: Ledger) -> list[Claimed]:
-    return ledger.claim("default", "bench", GROUP)[0]
+def _claim(ledger: Ledger) -> list[Claim]:
+    claims: list[Claim] = []
+    while len(claims) < GROUP and (claim := ledger.claim("default", "bench", next(_calls)).claim):
+        claims.append(claim)
+    return claims
 
 
-def _conclude(ledger: Ledger, claims: list[Claimed]) -> None:
-    ledger.conclude([_deleted(claimed) for claimed in claims])
-
-
-def _deleted(claimed: Claimed) -> dict[str, Any]:
-    return {
-        "id": claimed.id, "token": claimed.token, "look": False, "joined": claimed.joined, "expected": "",
-        "state": State.DELETED, "status": "success", "message": "deleted", "evidence": "response",
-        "timestamp": "2026-11-01T00:00:00Z", "attempts": '{"at": 1790000000000, "sent": true, "http_status": 200}',
-    }  # fmt: skip
+def _finish(ledger: Ledger, claims: list[Claim]) -> None:
+    done = Finish(
+        result=State.DELETED, status="success", message="deleted", evidence=Evidence.RESPONSE,
+        timestamp="2026-11-01T00:00:00Z",
+    )  # fmt: skip
+    line = '{"at": 1790000000000, "sent": true, "http_status": 200}'
+    for claim in claims:
+        ledger.finish(claim, done, Progress(0, Findings(), (line,)))
 
 
 def _list(ledger: Ledger, where: Filter) -> None:

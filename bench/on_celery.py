@@ -9,7 +9,7 @@ from celery import Celery, group
 from redis import Redis
 
 from bench import calls
-from worker.connections import celery_url
+from worker.redis_url import celery_url
 
 URL = celery_url(os.environ["REDIS_URL"])
 app = Celery("bench.on_celery", broker=URL, backend=URL, set_as_current=False)

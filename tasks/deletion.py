@@ -1,298 +1,358 @@
-"""One deletion, top to bottom: claimed, looked at, attempted, concluded.
+"""One deletion, top to bottom: observe, mark, attempt, finish.
 
-`Run.run()` takes what a worker claimed and answers with an `Outcome` for the ledger; it never raises. Calls that
-may be repeated are repeated under tenacity within a short budget; what needs longer waits in the ledger.
+`carry_out` takes what a runner claimed and answers with a `Finish` for the ledger; it never raises. Calls that
+may be repeated are repeated under tenacity within a short budget; longer waits happen in the ledger.
 """
 
 from __future__ import annotations
 
 import json
 import time
+from bisect import bisect_left
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 
 import structlog
 
-from tasks import errors
-from tasks.backoff import Again, long_delay, retried
-from tasks.bfl import Answer, BflClient
-from tasks.claims import Claimed
-from tasks.gate import Cancelled, Gate, HandBack, NotNow
-from tasks.incarnations import fingerprint
-from tasks.ledger import Ledger
-from tasks.looking import Look, Other, look, other_incarnation, too_late_to_know
-from tasks.outcomes import Outcome, Rules
-from tasks.records import Evidence, State, from_ms
+from tasks.account_stops import cool_down
+from tasks.api import errors
+from tasks.api.client import Answer, BflClient
+from tasks.api.incarnations import Incarnation
+from tasks.api.observations import Observation, Presence, observe
+from tasks.api.retry import Again, long_delay, retried
+from tasks.errors import JanitorError, LedgerUnavailable
+from tasks.judgement import SETTLED_AFTER, Known, Stays, judge, sibling_deleted
+from tasks.ledger.store import CALL_SECONDS, Ledger
+from tasks.ledger.types import Claim, Findings, Finish, Progress
+from tasks.records import Evidence, State, from_ms, moment, to_ms
 
 log = structlog.get_logger()
 
-SETTLED_AFTER = timedelta(seconds=30)  # what an attempt did not remove by then, it did not remove
+FRESH = timedelta(seconds=2)  # a delete starts at most this long after the observation before it
+PROBE_EVERY = timedelta(seconds=30)
+_MOST_NOT_FOUNDS = 3
 
 
-class Run:
-    """One claimed deletion in the hands of one thread.
+class HandBack(JanitorError):
+    """The deletion goes back as it is: a stop, a pause, a parked account, a lost lease. Nothing is counted."""
 
-    sleep: waits some seconds, raises `HandBack` when the process is to stop. clock: monotonic seconds; began: when
-    the claim was asked for. checked: whether the claim counts as a check.
+
+class NotNow(Again):
+    """The account has to wait, not this deletion: its own back-off does not grow."""
+
+
+class Cancelled(JanitorError):
+    """The deletion was withdrawn while it was running."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the settings say. observe_within: how long a name alone tells which finetune was meant."""
+
+    observe_within: timedelta = timedelta(hours=1)
+    retry_budget: timedelta = timedelta(seconds=5)
+
+
+def boot_seconds() -> float:
+    """Seconds on a clock that also counts while the machine sleeps, if there is one."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
+def carry_out(
+    claim: Claim, *, api: BflClient, ledger: Ledger, rules: Rules, sleep: Callable[[float], None],
+    on_mark: Callable[[], None] = lambda: None, clock: Callable[[], float] = boot_seconds,
+) -> tuple[Finish, Progress]:  # fmt: skip
+    """Carry a claim out as far as it goes now.
+
+    sleep: waits some seconds; raises `HandBack` when the process is to stop. on_mark: told of each mark. clock:
+    seconds.
     """
+    try:
+        known = _known(claim)
+    except ValueError:
+        message = "what the record says of the finetune cannot be read"
+        return Finish(result=State.REVIEW, message=message), Progress(0, Findings())
+    run = _Run(claim, known, api=api, ledger=ledger, rules=rules, sleep=sleep, on_mark=on_mark, clock=clock)
+    return run.finish(), run.progress()
+
+
+def _known(claim: Claim) -> Known:
+    times = (moment(at or None) for at in (claim.observed_at, claim.unclear_at, claim.born_after))
+    observed_at, unclear_at, born_after = times
+    return Known(Incarnation.from_text(claim.incarnation), observed_at, claim.vantage, unclear_at, born_after)
+
+
+class _Run:
+    """One claim in the hands of one thread."""
 
     def __init__(
-        self,
-        claimed: Claimed,
-        *,
-        api: BflClient,
-        ledger: Ledger,
-        rules: Rules,
-        sleep: Callable[[float], None],
-        clock: Callable[[], float] = time.monotonic,
-        began: float | None = None,
-        checked: bool = True,
-    ) -> None:
-        self.claimed = claimed
+        self, claim: Claim, known: Known, *, api: BflClient, ledger: Ledger, rules: Rules,
+        sleep: Callable[[float], None], on_mark: Callable[[], None], clock: Callable[[], float],
+    ) -> None:  # fmt: skip
+        self.claim = claim
         self.api = api
+        self.ledger = ledger
         self.rules = rules
         self.sleep = sleep
-        began = clock() if began is None else began
-        self.gate = Gate(claimed, ledger, budget=rules.retry_budget, clock=clock, began=began, checked=checked)
-        self.cancelled = bool(claimed.cancel_requested_at)
-        self.waited = bool(claimed.looked_at or claimed.backoffs)
-        self.fingerprint = claimed.fingerprint
-        self.looked_at = claimed.looked_at
-        self.unclear_at = claimed.unclear_at
-        self.last_tried = bool(claimed.last_tried)
-        self.attempts: list[dict[str, Any]] = []
+        self.on_mark = on_mark
+        self.clock = clock
+        self.claimed_at = clock()
+        self.observation_began = self.observation_ended = self.claimed_at
+        self.lag = 0.0  # how far Redis's clock has run ahead of ours since the claim, in seconds
+        self.known = known
+        self.marks = self.made = 0  # how many there were; the last one whose call was made
+        self.not_founds = claim.not_founds
+        self.lines: list[str] = []
+        self.counts: dict[str, int] = {}
 
-    def run(self) -> Outcome:
-        """Carry it out as far as it goes now."""
+    def finish(self) -> Finish:
+        """How this claim ends; whatever goes wrong is an end, too."""
+        found = self._ended()
+        if self.claim.kind == "observe" and found.result == "back":
+            return Finish(result="observed", message=found.message, delay=SETTLED_AFTER)
+        return found
+
+    def _ended(self) -> Finish:
         try:
-            return self._run()
-        except (HandBack, NotNow, errors.LedgerUnavailable) as error:
-            return Outcome(State.QUEUED, str(error))
+            return self._by_kind()
+        except (HandBack, LedgerUnavailable) as error:
+            return Finish(result="back", message=str(error), counted=False)
+        except NotNow as wait:
+            return Finish(result="back", message=str(wait), delay=wait.wait, counted=False)
         except Again as again:
             return self._later(again)
         except Exception:
             log.exception("deletion.bug")
             return self._later(Again("an internal error, see the worker's log", SETTLED_AFTER))
 
-    def first_look(self) -> Outcome:
-        """Look at what waits, so that it is known whom the request meant; concludes only what is clear."""
-        try:
-            return self._look_before() or Outcome(None)
-        except errors.JanitorError as error:
-            return Outcome(None, str(error), delay=SETTLED_AFTER)
-        except Exception:
-            log.exception("look.bug")
-            return Outcome(None, "an internal error, see the worker's log", delay=SETTLED_AFTER)
+    def progress(self) -> Progress:
+        """What the ledger has to keep."""
+        known = self.known
+        findings = Findings(
+            incarnation=known.incarnation.to_text() if known.incarnation else "", vantage=known.vantage,
+            observed_at=_ms(known.observed_at), unclear_at=_ms(known.unclear_at), born_after=_ms(known.born_after),
+        )  # fmt: skip
+        return Progress(self.made, findings, tuple(self.lines), dict(self.counts), self.not_founds)
 
-    def input(self, outcome: Outcome) -> dict[str, Any]:
-        """`outcome` and what was found on the way, as the ledger's script takes it."""
-        return {
-            "id": self.claimed.id,
-            "token": self.claimed.token,
-            "look": self.claimed.kind == "look",
-            "permit": self.claimed.permit,
-            "joined": self.claimed.joined,
-            "expected": self.claimed.fingerprint,
-            "state": outcome.state,
-            "status": outcome.status,
-            "message": outcome.message,
-            "timestamp": outcome.timestamp,
-            "evidence": outcome.evidence,
-            "since_ms": outcome.since_ms,
-            "pause": outcome.pause,
-            "delay_ms": round(outcome.delay.total_seconds() * 1000) if outcome.delay else None,
-            "attempts": self._attempt_lines(),
-            "fingerprint": self.fingerprint,
-            "looked_at": self.looked_at or "",
-            "unclear_at": self.unclear_at or "",
-            "last_tried": "1" if self.last_tried else "",
-        }
-
-    def _run(self) -> Outcome:
-        if self.cancelled or (self._past_deadline() and self.last_tried):
+    def _by_kind(self) -> Finish:
+        if self.claim.kind == "observe":
+            return self._first_observation()
+        decided = sibling_deleted(self.claim)
+        if decided:
+            return decided
+        if self.claim.kind == "resolve":
             return self._resolve()
         try:
-            return retried(self._once, self.rules.retry_budget, self.sleep, self._before_sleep)
+            return retried(self._delete, self.rules.retry_budget, self.sleep)
         except Cancelled:
-            self.cancelled = True
-            return self._resolve()
+            return self._resolve() if self.known.unclear_at else Finish(result="back", message="withdrawn")
 
-    def _once(self) -> Outcome:
-        self.gate.may_start()
-        if self._must_look():
-            outcome = self._look_before()
-            if outcome:
-                return outcome
-        self.gate.may_delete(self.fingerprint, self.looked_at)
-        return self._attempt()
+    def _first_observation(self) -> Finish:
+        """While it waits: which finetune is meant? An API that does not answer is asked again later."""
+        found = sibling_deleted(self.claim) or self._look()
+        return found if isinstance(found, Finish) else Finish(result="observed")
 
-    def _must_look(self) -> bool:
-        return self.rules.look_first == "always" or bool(self.fingerprint or self.unclear_at or self.waited)
+    def _delete(self) -> Finish:
+        """Observe, mark, attempt. The attempt starts while the observation is fresh, or not at all."""
+        for is_last in (False, False, True):
+            try:
+                seen = self._observe()
+            except (errors.KeyRefused, errors.Refused) as error:
+                return self._refused(error)
+            except errors.ApiError as error:
+                raise self._again(error) from None
+            found = self._judged(seen)
+            if isinstance(found, Finish):
+                return found
+            if self._is_fresh(is_last=is_last):
+                self._mark()
+                if self._is_fresh(is_last=is_last):
+                    return self._attempt(seen)
+        raise Again(f"{self.api.host} answers too slowly: the observation was too old for a safe delete")
 
-    def _look_before(self) -> Outcome | None:
-        """The look before the delete; None where the delete may go ahead."""
-        began = self.gate.now_ms()
+    def _attempt(self, seen: Observation) -> Finish:
+        self.sleep(0)  # not if the process is to stop
+        unique_id = seen.incarnation.unique_id if seen.incarnation else None
+        at = self._now()
+        self.made = self.marks
         try:
-            found = self._look()
-        except (errors.KeyRefused, errors.Refused) as error:
-            return self._refused(error)
+            answer = self.api.delete_finetune(self.claim.finetune_id, unique_id=unique_id)
         except errors.ApiError as error:
-            raise self.gate.again(error) from None
-        return self._judge(found, began)
-
-    def _judge(self, found: Look, looked_at: int) -> Outcome | None:
-        other = self._other(found)
-        if not found.there or (other and self.unclear_at):
-            return self._gone(other)
-        if other:
-            return Outcome(State.SUPERSEDED, other.why, since_ms=other.since_ms)
-        # After an attempt that may have been applied, a first look is always late.
-        within = timedelta(0) if self.unclear_at else self.rules.first_look_within
-        if too_late_to_know(found, self.fingerprint, self.claimed.asked_at, self._now(), within):
-            why = "first looked at too late, and the API gives no sound timestamp: whether this is the finetune"
-            return Outcome(State.REVIEW, f"{why} that was meant is not known")
-        if found.details is None and self.fingerprint:
-            raise Again("the details cannot be read, so whether this is the finetune that was meant is not known")
-        if found.details is not None:
-            self.fingerprint = fingerprint(found.details)
-        self.looked_at = looked_at
-        if not self._unsettled():
-            self.unclear_at = 0
-        return None
-
-    def _look(self) -> Look:
-        return look(self.api, self.claimed.finetune_id, self._before_another_call)
-
-    def _before_another_call(self) -> None:
-        self.sleep(0)  # not when the process is to stop
-        if self.claimed.kind == "delete":
-            self.gate.may_look()
-
-    def _attempt(self) -> Outcome:
-        self.sleep(0)  # not when the process is to stop
-        began = self.gate.now_ms()
-        try:
-            answer = self.api.delete_finetune(self.claimed.finetune_id)
-        except errors.ApiError as error:
-            self._note(began, error)
-            return self._after(error, began)
+            self._note(at, error)
+            return self._after(error, seen)
         except BaseException:
-            self.unclear_at = began  # whatever went wrong here, the call may have left
+            self.known = replace(self.known, unclear_at=self._now())  # whatever went wrong, the call may have left
             raise
-        self._note(began, answer)
-        return Outcome(State.DELETED, answer.message, answer.status, answer.timestamp, Evidence.RESPONSE)
+        self._note(at, answer)
+        return Finish(
+            result=State.DELETED, evidence=Evidence.RESPONSE, status=answer.status, message=answer.message,
+            timestamp=answer.timestamp,
+        )  # fmt: skip
 
-    def _after(self, error: errors.ApiError, began: int) -> Outcome:
-        """What a faulty answer to a delete means: one row of the table in docs/design.md each."""
+    def _after(self, error: errors.ApiError, seen: Observation) -> Finish:
+        """What an answer to a delete means: the rows of the table in docs/design.md."""
         match error:
             case errors.WrongFinetune():
-                return Outcome(State.REVIEW, f"{error}; the account is paused", pause=str(error))
+                return Finish(result=State.REVIEW, message=f"{error}; the account is paused", pause=str(error))
             case errors.Unclear():
-                self.unclear_at = began
+                self.known = replace(self.known, unclear_at=self._now())
                 return self._read_back(error)
+            case errors.NotFound() if seen.presence is Presence.UNLISTED and error.from_api:
+                # Details does not work: the delete's own 404 stands for its.
+                found = self._judged(replace(seen, presence=Presence.ABSENT))
+                return found if isinstance(found, Finish) else self._still_there(error)
             case errors.NotFound():
                 return self._read_back(error)
             case errors.KeyRefused() | errors.Refused():
                 return self._refused(error)
             case _:
-                raise self.gate.again(error)
+                raise self._again(error)
 
-    def _probe(self, error: errors.KeyRefused) -> None:
-        self._before_another_call()
-        self.gate.probe(self.api, error)
-
-    def _refused(self, error: errors.ApiError) -> Outcome:
-        """Refused for good is `failed`, unless an earlier attempt of ours may still have been applied."""
-        if isinstance(error, errors.KeyRefused):
-            self._probe(error)
-        if self.unclear_at:
-            raise Again(str(error))
-        return Outcome(State.FAILED, str(error))
-
-    def _read_back(self, error: errors.ApiError) -> Outcome:
-        """The answer did not tell, so look: gone, or another's by now, is `deleted` after an unclear attempt."""
-        self._before_another_call()
+    def _read_back(self, error: errors.ApiError) -> Finish:
+        """The answer did not tell, so observe."""
         try:
-            found = self._look()
+            found = self._judged(self._observe())
         except errors.Throttled as throttled:
-            raise self.gate.again(throttled) from None
+            raise self._again(throttled) from None
         except errors.ApiError as unclear:
-            raise Again(f"{error}; looking afterwards: {unclear}") from None
-        other = self._other(found)
-        if not found.there or (self.unclear_at and other):
-            return self._gone(other)
+            raise Again(f"{error}; observed afterwards: {unclear}") from None
+        return found if isinstance(found, Finish) else self._still_there(error)
+
+    def _still_there(self, error: errors.ApiError) -> Finish:
+        if isinstance(error, errors.NotFound):
+            self.not_founds += 1
+            if self.not_founds >= _MOST_NOT_FOUNDS and not self.known.unclear_at:
+                message = f"{error}, {self.not_founds} times, and it stays visible: this key may not delete it"
+                return Finish(result=State.FAILED, message=message)
         raise Again(f"{error}; it is still there", error.retry_after)
 
-    def _resolve(self) -> Outcome:
-        """No further attempt is allowed, by a cancel or the deadline: a look decides what became of the last."""
-        if self.cancelled and not self.unclear_at:
-            return Outcome(State.QUEUED, "withdrawn on request")
-        self._before_another_call()
+    def _resolve(self) -> Finish:
+        """No further attempt is allowed, by a cancel or the deadline: an observation decides."""
+        found = self._look()
+        if isinstance(found, Finish):
+            return found
+        if self.known.unclear_at:
+            message = "waits to see whether the last attempt was applied"
+            return Finish(result="back", message=message, delay=self._unsettled_for(), counted=False)
+        if self.claim.last_try:
+            return Finish(result=State.FAILED, message="given up at its deadline; the finetune is still there")
+        return Finish(result=State.CANCELLED, message="withdrawn; the finetune is still there")
+
+    def _refused(self, error: errors.ApiError) -> Finish:
+        """Refused for good is `failed`, unless an earlier attempt may still be applied."""
+        if isinstance(error, errors.KeyRefused):
+            self._probe(error)
+        if self.known.unclear_at:
+            raise Again(str(error), self._unsettled_for())
+        return Finish(result=State.FAILED, message=str(error))
+
+    def _probe(self, error: errors.KeyRefused) -> None:
+        """Is the key refused, or only this finetune? `my_finetunes` tells; a refused key parks the account."""
+        self.sleep(0)
         try:
-            found = self._look()
+            self.api.my_finetunes()
+        except errors.KeyRefused:
+            probe_ms = round(PROBE_EVERY.total_seconds() * 1000)
+            self.ledger.account(self.claim.account, "park", reason=str(error), probe_ms=probe_ms)
+            raise HandBack(f"the account is parked: {error}") from None
+        except errors.ApiError as unclear:
+            raise self._again(unclear) from None
+
+    def _look(self) -> Finish | Stays:
+        """An observation that no delete follows."""
+        try:
+            return self._judged(self._observe())
         except errors.KeyRefused as error:
             self._probe(error)
             raise Again(str(error)) from None
         except errors.ApiError as error:
-            raise self.gate.again(error) from None
-        other = self._other(found)
-        if not found.there or (self.unclear_at and other):
-            return self._gone(other)
-        if other and not self.cancelled:
-            return Outcome(State.SUPERSEDED, other.why, since_ms=other.since_ms)
-        unsettled = self._unsettled()
-        if unsettled:
-            return Outcome(State.QUEUED, "waits to see whether the last attempt was applied", delay=unsettled)
-        if self.cancelled:
-            return Outcome(State.CANCELLED, "withdrawn on request; it is still there")
-        return Outcome(State.FAILED, "given up at its deadline; it is still there")
+            raise self._again(error) from None
 
-    def _later(self, again: Again) -> Outcome:
-        """The budget is used up: wait in the ledger, or end it where its deadline has passed."""
-        if not self._past_deadline():
-            return Outcome(State.QUEUED, str(again), delay=long_delay(self.claimed.backoffs, again.wait))
-        self.last_tried = True
-        unsettled = self._unsettled()
-        if unsettled:
-            return Outcome(State.QUEUED, str(again), delay=unsettled)
-        if self.unclear_at:
-            return Outcome(State.REVIEW, f"given up at its deadline, the last attempt unclear: {again}")
-        return Outcome(State.FAILED, f"given up at its deadline: {again}")
+    def _observe(self) -> Observation:
+        self.sleep(0)
+        self.observation_began = self.clock()
+        seen = observe(self.api, self.claim.finetune_id, lambda: self.sleep(0))
+        self.observation_ended = self.clock()
+        return seen
 
-    def _gone(self, other: Other | None = None) -> Outcome:
-        if self.unclear_at:
-            message = "gone when looked at after an attempt of ours"
-            since = max(other.since_ms, self.unclear_at) if other else None
-            return Outcome(State.DELETED, message, evidence=Evidence.READ_BACK, since_ms=since)
-        return Outcome(State.NOT_FOUND, "the API does not know it")
+    def _judged(self, seen: Observation) -> Finish | Stays:
+        began = self._now(at=self.observation_began)
+        found = judge(self.claim, self.known, seen, began, self.rules.observe_within)
+        if isinstance(found, Stays) and found.is_same and seen.presence is Presence.PRESENT:
+            self.known = self.known.with_seen(seen, began)
+        return found
 
-    def _before_sleep(self) -> None:
-        self.gate.leave(self._attempt_lines(), self.unclear_at)
-        self.waited = True
-        self.attempts.clear()
+    def _mark(self) -> None:
+        self.marks += 1
+        verdict = self.ledger.mark(self.claim, replace(self.progress(), attempt=self.marks, made=self.made))
+        self.on_mark()
+        if verdict.word == "go":
+            self.lines, self.counts = [], {}
+            ours = self.clock() - self.claimed_at
+            self.lag = max(self.lag, (verdict.now - self.claim.now) / 1000 - ours)
+            return
+        if verdict.word == "cancelled":
+            raise Cancelled("withdrawn while it was running")
+        if verdict.word == "cooling":
+            raise self._wait("the account cools down", verdict.wait)
+        raise HandBack("the lease ended" if verdict.word == "lost" else f"the account is {verdict.word}")
 
-    def _other(self, found: Look) -> Other | None:
-        return other_incarnation(found, self.fingerprint, self.looked_at, self.claimed.asked_at, self._now())
+    def _is_fresh(self, *, is_last: bool) -> bool:
+        """By the larger of two clocks: ours may have stood still. The last observation may have taken its time."""
+        since = self.observation_ended if is_last else self.observation_began
+        return self.clock() - since + self.lag <= FRESH.total_seconds()
 
-    def _now(self) -> datetime:
-        return from_ms(self.gate.now_ms())
+    def _again(self, error: errors.ApiError) -> Again | HandBack:
+        """What to raise for an answer that asks to try again; a throttled account cools down for all workers."""
+        if not isinstance(error, errors.Throttled):
+            return Again(str(error), error.retry_after)
+        return self._wait(str(error), cool_down(self.ledger, self.claim.account, error))
 
-    def _past_deadline(self) -> bool:
-        return self.gate.now_ms() > self.claimed.deadline
+    def _wait(self, why: str, wait: timedelta) -> Again | HandBack:
+        """A short cool-down is waited out here, a longer one in the ledger, which starts nothing meanwhile."""
+        left = self.rules.retry_budget - timedelta(seconds=self.clock() - self.claimed_at)
+        return NotNow(why, wait) if wait < left else HandBack(why)
 
-    def _unsettled(self) -> timedelta | None:
-        """How long until a look tells for sure whether the last unclear attempt was applied."""
-        left = SETTLED_AFTER - timedelta(milliseconds=self.gate.now_ms() - self.unclear_at)
-        return left if self.unclear_at and left > timedelta(0) else None
+    def _later(self, again: Again) -> Finish:
+        """The budget is used up: wait in the ledger, or end it if its deadline has passed."""
+        deadline = from_ms(max(self.claim.due_at, self.claim.started_at)) + self.ledger.terms.give_up_after
+        if self._now() <= deadline:
+            return Finish(result="back", message=str(again), delay=long_delay(self.claim.backoffs, again.wait))
+        if self.known.unclear_at and self._unsettled_for():
+            return Finish(result="back", message=str(again), delay=self._unsettled_for(), last_try=True)
+        if self.known.unclear_at:
+            return Finish(
+                result=State.REVIEW, message=f"given up at its deadline, the last attempt unclear: {again}"
+            )
+        return Finish(result=State.FAILED, message=f"given up at its deadline: {again}")
 
-    def _note(self, at: int, result: Answer | errors.ApiError) -> None:
+    def _unsettled_for(self) -> timedelta:
+        """How long until an observation tells whether the last unclear attempt was applied."""
+        if self.known.unclear_at is None:
+            return timedelta(0)
+        return max(timedelta(0), self.known.unclear_at + SETTLED_AFTER - self._now())
+
+    def _now(self, *, at: float | None = None) -> datetime:
+        """Redis's clock, carried on from the claim by ours."""
+        seconds = (self.clock() if at is None else at) - self.claimed_at + self.lag
+        return from_ms(self.claim.now) + timedelta(seconds=seconds)
+
+    def _note(self, at: datetime, result: Answer | errors.ApiError) -> None:
         failed = isinstance(result, errors.ApiError)
-        self.attempts.append({
-            "at": at, "sent": not isinstance(result, errors.NotSent), "http_status": result.http_status,
-            "error": type(result).__name__ if failed else None, "seconds": round(result.seconds, 3),
-            "message": result.detail if isinstance(result, errors.ApiError) else result.message,
-        })  # fmt: skip
+        seconds, name = result.seconds, type(result).__name__
+        line: dict[str, Any] = {
+            "at": to_ms(at), "sent": not isinstance(result, errors.NotSent), "http_status": result.http_status,
+            "error": name if failed else None, "message": result.detail if isinstance(result, errors.ApiError)
+            else result.message, "seconds": round(seconds, 3), "vantage": self.api.vantage,
+        }  # fmt: skip
+        self.lines.append(json.dumps(line))
+        answer = str(result.http_status or name)
+        bucket = [*map(str, CALL_SECONDS), "inf"][bisect_left(CALL_SECONDS, seconds)]
+        for field, count in ((f"call:{answer}:{bucket}", 1), (f"ms:{answer}", round(seconds * 1000))):
+            self.counts[field] = self.counts.get(field, 0) + count
 
-    def _attempt_lines(self) -> str:
-        return "\n".join(json.dumps(attempt) for attempt in self.attempts)
+
+def _ms(moment: datetime | None) -> int:
+    return to_ms(moment) if moment else 0

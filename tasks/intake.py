@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import structlog
 
-from tasks.claims import Accepted, WakeUp
 from tasks.durations import LONGEST
-from tasks.errors import IdConflict, InvalidRequest
-from tasks.ledger import Ledger
-from tasks.queries import get_many, known_accounts
-from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, check_account
+from tasks.errors import IdConflict, InvalidRequest, LedgerUnavailable
+from tasks.ledger.queries import known_accounts
+from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.store import Ledger
+from tasks.ledger.types import Accepted
+from tasks.records import DEFAULT_ACCOUNT, NewRequest, check_account
+from tasks.text import one_line
 
 log = structlog.get_logger()
 
@@ -22,59 +28,71 @@ BULK = 100  # more than this many at once let single requests go first
 
 @dataclass(frozen=True)
 class Intake:
-    """Accepts requests into the ledger. wake: sends a wake-up; where that fails, dispatch sends another."""
+    """Accepts requests into the ledger.
+
+    wake: publishes a wake-up for an account; if that fails, maintenance publishes another one. accounts: known
+    here, registered by a worker or not yet.
+    """
 
     ledger: Ledger
-    wake: Callable[[WakeUp], None]
+    wake: Callable[[str], None]
     allow_org_ids: bool = False
-    accounts: Collection[str] = ()  # known here, registered or not yet
+    accounts: Collection[str] = ()
 
     def check(self, requests: Sequence[NewRequest]) -> None:
-        """Raise `InvalidRequest` for the first that cannot be accepted."""
-        accounts = {DEFAULT_ACCOUNT, *self.accounts}
-        if not accounts.issuperset(request.account for request in requests if isinstance(request.account, str)):
-            accounts |= known_accounts(self.ledger)
+        """Raise `InvalidRequest` for the first request that cannot be accepted."""
+        known = self._known({request.account for request in requests if isinstance(request.account, str)})
         now = datetime.now(UTC)
         oldest, latest = now - self.ledger.terms.retention, now + LONGEST
         for request in requests:
             request.checked(allow_org_ids=self.allow_org_ids)
-            if request.account not in accounts:
-                check_account(request.account, accounts)
+            check_account(request.account, known)
             if request.requested_at is not None and request.requested_at < oldest:
-                raise InvalidRequest(
-                    f"requested_at {request.requested_at.isoformat()} is older than records are kept: send it anew"
-                )
+                asked_at = request.requested_at.isoformat()
+                raise InvalidRequest(f"requested_at {asked_at} is older than records are kept: ask again now")
             if request.due_at is not None and request.due_at > latest:
                 raise InvalidRequest(f"due_at {request.due_at.isoformat()} is too far off: give at most ten years")
 
-    def accept(self, requests: Sequence[NewRequest]) -> list[Accepted]:
-        """Accept all or none. Raises `InvalidRequest` for the first that cannot be, before anything is written."""
+    def accept(self, requests: Sequence[NewRequest], *, wake: bool = True) -> list[Accepted]:
+        """What became of each request; wake: whether to publish wake-ups for what is due.
+
+        Raises `InvalidRequest` for the first that cannot be accepted, before anything is written, and
+        `LedgerUnavailable`.
+        """
         self.check(requests)
-        accepted, wakeups = self.ledger.accept(requests)
-        for wakeup in wakeups:
-            self._wake(wakeup)
+        accepted, to_wake = self.ledger.accept(requests, wake=wake)
+        for account in to_wake:
+            try:
+                self.wake(account)
+            except Exception as error:
+                log.warning("wakeup.not_sent", account=account, error=str(error))
         return accepted
 
-    def _wake(self, wakeup: WakeUp) -> None:
-        try:
-            self.wake(wakeup)
-        except Exception as error:
-            log.warning("wakeup.not_sent", account=wakeup.account, error=str(error))
+    def note_refused(self, request_id: str, account: object, error: InvalidRequest) -> None:
+        """Log and count a refused request whose sender may not wait for an answer."""
+        is_known = False
+        with suppress(LedgerUnavailable):
+            is_known = isinstance(account, str) and account in self._known({account})
+            why = "conflict" if isinstance(error, IdConflict) else "request" if is_known else "account"
+            # A sender's name for an account makes no key of its own.
+            stats = self.ledger.keys.stats(account if is_known else DEFAULT_ACCOUNT)
+            with unavailable():
+                self.ledger.redis.hincrby(stats, f"refused:{why}", 1)
+        log.warning("request.refused", deletion=one_line(request_id), error=one_line(str(error)))
+
+    def _known(self, asked: set[str]) -> set[str]:
+        known = {DEFAULT_ACCOUNT, *self.accounts}
+        return known if asked <= known else known | known_accounts(self.ledger)
 
 
-def conflict(request: NewRequest, deletion: Deletion | None) -> IdConflict | None:
-    """The error for a request whose id is known with other arguments, None where they agree."""
-    if deletion is None or (deletion.finetune_id, deletion.account) == (request.finetune_id, request.account):
-        return None
+def digest_of(finetune_id: object, account: object, options: Mapping[str, Any]) -> str:
+    """A digest of a request's arguments as given: the same id with another digest is a conflict."""
+    given = json.dumps([finetune_id, account, options], sort_keys=True, default=str)
+    return hashlib.sha256(given.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def conflict(request: NewRequest) -> IdConflict:
+    """The error for a request whose id is known with other arguments; it tells nothing of the other record."""
     return IdConflict(
-        f"the request id {request.id!r} is known already, for {deletion.finetune_id!r} of account "
-        f"{deletion.account!r}: give this request an id of its own"
+        f"the request id {request.id!r} was used before with other arguments: give this request an id of its own"
     )
-
-
-def conflicts(ledger: Ledger, requests: Sequence[NewRequest], accepted: Sequence[Accepted]) -> list[IdConflict]:
-    """The conflicts among requests that turned out to be known."""
-    known = [(request, answer) for request, answer in zip(requests, accepted, strict=True) if answer.known]
-    deletions = get_many(ledger, [answer.deletion_id for _, answer in known])
-    found = (conflict(request, deletion) for (request, _), deletion in zip(known, deletions, strict=True))
-    return [error for error in found if error]

@@ -1,4 +1,4 @@
-"""What is kept about a deletion: its requests, its attempts, its outcome. Pure data, no I/O."""
+"""What is kept about a deletion, and which changes of state are allowed. Pure data, no I/O."""
 
 from __future__ import annotations
 
@@ -20,39 +20,43 @@ _ACCOUNT = re.compile(r"[a-z0-9_]{1,40}")
 
 
 class State(StrEnum):
-    """Where a deletion stands; `TRANSITIONS` says who may follow whom."""
+    """Where a deletion stands; `TRANSITIONS` says what may follow."""
 
-    SCHEDULED = "scheduled"  # waits for its time: a grace period, or a long backoff
-    QUEUED = "queued"  # due; runs when a worker and a permit are free
-    RUNNING = "running"  # claimed; an attempt may be under way until the lease ends
-    DELETED = "deleted"  # BFL confirmed it, or a read-back showed it gone after an attempt of ours
-    NOT_FOUND = "not_found"  # BFL does not know it, and no attempt of ours removed it
-    SUPERSEDED = "superseded"  # the name belongs to another incarnation; nothing was deleted
+    SCHEDULED = "scheduled"  # waits for its time: a delay that was asked for, or a retry
+    QUEUED = "queued"  # due; runs when a runner and a permit are free
+    RUNNING = "running"  # claimed until its lease ends
+    DELETED = "deleted"  # BFL confirmed it, or an observation after our attempt showed it gone
+    NOT_FOUND = "not_found"  # not visible to this key at this host, and no attempt of ours removed it
+    SUPERSEDED = "superseded"  # another finetune has this name now; nothing was deleted
     FAILED = "failed"  # refused for good, or given up at its deadline
     REVIEW = "review"  # the outcome could not be established; a person must look
-    CANCELLED = "cancelled"  # withdrawn, and not deleted
-
-    @property
-    def is_final(self) -> bool:
-        return self not in (State.SCHEDULED, State.QUEUED, State.RUNNING)
+    CANCELLED = "cancelled"  # withdrawn; no attempt of this deletion removed it
 
 
-FINAL = frozenset(state for state in State if state.is_final)
+UNFINISHED = frozenset({State.SCHEDULED, State.QUEUED, State.RUNNING})
+FINAL = frozenset(State) - UNFINISHED
 
-# A final state never changes, except that a late 200 for our own attempt turns any other into `deleted`.
+# A final state changes in two cases: a late confirmation of our own attempt, and a verification that finds the
+# same incarnation still there. A late confirmation for a name that had passed to another finetune needs a person.
 TRANSITIONS: Mapping[State, frozenset[State]] = {
-    State.SCHEDULED: FINAL | {State.QUEUED},
-    State.QUEUED: FINAL | {State.RUNNING, State.SCHEDULED},
-    State.RUNNING: FINAL | {State.QUEUED, State.SCHEDULED},
-    **{state: frozenset({State.DELETED} - {state}) for state in FINAL},
+    **dict.fromkeys(UNFINISHED, frozenset(State)),
+    **dict.fromkeys(FINAL, frozenset({State.DELETED})),
+    State.SUPERSEDED: frozenset({State.REVIEW}),
+    State.DELETED: frozenset({State.REVIEW}),
 }
+
+
+def is_final(state: str) -> bool:
+    """Whether a deletion in this state is over; so is one in a state that this version does not know."""
+    return state not in UNFINISHED
 
 
 class Evidence(StrEnum):
     """How it is known that a finetune is deleted."""
 
-    RESPONSE = "response"  # BFL said so in its answer
-    READ_BACK = "read-back"  # a look after an attempt of ours showed it gone
+    RESPONSE = "response"  # BFL said so
+    READ_BACK = "read-back"  # an observation after an attempt of ours showed it gone
+    SIBLING = "sibling"  # another deletion removed it: `deleted_by`
 
 
 class Plain:
@@ -63,26 +67,8 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Request(Plain):
-    """One asking for a deletion: who, why, when, how soon."""
-
-    id: str
-    at: datetime
-    requested_by: str | None
-    reason: str | None
-    source: str
-    due_at: datetime
-    missing_ok: bool
-    withdrawn_at: datetime | None = None  # a cleanup's, whose finetune was used or protected since
-
-    def to_json(self) -> dict[str, Any]:
-        whole = super().to_json()
-        return whole if self.withdrawn_at else {name: whole[name] for name in whole if name != "withdrawn_at"}
-
-
-@dataclass(frozen=True)
 class Attempt(Plain):
-    """One delete call to the API. `sent` is false where it is known that the request never left."""
+    """One delete call to the API. `sent` is false if it is known that the request never left."""
 
     at: datetime
     sent: bool
@@ -90,42 +76,72 @@ class Attempt(Plain):
     error: str | None = None
     message: str | None = None
     seconds: float | None = None
+    vantage: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Deletion(Plain):
-    """The record of one deletion, as it is answered to whoever asks for it."""
+    """The record of one deletion: one request to delete one finetune.
+
+    due_at: the time that was asked for; it never moves. next_try_at: when an unfinished one is tried next.
+    status, message, timestamp: BFL's words if it answered, else ours; filled when final. incarnation: which
+    finetune it is about, as far as the API tells (`created_at`, unique id, settings). vantage: host and key tag
+    from which the finetune was last seen. A state or evidence that this version does not know is plain text.
+    """
 
     id: str
     finetune_id: str
     account: str
-    state: State
+    state: State | str
+    evidence: Evidence | str | None = None
     status: str | None = None
     message: str | None = None
     timestamp: str | None = None
-    evidence: Evidence | None = None
+    source: str = ""
+    requested_by: str | None = None
+    reason: str | None = None
+    missing_ok: bool = False
     created_at: datetime
+    asked_at: datetime
     due_at: datetime
+    next_try_at: datetime | None = None
     deadline: datetime
     finished_at: datetime | None = None
-    looked_at: datetime | None = None
-    fingerprint: str | None = None
+    observed_at: datetime | None = None
+    vantage: str | None = None
+    incarnation: Mapping[str, Any] | None = None
+    verified_at: datetime | None = None
+    deleted_by: str | None = None
     cancel_requested_at: datetime | None = None
+    cancelled_by: str | None = None
+    cancel_reason: str | None = None
+    resolved_at: datetime | None = None
+    resolved_by: str | None = None
+    resolution: str | None = None
+    retry_of: str | None = None
     retried_by: str | None = None
-    requests: tuple[Request, ...] = ()
     attempts: tuple[Attempt, ...] = ()
 
-    def request(self, request_id: str) -> Request | None:
-        return next((request for request in self.requests if request.id == request_id), None)
+    @property
+    def is_final(self) -> bool:
+        return is_final(self.state)
 
-    def is_done(self, *, missing_ok: bool) -> bool:
-        """Whether it ended as asked: deleted, or not there where that is fine."""
-        return self.state is State.DELETED or (missing_ok and self.state is State.NOT_FOUND)
+    @property
+    def is_done(self) -> bool:
+        """Whether it ended as asked: deleted, or not there if that was said to be fine."""
+        return self.state == State.DELETED or (self.missing_ok and self.state == State.NOT_FOUND)
 
 
 @dataclass(frozen=True)
 class NewRequest:
-    """A request on its way into the ledger; `checked()` is what makes it acceptable."""
+    """A request on its way into the ledger; `checked()` says whether it can be accepted.
+
+    source: name | http | command | cleanup:<plan>. bulk: one of many, so that single requests go first.
+    incarnation, observed_at, vantage: for a cleanup, what its plan saw. retry_of: an old deletion that this
+    continues.
+    digest: of the arguments as given; the same id with another digest is a conflict. callbacks: of a Celery
+    producer.
+    """
 
     id: str
     finetune_id: str
@@ -137,9 +153,21 @@ class NewRequest:
     delay: timedelta | None = None
     requested_at: datetime | None = None
     missing_ok: bool = False
-    fingerprint: str | None = None
     bulk: bool = False
+    incarnation: str | None = None
+    observed_at: datetime | None = None
+    vantage: str | None = None
+    retry_of: str | None = None
+    digest: str = ""
     callbacks: Mapping[str, Any] | None = None
+
+    @property
+    def is_cleanup(self) -> bool:
+        return self.source.startswith("cleanup:")
+
+    @property
+    def lane(self) -> str:
+        return "cleanup" if self.is_cleanup else "bulk" if self.bulk else "single"
 
     def checked(self, *, allow_org_ids: bool) -> NewRequest:
         """Itself; raises `InvalidRequest` with what was given and what is accepted."""
@@ -167,7 +195,7 @@ def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> st
     """
     shown, accepted = _shown(finetune_id), f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
     if not isinstance(finetune_id, str):
-        raise InvalidRequest(f"the finetune id {shown} is no text: {accepted}")
+        raise InvalidRequest(f"the finetune id {shown} is not a text: {accepted}")
     if not finetune_id:
         raise InvalidRequest(f"the finetune id is empty: {accepted}")
     if len(finetune_id) > MAX_ID_LENGTH:
@@ -193,7 +221,7 @@ def check_request_id(request_id: object) -> str:
 
 
 def check_account(account: object, known: Iterable[str] | None = None) -> str:
-    """`account` if it is a name, and one of `known` where that is given; raises `InvalidRequest`."""
+    """`account` if it is a name, and one of `known` if that is given; raises `InvalidRequest`."""
     if not isinstance(account, str) or not is_account(account):
         raise InvalidRequest(
             f"the account {_shown(account)} is not a name: give lowercase letters, digits and _, at most 40"
@@ -204,12 +232,12 @@ def check_account(account: object, known: Iterable[str] | None = None) -> str:
 
 
 def is_account(name: str) -> bool:
-    """Whether an account can be called so."""
+    """Whether this can be the name of an account."""
     return _ACCOUNT.fullmatch(name) is not None
 
 
 def check_state(state: str) -> State:
-    """The `State` called so; raises `InvalidRequest`."""
+    """The `State` of this name; raises `InvalidRequest`."""
     try:
         return State(state)
     except ValueError:

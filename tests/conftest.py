@@ -1,16 +1,22 @@
-"""Shared by all tiers: one real Redis for the session, emptied for each test."""
+"""Shared by all tiers: one real Redis for the session, emptied for each test, and a hand-held clock."""
 
 import itertools
-from datetime import timedelta
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import redis
+from celery.result import AsyncResult
 from hypothesis import HealthCheck, settings
 
-from tasks.claims import Terms
-from tasks.ledger import Ledger
-from tasks.records import NewRequest
+from tasks.ledger.queries import get_many
+from tasks.ledger.store import Ledger
+from tasks.ledger.types import Findings, Finish, Progress, Terms
+from tasks.records import Evidence, NewRequest, from_ms, to_ms
 from worker import embedded
+
+NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+PERMITS = 8
 
 # A busy machine fails no test: none is timed.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -18,7 +24,7 @@ settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items):
-    """Tests that share a worker process stay together; all others go to whoever is free."""
+    """Tests that share a worker process stay together; all others go to any process that is free."""
     for item in items:
         if "running_worker" in item.fixturenames:
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
@@ -27,7 +33,11 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory):
     with embedded.running(tmp_path_factory.mktemp("redis")) as url:
+        with redis.Redis.from_url(url) as client:
+            client.config_set("appendonly", "no")  # nothing has to outlive the session
         yield url
+        # Celery's results unsubscribe when they are collected; after the session there is no server to ask.
+        setattr(AsyncResult, "__del__", lambda _: None)  # noqa: B010 -- a method may not be assigned
 
 
 @pytest.fixture
@@ -38,17 +48,25 @@ def redis_client(redis_url):
 
 
 class Clocked:
-    """Ledgers on one Redis that see its clock shifted: time passes without waiting for it."""
+    """Makes ledgers on one Redis, with a clock that starts at `NOW` and moves only by hand.
+
+    `clocked(lease=...)` is a ledger with these terms, `clocked.after(seconds=5)` one five seconds later. All
+    ledgers made here share the clock.
+    """
 
     def __init__(self, client):
         self.client = client
-        self.passed = timedelta(0)
+        self.at_ms = to_ms(NOW)
 
     def __call__(self, **terms):
-        return Ledger(self.client, Terms(**terms), skew=self.passed)
+        return Ledger(self.client, Terms(**terms), now_ms=lambda: self.at_ms)
+
+    @property
+    def now(self):
+        return from_ms(self.at_ms)
 
     def after(self, **duration):
-        self.passed += timedelta(**duration)
+        self.at_ms += timedelta(**duration) // timedelta(milliseconds=1)
         return self()
 
 
@@ -57,13 +75,17 @@ def clocked(redis_client):
     return Clocked(redis_client)
 
 
+def register(ledger, account="default", permits=PERMITS):
+    """What the maintenance of a worker does first."""
+    ledger.maintain(account, permits)
+    ledger.housekeep(["worker/0"], timedelta(days=400))
+    return ledger
+
+
 @pytest.fixture
 def ledger(clocked):
-    """A ledger with one account of 8 permits and one worker process seen."""
-    ledger = clocked()
-    ledger.account("default", "register", max_concurrent=8)
-    ledger.dispatch(["worker/0"], alive_for=timedelta(days=400))
-    return ledger
+    """A ledger with one account of 8 permits and one worker process seen; `clocked.after` moves its clock."""
+    return register(clocked())
 
 
 _numbers = itertools.count()
@@ -74,21 +96,59 @@ def asking(finetune_id="my-finetune", **fields):
     return NewRequest(**{"id": f"request-{next(_numbers):06}", "finetune_id": finetune_id, **fields})
 
 
-def outcome(claimed, state, **fields):
-    """An outcome as `Run.input` makes it."""
-    return {
-        "id": claimed.id,
-        "token": claimed.token,
-        "look": claimed.kind == "look",
-        "permit": claimed.permit,
-        "joined": claimed.joined,
-        "expected": claimed.fingerprint,
-        "state": state,
-        "message": "as the test says",
-        "fingerprint": claimed.fingerprint,
-        "looked_at": claimed.looked_at or "",
-        "unclear_at": claimed.unclear_at or "",
-        "last_tried": "",
-        "attempts": "",
-        **fields,
-    }
+def accept(ledger, *requests):
+    """The answers to these requests, each one word."""
+    return [one.answer for one in ledger.accept(requests)[0]]
+
+
+def claim(ledger, account="default", *, runner="worker-1"):
+    """The deletion that a runner gets now, or None."""
+    return ledger.claim(account, runner, next(_numbers)).claim
+
+
+def claim_all(ledger, account="default", *, most=100):
+    """The deletions that runners get now, one after the other, until there is no more."""
+    return list(itertools.islice(iter(lambda: claim(ledger, account), None), most))
+
+
+def progress(claimed, attempt=0, found=None, **given):
+    """What a claim has led to. found: fields of `Findings`; what is not given is as it was claimed."""
+    known = {field.name: getattr(claimed, field.name) for field in fields(Findings)}
+    return Progress(attempt, Findings(**{**known, **(found or {})}), **given)
+
+
+def mark(ledger, claimed, attempt=1, *, made=0, **found):
+    """The word of the ledger just before an attempt. made: the last attempt before it whose call was made."""
+    return ledger.mark(claimed, progress(claimed, attempt, found, made=made)).word
+
+
+def finish(ledger, claimed, result="deleted", *, attempt=0, found=None, lines=(), not_founds=0, **given):
+    """Write what came of a claim; the ledger's word. given: fields of `Finish`.
+
+    `deleted` means by the API's answer, unless an `evidence` is given.
+    """
+    usual = {"message": "as the test says", **({"evidence": Evidence.RESPONSE} if result == "deleted" else {})}
+    outcome = Finish(**{"result": result, **usual, **given})
+    return ledger.finish(
+        claimed, outcome, progress(claimed, attempt, found, lines=lines, not_founds=not_founds)
+    ).word
+
+
+def claim_and_mark(ledger):
+    """A claim whose first attempt is about to start."""
+    claimed = claim(ledger)
+    assert mark(ledger, claimed) == "go"
+    return claimed
+
+
+def carry_out_one(ledger, result="deleted", *, found=None, **given):
+    """Claim a deletion, make one attempt, finish it: the claim."""
+    claimed = claim(ledger)
+    assert mark(ledger, claimed, **(found or {})) == "go"
+    assert finish(ledger, claimed, result, attempt=1, found=found, **given) == "done"
+    return claimed
+
+
+def states(ledger, *ids):
+    """The states of these deletions; None for one without a readable record."""
+    return [deletion.state if deletion else None for deletion in get_many(ledger, ids)]

@@ -10,12 +10,13 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from unittest import mock
 
+import structlog
 from celery import Celery
 
 from tasks.ledger import Ledger
-from tasks.queries import workers_seen
+from tasks.ledger.queries import workers_seen
 from worker.cli import main
-from worker.connections import celery_url, connect
+from worker.redis_url import celery_url, connect
 from worker.supervise import Spec, started, until
 
 KEY = "s3cret-key-of-the-tests"
@@ -31,23 +32,12 @@ def environment(redis_url=None, api_url=None, **more):
 
 
 @contextmanager
-def worker(env, log, *options, pool="threads"):
-    """`celery -A worker worker`, ready inside: dispatch, which starts last, has made it known."""
+def worker(env, log, *options):
+    """`celery -A worker worker`, ready inside: its maintenance, which starts last, has made it known."""
     ledger = Ledger(connect(env["REDIS_URL"], patient=False))
     before = set(workers_seen(ledger))
-    argv = [
-        sys.executable,
-        "-m",
-        "celery",
-        "-A",
-        "worker",
-        "worker",
-        "-P",
-        pool,
-        "--without-mingle",
-        "-n",
-        log.stem,
-    ]
+    argv = [sys.executable, "-m", "celery", "-A", "worker", "worker", "-P", "threads", "--without-mingle"]
+    argv += ["-n", log.stem]
     spec = Spec("worker", [*argv, *options], env, ready=lambda: bool(set(workers_seen(ledger)) - before), log=log)
     with started(spec) as child:
         yield child
@@ -70,11 +60,26 @@ def janitor(env, *arguments, timeout=60, **more):
 def janitor_here(env, *arguments):
     """The same command without a process of its own, for tables of many rows."""
     out, err = io.StringIO(), io.StringIO()
-    with mock.patch.dict(os.environ, env, clear=True), redirect_stdout(out), redirect_stderr(err):
+    with mock.patch.dict(os.environ, env, clear=True), redirect_stdout(out), redirect_stderr(err), _own_logging():
         try:
             main(list(arguments))
         except SystemExit as stop:
             return subprocess.CompletedProcess(arguments, int(stop.code or 0), out.getvalue(), err.getvalue())
+
+
+@contextmanager
+def _own_logging():
+    """A command configures the logging of its process; here that must not outlive it, cached loggers included."""
+    configure = structlog.configure
+
+    def uncached(**options):
+        configure(**{**options, "cache_logger_on_first_use": False})
+
+    with mock.patch.object(structlog, "configure", uncached):
+        try:
+            yield
+        finally:
+            structlog.reset_defaults()
 
 
 def records(done):

@@ -1,96 +1,132 @@
-"""Does an account's API answer as it must? Host, certificate, key, list, details, clock; nothing is changed."""
+"""Does an account's API answer as it must? Host, certificate, key, list, details; nothing is changed."""
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from email.utils import parsedate_to_datetime
+from pathlib import Path
 from urllib.parse import urlsplit
 
-import requests
-from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from requests.adapters import DEFAULT_CA_BUNDLE_PATH
 
-from tasks.bfl import BflReader
-from tasks.errors import ApiError, KeyRefused, NotFound, Refused, Unclear
-from tasks.incarnations import CLOCK_TOLERANCE
-from tasks.looking import details_work, names
+from tasks.api.client import BflReader, Timeouts
+from tasks.api.errors import ApiError, KeyRefused, NotFound, Unclear
+from tasks.api.incarnations import incarnation_of
+from tasks.durations import format_duration
 from tasks.records import DEFAULT_ACCOUNT
-from worker.app import client
-from worker.ledger_checks import clock_finding
 from worker.server_checks import Finding
 from worker.settings import Account, Settings
 
+# From public reports; the contract names api.us1.bfl.ai, which is reported to be switched off.
+KNOWN_URLS = ("https://api.bfl.ai", "https://api.eu.bfl.ai", "https://api.us.bfl.ai")
+_PROXY_VARIABLES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 _RENEW_BEFORE = timedelta(days=14)
-_NOBODYS = "janitor-doctor-no-such-finetune"
+_NO_FINETUNE = "janitor-doctor-no-such-finetune"
 
 
-def check_api(settings: Settings, account: Account, redis_ahead: timedelta | None) -> Iterator[Finding]:
-    """One finding at a time. redis_ahead: of Redis's clock over this host's, None where it is not known."""
-    heard: list[datetime] = []
-    reader = _reader(settings, account, heard)
-    suffix = "" if account.name == DEFAULT_ACCOUNT else f"_{account.name.upper()}"
-    yield from _certificate(account, settings.connect_timeout)
+def check_proxy() -> Iterator[Finding]:
+    """Say that a proxy in the environment is not used, if there is one."""
+    for variable in _PROXY_VARIABLES:
+        if os.environ.get(variable):
+            text = f"{variable} is set, and is not used: workers connect to the API directly"
+            yield Finding("proxy", "warning", text)
+            return
+
+
+def check_api(settings: Settings, account: Account) -> Iterator[Finding]:
+    """One finding at a time."""
+    reader = _reader(settings, account, account.url)
     name = f"api {account.name}"
+    yield from _certificate(settings, account)
     try:
-        listed = sorted(names(reader.my_finetunes()))
+        listing = reader.my_finetunes()
     except KeyRefused as error:
-        yield Finding(name, "error", f"{account.url} refuses the key ({error}): correct BFL_API_KEY{suffix}")
-        return
+        yield Finding(name, "error", f"the key is refused: {error}; correct {_key_variable(account)}")
     except Unclear as error:
-        yield Finding(name, "error", f"{account.url}: {error}; is this the right host?")
-        return
+        question = f"is this the right host? It is set by {account.url_variable}"
+        yield Finding(name, "error", f"{account.url}: {error}; {question}")
     except ApiError as error:
-        again = f"{account.url}: {error}; test another host with BFL_API_URL{suffix}"
-        yield Finding(name, "unreachable", again)
+        yield Finding(name, "unreachable", f"{account.url}: {error}; test another one with {account.url_variable}")
+    else:
+        yield Finding(name, "ok", f"{account.url} accepts the key and lists {listing.count} finetunes")
+        yield _details(settings, reader, account, sorted(listing.names))
         return
-    yield Finding(name, "ok", f"{account.url} accepts the key and lists {len(listed)} finetunes")
-    if heard and redis_ahead is not None:
-        skew = datetime.now(UTC) + redis_ahead - heard[-1]
-        # An API time is read with this tolerance: beyond it, a name's new finetune could be taken for the old one.
-        yield clock_finding(f"clock {account.name}", "Redis", "the API", skew, error_from=CLOCK_TOLERANCE)
-    yield _details(reader, account, listed)
+    yield from _other_hosts(settings, account)
 
 
-def _reader(settings: Settings, account: Account, heard: list[datetime]) -> BflReader:
-    def note(_: object, response: requests.Response | None, __: bytes) -> None:
-        date = response.headers.get("Date") if response is not None else None
-        with suppress(TypeError, ValueError):
-            heard.append(parsedate_to_datetime(str(date)).replace(tzinfo=UTC))  # HTTP dates are GMT
-
-    return client(settings, account, BflReader, note)
+def _reader(settings: Settings, account: Account, url: str) -> BflReader:
+    timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
+    key = account.key.get_secret_value()
+    return BflReader(url, key, timeouts, ca_bundle=settings.ca_bundle, url_variable=account.url_variable)
 
 
-def _details(reader: BflReader, account: Account, listed: list[str]) -> Finding:
-    """Whether `finetune_details` can tell finetunes apart: asked about one that exists, if there is any."""
+def _key_variable(account: Account) -> str:
+    return "BFL_API_KEY" if account.name == DEFAULT_ACCOUNT else f"BFL_API_KEY_{account.name.upper()}"
+
+
+def _other_hosts(settings: Settings, account: Account) -> Iterator[Finding]:
+    """Which other hosts of BFL accept the key: a finetune lives in one region, and hosts are switched off."""
+    if not f".{urlsplit(account.url).hostname}".endswith(".bfl.ai"):
+        return
+    found, advice = [], ""
+    for url in KNOWN_URLS:
+        if url == account.url:
+            continue
+        try:
+            count = _reader(settings, account, url).my_finetunes().count
+        except ApiError as error:
+            found.append(f"{url}: {str(error).partition(': ')[0]}")
+        else:
+            found.append(f"{url} accepts the key and lists {count} finetunes")
+            advice = f": set {account.url_variable} to the one that has yours"
+    yield Finding(f"hosts {account.name}", "warning", "; ".join(found) + advice)
+
+
+def _details(settings: Settings, reader: BflReader, account: Account, listed: list[str]) -> Finding:
+    """Whether `finetune_details` works, and tells one incarnation of a name from the next.
+
+    The first, the middle and the last of those listed are asked for: two generations of finetunes, with other
+    fields, are behind one list.
+    """
     name = f"details {account.name}"
-    asked = listed[0] if listed else _NOBODYS
-    try:
-        reader.finetune_details(asked)
-    except (NotFound, Refused) as error:
-        if not details_work(error):
-            alone = f"finetune_details does not work there ({error}): the list alone decides, and a name that"
-            return Finding(name, "warning", f"{alone} was used again is not told apart; ask BFL for another URL")
-        if not listed:
-            return Finding(name, "ok", "finetune_details answers as for an unknown finetune")
-        return Finding(name, "warning", f"finetune_details of {asked}, which is listed: {error}; ask again")
-    except ApiError as error:
-        return Finding(name, "warning", f"finetune_details of {asked}: {error}; deletions wait until it answers")
-    return Finding(name, "ok", f"finetune_details tells about {asked}")
+    asked = sorted({listed[0], listed[len(listed) // 2], listed[-1]}) if listed else [_NO_FINETUNE]
+    for finetune_id in asked:
+        try:
+            details = reader.finetune_details(finetune_id)
+        except ApiError as error:
+            if error.http_status == 405 or (isinstance(error, NotFound) and not error.from_api):
+                text = "the list alone decides, and a deletion that has waited ends in review"
+                return Finding(name, "warning", f"finetune_details does not work there ({error}): {text}")
+            if isinstance(error, NotFound) and not listed:
+                return Finding(name, "ok", "finetune_details answers as for an unknown finetune")
+            then = "its deletion waits until it answers" if isinstance(error, Unclear) else "ask again"
+            return Finding(name, "warning", f"finetune_details of {finetune_id}, which is listed: {error}; {then}")
+        found = incarnation_of(details.fields, finetune_id)
+        if found.unique_id is None and (found.created is None or found.created.is_date):
+            within = format_duration(settings.observe_within)
+            text = (
+                f"finetune_details of {finetune_id} has neither a unique id nor an exact creation time: if its "
+                f"name is used again, only its settings can tell, and a deletion that waits longer than {within} "
+                "(JANITOR_OBSERVE_WITHIN) ends in review"
+            )
+            return Finding(name, "warning", text)
+    return Finding(name, "ok", f"finetune_details tells incarnations apart (asked about {', '.join(asked)})")
 
 
-def _certificate(account: Account, timeout: timedelta) -> Iterator[Finding]:
+def _certificate(settings: Settings, account: Account) -> Iterator[Finding]:
     parts = urlsplit(account.url)
     if parts.scheme != "https":
         return
     name, host = f"certificate {account.name}", parts.hostname or ""
+    trusted = settings.ca_bundle or Path(DEFAULT_CA_BUNDLE_PATH)
     try:
-        left = certificate_days(host, parts.port or 443, timeout.total_seconds(), DEFAULT_CA_BUNDLE_PATH)
+        left = certificate_days(host, parts.port or 443, settings.connect_timeout.total_seconds(), trusted)
     except ssl.SSLCertVerificationError as error:
-        why = f"{host}: {error.verify_message}: is this the right host, and this machine's clock right?"
-        yield Finding(name, "error", why)
+        why = "is this the right host, and this machine's clock right? JANITOR_CA_BUNDLE names other authorities"
+        yield Finding(name, "error", f"{host}: {error.verify_message}: {why}")
     except OSError:
         return  # the call that follows says so
     else:
@@ -99,7 +135,7 @@ def _certificate(account: Account, timeout: timedelta) -> Iterator[Finding]:
         yield Finding(name, "warning" if soon else "ok", f"{text}: its owner has to renew it" if soon else text)
 
 
-def certificate_days(host: str, port: int, timeout_seconds: float, trusted: str) -> int:
+def certificate_days(host: str, port: int, timeout_seconds: float, trusted: Path) -> int:
     """For how many days the certificate of a host is still valid. Raises `OSError`, `SSLCertVerificationError`."""
     context = ssl.create_default_context(cafile=trusted)
     with (

@@ -26,7 +26,7 @@ from redis.retry import Retry
 
 from tasks.errors import JanitorError
 from worker.server_checks import OLDEST
-from worker.supervise import Spec, started
+from worker.supervise import Spec, started, without_keys
 
 _SERVERS = ("redis-server", "valkey-server")
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 107 bytes on Linux, 103 on macOS
@@ -45,7 +45,7 @@ def find_server() -> Path:
     if wheel and wheel.submodule_search_locations:
         found.append(f"{wheel.submodule_search_locations[0]}/bin/redis-server")
     for path in filter(None, found):
-        if _version(path) >= OLDEST:
+        if _version(path)[1] >= OLDEST:
             return Path(path)
     raise EmbeddedRedisError(
         "no redis-server or valkey-server of 6.2 or newer on PATH: install one, or the extra that brings its own "
@@ -54,7 +54,7 @@ def find_server() -> Path:
 
 
 def socket_path(state_dir: Path) -> Path:
-    """Where the socket is: in `state_dir`, or in a private temporary folder where that path is too long."""
+    """Where the socket is: in `state_dir`, or in a private temporary folder if that path is too long."""
     path = state_dir.absolute() / "redis.sock"
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         return path
@@ -70,8 +70,8 @@ def url(state_dir: Path) -> str:
 
 
 def find_running(state_dir: Path) -> str | None:
-    """The URL of the Redis of a running `janitor up`, None where none answers."""
-    # Whether it answers, its user will see: a frozen one is not the same as none.
+    """The URL of the Redis of a running `janitor up`, None if none answers."""
+    # It may be frozen: that is not the same as none, and shows when it is used.
     return url(state_dir) if _listens(state_dir) else None
 
 
@@ -108,6 +108,7 @@ def spec(state_dir: Path) -> Spec:
     server, path = find_server(), socket_path(state_dir)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     _check_private(path.parent)
+    _check_written_by(state_dir / "redis-version", server)
     _shut_down_left_over(state_dir)
     options = {
         "port": "0",
@@ -118,15 +119,16 @@ def spec(state_dir: Path) -> Spec:
         "appendfsync": "always",
         "maxmemory-policy": "noeviction",
         "save": "",
-        # A deletion has a fingerprint and lines of JSON: up to 2 KiB a field stays in the compact encoding.
+        # A record holds JSON: fields of up to 2 KiB stay in the compact encoding.
         "hash-max-ziplist-value": "2048",
         "daemonize": "no",
         "logfile": str(state_dir.absolute() / "redis.log"),
     }
     argv = [str(server), *(part for name, value in options.items() for part in (f"--{name}", value))]
     return Spec(
-        "redis", argv, ready=lambda: _answers(state_dir), stop_seconds=_STOP_SECONDS, log=state_dir / "redis.log"
-    )
+        "redis", argv, without_keys(os.environ), ready=lambda: _answers(state_dir), stop_seconds=_STOP_SECONDS,
+        log=state_dir / "redis.log",
+    )  # fmt: skip
 
 
 @contextmanager
@@ -136,13 +138,28 @@ def running(state_dir: Path) -> Iterator[str]:
         yield url(state_dir)
 
 
-def _version(path: str) -> tuple[int, ...]:
+def _version(server: str | Path) -> tuple[str, tuple[int, ...]]:
+    """Its product, redis or valkey, and its version; empty if it does not tell."""
     try:
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603 -- found on PATH
+        said = subprocess.run([server, "--version"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603 -- found on PATH
     except (OSError, subprocess.TimeoutExpired):
-        return ()
-    match = re.search(r"v=(\d+)\.(\d+)", said.stdout)
-    return tuple(map(int, match.groups())) if match else ()
+        return "", ()
+    match = re.search(r"^(\w+).* v=(\d+)\.(\d+)", said.stdout)
+    return (match[1], (int(match[2]), int(match[3]))) if match else ("", ())
+
+
+def _check_written_by(note: Path, server: Path) -> None:
+    """Refuse data of another or a newer server: its files have other names, so this one might start empty."""
+    product, version = _version(server)
+    ours = f"{product} {'.'.join(map(str, version))}"
+    before = note.read_text(encoding="utf-8") if note.exists() else ours
+    product_before, _, number = before.partition(" ")
+    if product_before != product or tuple(map(int, number.split("."))) > version:
+        raise EmbeddedRedisError(
+            f"the data in {note.parent} was written by {before}, and {server} is {ours}: put {before} or newer on "
+            "PATH, or set JANITOR_STATE_DIR to another folder"
+        )
+    note.write_text(ours, encoding="utf-8")
 
 
 def _client(state_dir: Path) -> redis.Redis:

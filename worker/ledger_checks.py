@@ -1,4 +1,4 @@
-"""Does the work get done? What the ledger shows of workers, beat, clocks, stops and what waits."""
+"""Does the work get done? What the ledger shows of workers, beat, clocks, stops and waiting deletions."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import Any
 
 from tasks.durations import format_duration, iso
 from tasks.ledger import Ledger
-from tasks.poison import list_poison
-from tasks.queries import oldest_due, stopped_accounts, workers_seen
+from tasks.ledger.dead_letters import list_dead_letters
+from tasks.ledger.queries import stopped_accounts, workers_seen
+from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.statistics import statistics
 from tasks.records import from_ms
-from tasks.redis_errors import unavailable
 from worker.server_checks import Finding
 
 LATE = timedelta(minutes=5)
@@ -22,38 +23,32 @@ SKEW = timedelta(seconds=5)
 
 def check_ledger(ledger: Ledger, tick_every: timedelta) -> Iterator[Finding]:
     """One finding at a time. Raises `LedgerUnavailable`. tick_every: of beat."""
-    yield clock_finding("clock", "Redis", "this host", redis_ahead(ledger))
-    yield _workers(ledger)
+    overdue = max(one.oldest_due_seconds for one in statistics(ledger).accounts.values())
+    yield _clock(ledger)
+    yield _workers(ledger, is_due=overdue > 0)
     yield from _beat(ledger, late=3 * tick_every)
-    yield _due(ledger)
+    yield _due(timedelta(seconds=overdue))
     yield from _stops(ledger)
-    yield _poison(ledger)
+    yield _dead_letters(ledger)
 
 
-def redis_ahead(ledger: Ledger) -> timedelta:
-    """How far Redis's clock is ahead of this host's. Raises `LedgerUnavailable`."""
+def _clock(ledger: Ledger) -> Finding:
+    """Two clocks that are at most 5 s apart agree."""
     before = time.time()
     theirs = ledger.now_ms() / 1000
-    return timedelta(seconds=theirs - (before + time.time()) / 2)
-
-
-def clock_finding(
-    check: str, one: str, other: str, skew: timedelta, *, error_from: timedelta | None = None
-) -> Finding:
-    """How far the clock of `one` is ahead of that of `other`; within 5 s nothing is said against it."""
-    apart = abs(skew)
-    if apart <= SKEW:
-        return Finding(check, "ok", f"the clocks of {one} and {other} agree")
+    skew = timedelta(seconds=theirs - (before + time.time()) / 2)
+    if abs(skew) <= SKEW:
+        return Finding("clock", "ok", "the clocks of Redis and this host agree")
     ahead = "ahead of" if skew > timedelta(0) else "behind"
-    text = f"the clock of {one} is {_rounded(apart)} {ahead} that of {other}: synchronise both (NTP)"
-    return Finding(check, "error" if error_from is not None and apart > error_from else "warning", text)
+    text = f"the clock of Redis is {_rounded(abs(skew))} {ahead} that of this host: synchronise both (NTP)"
+    return Finding("clock", "warning", text)
 
 
-def _workers(ledger: Ledger) -> Finding:
+def _workers(ledger: Ledger, *, is_due: bool) -> Finding:
     seen = workers_seen(ledger)
     if not seen:
-        nobody = "no worker is seen: start one with `janitor worker` or `janitor up`"
-        return Finding("workers", "error" if oldest_due(ledger) else "warning", nobody)
+        text = "no worker is seen: start one with `janitor worker` or `janitor up`"
+        return Finding("workers", "error" if is_due else "warning", text)
     text = f"worker processes: {', '.join(seen)}"
     versions = {name.rpartition(" ")[2] for name in seen}
     if versions != {ours := version("finetune-janitor")}:
@@ -63,8 +58,8 @@ def _workers(ledger: Ledger) -> Finding:
 
 def _beat(ledger: Ledger, *, late: timedelta) -> Iterator[Finding]:
     with unavailable():
-        ticked_at: Any = ledger.redis.get(f"{ledger.prefix}tick")
-        runs: Any = ledger.redis.hgetall(f"{ledger.prefix}policy-runs")
+        ticked_at: Any = ledger.redis.get(ledger.keys.tick)
+        runs: Any = ledger.redis.hgetall(ledger.keys.policy_runs)
     start = "start one with `janitor beat` or `janitor up`; without it no cleanup runs"
     if ticked_at is None:
         yield Finding("beat", "warning", f"no beat is seen: {start}")
@@ -74,41 +69,38 @@ def _beat(ledger: Ledger, *, late: timedelta) -> Iterator[Finding]:
         yield Finding("beat", "warning", f"the last tick of beat is {_rounded(age)} old: {start}")
     else:
         yield Finding("beat", "ok", f"beat ticked {_rounded(max(age, timedelta(0)))} ago")
-    for policy, at in sorted(runs.items()):
-        yield Finding("policy", "ok", f"{policy}: its last scheduled time was {iso(from_ms(at))}")
+    for policy, run in sorted(runs.items()):
+        at, _, schedule = run.partition(" ")
+        yield Finding("policy", "ok", f"{policy} ({schedule}): its last scheduled time was {iso(from_ms(at))}")
 
 
-def _due(ledger: Ledger) -> Finding:
-    due = oldest_due(ledger)
-    if due is None:
+def _due(overdue: timedelta) -> Finding:
+    if not overdue:
         return Finding("queue", "ok", "nothing is due")
-    age = from_ms(ledger.now_ms()) - due
-    text = f"the oldest due deletion has waited {_rounded(age)}"
-    if age > LATE:
-        return Finding(
-            "queue", "warning", f"{text} (since {iso(due)}): are workers running, is the account stopped?"
-        )
+    text = f"the oldest due deletion has waited {_rounded(overdue)}"
+    if overdue > LATE:
+        return Finding("queue", "warning", f"{text}: do workers run, is the account stopped, does the API answer?")
     return Finding("queue", "ok", text)
 
 
 def _stops(ledger: Ledger) -> Iterator[Finding]:
     for name, stop in stopped_accounts(ledger).items():
-        whom, option = ("all accounts", "") if name == "*" else (f"account {name}", f" --account {name}")
+        what, option = ("all accounts", "") if name == "*" else (f"account {name}", f" --account {name}")
         if stop.paused is not None:
-            yield Finding("paused", "warning", f"{whom}: {stop.paused}; `janitor resume{option}` goes on")
+            yield Finding("paused", "warning", f"{what}: {stop.paused}; `janitor resume{option}` starts it again")
         if stop.parked is not None:
-            why = f"{whom}: the API refuses its key ({stop.parked}); correct it, the worker tries it every 30s"
+            why = f"{what}: the API refuses its key ({stop.parked}); correct it, a worker tries it every 30s"
             yield Finding("parked", "error", why)
         if stop.cooling is not None:
-            yield Finding("cool-down", "ok", f"{whom} waits, as the API asked: {stop.cooling}")
+            yield Finding("cool-down", "ok", f"{what} waits, as the API asked: {stop.cooling}")
 
 
-def _poison(ledger: Ledger) -> Finding:
-    found = list_poison(ledger)
+def _dead_letters(ledger: Ledger) -> Finding:
+    found = list_dead_letters(ledger)
     if not found:
-        return Finding("poison", "ok", "no unreadable message was put aside")
-    text = f"{len(found)} unreadable messages were put aside, the last for {found[0].reason!r}"
-    return Finding("poison", "warning", f"{text}: see `janitor poison list`")
+        return Finding("dead letters", "ok", "every message could be read")
+    text = f"{len(found)} messages could not be read, the last one because {found[0].reason!r}"
+    return Finding("dead letters", "warning", f"{text}: see `janitor dead-letters list`")
 
 
 def _rounded(age: timedelta) -> str:

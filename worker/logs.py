@@ -1,7 +1,7 @@
 """Logs: one event a line, for people on a terminal, JSON elsewhere; Celery's own lines take the same form.
 
-What a line is about (deletion, finetune, account, attempt) is bound once, where a thread takes a claimed deletion
-(`tasks.work`), and is on each line until it is done. A key, a token or details are never given to the log.
+What a line is about (deletion, finetune, account) is bound once, when a runner takes a claimed deletion
+(`tasks.runner`), and is on each line until it is done. A key, a token or details are never given to the log.
 """
 
 from __future__ import annotations

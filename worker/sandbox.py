@@ -1,7 +1,7 @@
-"""A simulated BFL API over real HTTP: stateful, in the contract's shapes, with its faults on request.
+"""A simulated BFL API over real HTTP: stateful, in the contract's shapes, with faults on request.
 
 Shapes: tests/contract/ for the delete call, BFL's public reference for the other two. Under `/_sandbox/` it is
-steered: `POST finetunes`, `DELETE finetunes/ID`, `POST faults`, `DELETE faults`, `GET journal`.
+controlled: `POST finetunes`, `DELETE finetunes/ID`, `POST faults`, `DELETE faults`, `GET journal`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
+from tasks.text import finetune_key
 from worker.sandbox_http import BREAKING, Answer, Fault, Server, distorted
 
 _NOT_FOUND = {"detail": "Finetune not found or access denied"}  # known from public reports
@@ -24,7 +26,7 @@ class Sandbox:
     """The API, on a port of the loopback interface, for the length of a `with`.
 
     keys: accepted as `x-key`. latency_seconds: each answer takes at least that. max_at_once: above, 429.
-    Raises `OSError` where the port cannot be had, or the journal's file not be written.
+    Raises `OSError` if the port is taken, or if the journal's file cannot be written.
     """
 
     def __init__(
@@ -41,8 +43,9 @@ class Sandbox:
         self.max_at_once = max_at_once
         self.closing = threading.Event()
         self.lock = threading.RLock()
-        self._finetunes: dict[str, dict[str, Any]] = {}
-        self._lives: dict[str, int] = {}
+        # By the one spelling of a name: two spellings of a UUID are one finetune.
+        self._finetunes: dict[str, tuple[str, dict[str, Any]]] = {}
+        self._incarnations: dict[str, int] = {}
         self._faults: list[Fault] = []
         self._journal: list[dict[str, Any]] = []
         self._file = journal_path.open("a", encoding="utf-8", buffering=1) if journal_path else None
@@ -62,25 +65,27 @@ class Sandbox:
         if self._file:
             self._file.close()
 
-    def create(self, finetune_id: str, **details: Any) -> None:
-        """A finetune, as if trained; one of this name before is another incarnation. None leaves a field out."""
+    def create(self, finetune_id: str, *, lora: bool = False, **details: Any) -> None:
+        """A finetune of this name; one that had the name before is another incarnation.
+
+        As if trained, created 40 days ago. lora: as if uploaded in the dashboard, with a unique id and free fields
+        (what BFL shows of those is published nowhere). details: other values of fields; None leaves one out.
+        """
         with self.lock:
-            life = self._lives[finetune_id] = self._lives.get(finetune_id, 0) + 1
-            trained = datetime.now(UTC) - timedelta(days=40) + timedelta(minutes=life)
-            whole = {
-                "finetune_comment": f"{finetune_id}, life {life}", "trigger_word": "TOK", "mode": "general",
-                "iterations": 300, "learning_rate": 0.00001, "lora_rank": 32, "priority": "quality",
-                "finetune_type": "full", "timestamp": trained.isoformat(), **details,
-            }  # fmt: skip
-            self._finetunes[finetune_id] = {name: value for name, value in whole.items() if value is not None}
+            key = finetune_key(finetune_id)
+            number = self._incarnations[key] = self._incarnations.get(key, 0) + 1
+            created = (datetime.now(UTC) - timedelta(days=40) + timedelta(minutes=number)).isoformat()
+            fields = _lora(finetune_id, created) if lora else _trained(finetune_id, created, number)
+            whole = {name: value for name, value in (fields | details).items() if value is not None}
+            self._finetunes[key] = (finetune_id, whole)
 
     def remove(self, finetune_id: str) -> None:
         with self.lock:
-            self._finetunes.pop(finetune_id, None)
+            self._finetunes.pop(finetune_key(finetune_id), None)
 
     def finetunes(self) -> list[str]:
         with self.lock:
-            return list(self._finetunes)
+            return [name for name, _ in self._finetunes.values()]
 
     def fault(self, kind: str, **more: Any) -> Fault:
         """Have the next matching calls go wrong; see `Fault`."""
@@ -97,8 +102,8 @@ class Sandbox:
     def journal(self) -> list[dict[str, Any]]:
         """Every call, in the order of its effect.
 
-        n, at (ISO 8601), call, finetune_id, http_status (null where it got no whole answer), effective (the
-        finetune went away with it), incarnation (the life of the name it met, 0 for none), at_once, fault, key
+        n, at (ISO 8601), call, finetune_id, http_status (null if it got no whole answer), effective (whether it
+        removed the finetune), incarnation (the number of the one that it met, 0 for none), at_once, fault, key
         (ok, missing or wrong).
         """
         with self.lock:
@@ -125,8 +130,9 @@ class Sandbox:
         with self.lock:
             known = "ok" if key in self.keys else "wrong" if key else "missing"
             fault = self._next_fault(call, finetune_id) if known == "ok" else None
-            there = self._finetunes.get(finetune_id or "")
-            life = self._lives.get(finetune_id or "", 0) if there is not None else 0
+            found = finetune_key(finetune_id or "")
+            there = self._finetunes.get(found)
+            number = self._incarnations[found] if there else 0
             if known != "ok":
                 answer = Answer(403, _FORBIDDEN)
             elif self._at_once > self.max_at_once:
@@ -138,11 +144,11 @@ class Sandbox:
                 answer = distorted(answer, fault)
                 effective = effective and bool(fault.applies)
             if effective:
-                del self._finetunes[finetune_id or ""]
+                del self._finetunes[found]
             broken = fault is not None and fault.kind in BREAKING
             entry = {
                 "n": len(self._journal) + 1, "at": _now(), "call": call, "finetune_id": finetune_id,
-                "http_status": None if broken else answer.status, "effective": effective, "incarnation": life,
+                "http_status": None if broken else answer.status, "effective": effective, "incarnation": number,
                 "at_once": self._at_once, "fault": fault.kind if fault else None, "key": known,
             }  # fmt: skip
             self._journal.append(entry)
@@ -150,15 +156,16 @@ class Sandbox:
                 self._file.write(json.dumps(entry) + "\n")
             return answer, fault
 
-    def _plain(self, call: str, finetune_id: str | None, there: dict[str, Any] | None) -> Answer:
+    def _plain(self, call: str, finetune_id: str | None, there: tuple[str, dict[str, Any]] | None) -> Answer:
         if call == "my_finetunes":
-            return Answer(200, {"finetunes": list(self._finetunes)})
+            return Answer(200, {"finetunes": self.finetunes()})
         if there is None:
             return Answer(404, _NOT_FOUND)
+        name, details = there
         if call == "finetune_details":
-            return Answer(200, {"finetune_details": dict(there)})
+            return Answer(200, {"finetune_details": dict(details)})
         words = {"status": "Success", "message": f"Finetune {finetune_id} deleted"}
-        return Answer(200, {**words, "deleted_finetune_id": finetune_id, "timestamp": _now()})
+        return Answer(200, {**words, "deleted_finetune_id": name, "timestamp": _now()})
 
     def _next_fault(self, call: str, finetune_id: str | None) -> Fault | None:
         for fault in self._faults:
@@ -171,6 +178,21 @@ class Sandbox:
                 fault.times -= 1
             return fault
         return None
+
+
+def _trained(finetune_id: str, created: str, number: int) -> dict[str, Any]:
+    return {
+        "finetune_comment": f"{finetune_id}, number {number}", "trigger_word": "TOK", "mode": "general",
+        "iterations": 300, "learning_rate": 0.00001, "lora_rank": 32, "priority": "quality",
+        "finetune_type": "full", "timestamp": created,
+    }  # fmt: skip
+
+
+def _lora(finetune_id: str, created: str) -> dict[str, Any]:
+    return {
+        "id": str(uuid4()), "name": finetune_id, "base_model": "flux-2", "precision": "fp8",
+        "trigger_phrase": "TOK", "created_at": created,
+    }  # fmt: skip
 
 
 def _now() -> str:

@@ -16,9 +16,11 @@ from urllib.parse import parse_qs, unquote, urlsplit
 if TYPE_CHECKING:
     from worker.sandbox import Sandbox
 
-# The connection ends with these, and the answer is not complete.
+# With these the connection ends, and the answer is not complete.
 BREAKING = ("hang", "close", "reset", "cut", "drip", "drip_headers")
-KINDS = (*BREAKING, "status", "slow", "huge", "not_json", "missing_fields", "wrong_id", "reshaped")
+KINDS = (
+    *BREAKING, "status", "slow", "early_hints", "huge", "not_json", "missing_fields", "wrong_id", "reshaped",
+)  # fmt: skip
 CALLS = ("delete_finetune", "finetune_details", "my_finetunes")
 
 
@@ -26,8 +28,8 @@ CALLS = ("delete_finetune", "finetune_details", "my_finetunes")
 class Fault:
     """What goes wrong with the next calls that match. Only `delete_finetune` can have an effect.
 
-    kind: one of `KINDS`. applies: whether the delete happens all the same; unless told, where the answer is a 200.
-    times: for so many calls, None for all. skip: after so many that match. seconds: for slow, drip.
+    kind: one of `KINDS`. applies: whether the delete happens all the same; unless given, if the answer is a 200.
+    times: for how many calls, None for all. skip: how many matching calls go well before. seconds: for slow, drip.
     """
 
     kind: str
@@ -45,7 +47,7 @@ class Fault:
         if self.kind not in KINDS or self.call not in CALLS:
             raise ValueError(f"no fault {self.kind!r} of {self.call!r}: kinds {KINDS}, calls {CALLS}")
         if self.applies is None:
-            self.applies = self.kind in ("slow", "huge", "not_json", "missing_fields", "wrong_id")
+            self.applies = self.kind in ("slow", "early_hints", "huge", "not_json", "missing_fields", "wrong_id")
 
 
 class Answer(NamedTuple):
@@ -76,7 +78,7 @@ class Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
+        """A client that goes away is not worth a message."""
 
     def cut_all(self) -> None:
         """Close what clients keep alive, as the end of a process would."""
@@ -168,6 +170,8 @@ class _Handler(BaseHTTPRequestHandler):
                     if wait(fault.seconds):
                         return
                     self.wfile.write(bytes([byte]))
+            case "early_hints":
+                self.wfile.write(b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\n" + raw)
             case "slow":
                 wait(fault.seconds)
                 self.wfile.write(raw)
@@ -187,7 +191,7 @@ def _raw(answer: Answer) -> bytes:
 
 
 def distorted(answer: Answer, fault: Fault) -> Answer:
-    """`answer` as the fault has it; faults of the connection itself are made when it is sent."""
+    """`answer` as the fault changes it; faults of the connection itself are made when it is sent."""
     body = answer.body if isinstance(answer.body, dict) else {}
     made: dict[str, Callable[[], Answer]] = {
         "status": lambda: Answer(
@@ -197,6 +201,6 @@ def distorted(answer: Answer, fault: Fault) -> Answer:
         "missing_fields": lambda: Answer(200, {"status": body.get("status", "Success")}),
         "wrong_id": lambda: Answer(200, {**body, "deleted_finetune_id": "somebody-elses"}),
         "huge": lambda: Answer(200, {**body, "padding": "x" * (2 << 20)}),
-        "reshaped": lambda: Answer(200, {"finetunes": [{"id": "in another shape"}]}),
+        "reshaped": lambda: Answer(200, {"finetunes": [{"model": "in another shape"}]}),
     }
     return made[fault.kind]() if fault.kind in made else answer

@@ -1,4 +1,4 @@
-"""Is this Redis fit to hold what must not be lost? Asked by `janitor doctor`, and by each worker as it starts."""
+"""Is this Redis fit to hold the ledger? Asked by `janitor doctor`, and by each worker when it starts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import redis
 from redis.exceptions import ResponseError
 
 OLDEST = (6, 2)
-_SLOW_SECONDS = 0.1  # a claim, a check and a conclusion a deletion, each a round trip of this length
+_SLOW_SECONDS = 0.1  # a deletion needs two round trips, one to mark it and one to finish it
 _SHORTEST_IDLE_SECONDS = 60  # connections are tried every 30 s
 
 
 class Finding(NamedTuple):
-    """One line: what was checked, how it is, and what to do where it is not ok."""
+    """One line: what was checked, how it is, and what to do if it is not ok."""
 
     check: str
     level: Literal["ok", "warning", "error", "unreachable"]
@@ -23,7 +23,7 @@ class Finding(NamedTuple):
 
 
 def check_server(client: redis.Redis) -> Iterator[Finding]:
-    """What can be known of a Redis from outside. Raises redis-py's errors where it cannot be reached."""
+    """What Redis tells of itself. Raises redis-py's errors if it cannot be reached."""
     info: dict[str, Any] = client.info()
     version = str(info["redis_version"])
     if tuple(map(int, version.split(".")[:2])) < OLDEST:
@@ -49,7 +49,9 @@ def _eviction(info: dict[str, Any]) -> Finding:
 
 def _persistence(client: redis.Redis, info: dict[str, Any]) -> Finding:
     if not info.get("aof_enabled"):
-        what = "the append-only file is off, so a restart forgets: set appendonly yes and appendfsync always"
+        what = (
+            "the append-only file is off, so a restart loses the ledger: set appendonly yes and appendfsync always"
+        )
         return Finding("persistence", "error", what)
     if info.get("aof_last_write_status", "ok") != "ok":
         what = "the append-only file could not be written: is the disk of Redis full? its log says more"
@@ -80,17 +82,19 @@ def _timeouts(client: redis.Redis) -> Finding:
     if seconds > _SLOW_SECONDS:
         return Finding("timeouts", "warning", f"{text}: put the workers near Redis")
     if 0 < idle < _SHORTEST_IDLE_SECONDS:
-        return Finding("timeouts", "warning", f"{text}, but Redis cuts who is silent for {idle}s: set timeout 0")
+        return Finding(
+            "timeouts", "warning", f"{text}, but Redis closes connections that are idle for {idle}s: set timeout 0"
+        )
     return Finding("timeouts", "ok", text)
 
 
 def _replicas(client: redis.Redis, count: int) -> Finding:
-    """An old master goes on accepting for some 10 s after a failover, unless it needs the replicas it lost."""
+    """After a failover an old master accepts writes for some 10 s, unless it needs the replicas that it lost."""
     needed = _config(client, "min-replicas-to-write")
     text = f"replicas: {count}, min-replicas-to-write is {needed or 'not known'}"
     if needed == "0":
         return Finding(
-            "replicas", "warning", f"{text}: a failover loses what the old master still takes; set it to 1"
+            "replicas", "warning", f"{text}: a failover loses what the old master still accepts; set it to 1"
         )
     return Finding("replicas", "ok", text)
 
@@ -98,5 +102,5 @@ def _replicas(client: redis.Redis, count: int) -> Finding:
 def _config(client: redis.Redis, name: str) -> str | None:
     try:
         return dict(client.config_get(name)).get(name)
-    except ResponseError:  # a managed Redis may hide its settings, and an ACL may forbid to ask
+    except ResponseError:  # a managed Redis hides its settings, or an ACL forbids the question
         return None

@@ -1,4 +1,4 @@
-"""Environment to settings: read once, checked against each other, secrets kept out of every repr."""
+"""Settings from the environment: read once, checked against each other, with secrets kept out of every repr."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import os
 import re
 from collections.abc import Mapping
 from datetime import timedelta
+from difflib import get_close_matches
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
@@ -19,7 +20,17 @@ from tasks.durations import format_duration, parse_duration
 from tasks.errors import JanitorError
 from tasks.records import DEFAULT_ACCOUNT, is_account
 
+if TYPE_CHECKING:
+    from tasks.ledger import Terms
+
 DEFAULT_API_URL = "https://api.us1.bfl.ai"
+_PREFIX = "JANITOR_"
+_OF_TESTS = {"JANITOR_CHAOS"}  # `make chaos` sets it for the tests, which load settings in their own process
+# Kubernetes sets these in every pod of a namespace that has a Service named janitor or janitor-something.
+_OF_KUBERNETES = re.compile(
+    r"JANITOR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*"
+    r"|JANITOR_(\w+_)?PORT=(tcp|udp|sctp)://.*"
+)
 
 
 class SettingsError(JanitorError):
@@ -27,15 +38,16 @@ class SettingsError(JanitorError):
 
 
 class Account(NamedTuple):
-    """One BFL API key with its base URL."""
+    """One BFL API key with its base URL. url_variable: the environment variable that sets that URL."""
 
     name: str
     key: SecretStr
     url: str
+    url_variable: str
 
 
 def _user_state_dir() -> Path:
-    from platformdirs import user_state_path  # noqa: PLC0415 -- only where no state dir is set
+    from platformdirs import user_state_path  # noqa: PLC0415 -- only needed if no state dir is set
 
     return user_state_path("finetune-janitor", appauthor=False)
 
@@ -51,7 +63,7 @@ class Settings(BaseSettings):
     """Every `JANITOR_*` setting, with its meaning and default; durations are written `30s`, `24h`, `90d`."""
 
     model_config = SettingsConfigDict(
-        env_prefix="JANITOR_", frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
+        env_prefix=_PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
     redis_url: SecretStr | None = Field(
@@ -62,7 +74,7 @@ class Settings(BaseSettings):
     redis_password_file: Path | None = Field(
         None,
         validation_alias="REDIS_PASSWORD_FILE",
-        description="a file that holds the password of Redis, where REDIS_URL has none",
+        description="a file with the password of Redis, if REDIS_URL has none",
     )
     state_dir: Path = Field(default_factory=_user_state_dir, description="where `janitor up` keeps its Redis")
     max_concurrent: int = Field(8, ge=1, le=1000, description="API calls at once per account, over all workers")
@@ -72,30 +84,32 @@ class Settings(BaseSettings):
     connect_timeout: Duration = Field(timedelta(seconds=5), description="time to connect to the API")
     read_timeout: Duration = Field(timedelta(seconds=15), description="longest silence while an answer is read")
     retry_budget: Duration = Field(
-        timedelta(seconds=20), description="time a worker spends on retries before it gives the slot back"
+        timedelta(seconds=5), description="total time of a deletion's short waits; longer ones free the worker"
     )
     give_up_after: Duration = Field(
         timedelta(days=7), description="after being due this long, one last attempt is made"
     )
-    first_look_within: Duration = Field(
-        timedelta(hours=1), description="a first look later than this trusts only the API's own timestamp"
-    )
-    look_first: Literal["always", "unclear"] = Field(
-        "always", description="look at the finetune before each delete, or only where something is unclear"
+    observe_within: Duration = Field(
+        timedelta(hours=1),
+        description="a deletion that waited longer needs a creation time from the API "
+        "or two observations that can be compared",
     )
     retention: Duration = Field(timedelta(days=90), description="how long final records and results are kept")
     visibility_timeout: Duration = Field(
         timedelta(hours=1), description="when the broker delivers an unacknowledged message again"
     )
-    dispatch_every: Duration = Field(
-        timedelta(seconds=1), description="how often each worker looks for due work and ended leases"
+    maintenance_every: Duration = Field(
+        timedelta(seconds=1), description="how often each worker checks for due work and expired leases"
     )
     tick_every: Duration = Field(
-        timedelta(minutes=1), description="how often beat has the cleanups looked for whose time has come"
+        timedelta(minutes=1), description="how often beat starts the scheduled cleanups that are due"
     )
     allow_org_ids: bool = Field(default=False, description="accept ids of the form org/name")
     allow_api_url: bool = Field(
         default=False, description="accept an API URL that is neither at bfl.ai nor loopback"
+    )
+    ca_bundle: Path | None = Field(
+        None, description="a PEM file of the authorities trusted for the API, instead of the usual ones"
     )
     strict: bool = Field(
         default=False, description="do not start on a Redis that evicts or does not persist; else warn"
@@ -112,6 +126,7 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """The settings of this environment; raises `SettingsError` with one line that names the setting."""
+    refuse_unknown(os.environ)
     try:
         settings = Settings()
     except ValidationError as error:
@@ -120,8 +135,20 @@ def load_settings() -> Settings:
     return settings
 
 
+def terms(settings: Settings) -> Terms:
+    """The ledger's durations, from the settings."""
+    from tasks.ledger import Terms  # noqa: PLC0415 -- what only reads settings loads no ledger
+
+    return Terms(
+        lease=settings.lease,
+        call_deadline=settings.call_deadline,
+        give_up_after=settings.give_up_after,
+        retention=settings.retention,
+    )
+
+
 def require_accounts(settings: Settings) -> None:
-    """Raise `SettingsError` where there is no API key: only workers and what looks at the API need one."""
+    """Raise `SettingsError` if there is no API key: only workers and commands that ask the API need one."""
     if not settings.accounts:
         raise SettingsError(
             "no API key: set BFL_API_KEY, or BFL_API_KEY_FILE to a file that holds it "
@@ -129,21 +156,43 @@ def require_accounts(settings: Settings) -> None:
         )
 
 
+def refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Raise `SettingsError` if a `JANITOR_*` variable is not a setting; the line names the nearest one."""
+    fields = Settings.model_fields.items()
+    known = {str(field.validation_alias or f"{_PREFIX}{name.upper()}"): field for name, field in fields}
+    for variable, value in environ.items():
+        name = variable.upper()  # pydantic reads names in any case
+        if not name.startswith(_PREFIX) or name in known or name in _OF_TESTS:
+            continue
+        if _OF_KUBERNETES.fullmatch(f"{name}={value}"):
+            continue
+        # Compared without the prefix: it would make all names alike.
+        by_suffix = {one.removeprefix(_PREFIX): one for one in known}
+        nearest = get_close_matches(name.removeprefix(_PREFIX), by_suffix, n=1)
+        if nearest:
+            raise SettingsError(f"{variable} is not a setting: did you mean {by_suffix[nearest[0]]}?")
+        raise SettingsError(f"{variable} is not a setting: accepted are {', '.join(sorted(known))}")
+
+
 def check(settings: Settings) -> None:
-    """Raise `SettingsError` where two settings contradict each other."""
+    """Raise `SettingsError` if two settings contradict each other or a file cannot be used."""
     for name in (
         "lease", "call_deadline", "connect_timeout", "read_timeout", "retention", "visibility_timeout",
-        "dispatch_every", "give_up_after", "tick_every",
+        "maintenance_every", "observe_within", "give_up_after", "tick_every",
     ):  # fmt: skip
         if getattr(settings, name) <= timedelta(0):
-            raise SettingsError(f"JANITOR_{name.upper()} must be longer than 0s")
-    for shorter, longer in pairwise(("connect_timeout", "call_deadline", "lease", "visibility_timeout")):
+            raise SettingsError(f"{_PREFIX}{name.upper()} must be longer than 0s")
+    order = ("connect_timeout", "call_deadline", "lease", "visibility_timeout", "retention")
+    for shorter, longer in pairwise(order):
         low, high = getattr(settings, shorter), getattr(settings, longer)
         if low >= high:
             raise SettingsError(
-                f"JANITOR_{shorter.upper()}={format_duration(low)} must be shorter than "
-                f"JANITOR_{longer.upper()}={format_duration(high)}"
+                f"{_PREFIX}{shorter.upper()}={format_duration(low)} must be shorter than "
+                f"{_PREFIX}{longer.upper()}={format_duration(high)}"
             )
+    bundle = settings.ca_bundle
+    if bundle and "-----BEGIN CERTIFICATE-----" not in read_text("JANITOR_CA_BUNDLE", bundle):
+        raise SettingsError("JANITOR_CA_BUNDLE names a file without certificates: give a PEM file")
 
 
 def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) -> dict[str, Account]:
@@ -162,12 +211,13 @@ def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) ->
         url_variable = next((one for one in environ if one.upper() == wanted), wanted)
         url = environ.get(url_variable, "").strip() or DEFAULT_API_URL
         key = _read_key(variable, environ[variable], is_file=bool(match["file"]))
-        accounts[name] = Account(name, key, _checked_url(url_variable, url, allow_any=allow_api_url))
+        url = _checked_url(url_variable, url, allow_any=allow_api_url)
+        accounts[name] = Account(name, key, url, url_variable)
     return accounts
 
 
 def read_text(variable: str, file: str | Path) -> str:
-    """What the file holds that a variable names; raises `SettingsError`."""
+    """The text of the file that a variable names; raises `SettingsError`."""
     try:
         return Path(file).read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
@@ -211,6 +261,6 @@ def _is_loopback(host: str) -> bool:
 def _one_line(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     field = str(first["loc"][0])
-    variable = field if field.isupper() else f"JANITOR_{field.upper()}"
+    variable = field if field.isupper() else f"{_PREFIX}{field.upper()}"
     message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
     return f"{variable}: {message}"

@@ -1,4 +1,4 @@
-"""A small process tree in the foreground: started in order, restarted when one dies, stopped in reverse."""
+"""A small process tree in the foreground: started in order, restarted if one dies, stopped in reverse."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import JanitorError
-from worker.stopping import Stopping
 
 QUICK_FAILURE_SECONDS = 10.0
 MOST_QUICK_FAILURES = 5
@@ -31,10 +29,7 @@ class NotReady(JanitorError):
 
 @dataclass(frozen=True)
 class Spec:
-    """One process. ready: polled before the next one starts. log: where its output goes; else it is inherited.
-
-    core: the one that it keeps to, on Linux.
-    """
+    """One process. ready: polled before the next one starts. log: where its output goes; else it is inherited."""
 
     name: str
     argv: Sequence[str]
@@ -43,7 +38,6 @@ class Spec:
     ready_seconds: float = 30.0
     stop_seconds: float = 10.0
     log: Path | None = None
-    core: int | None = None
 
 
 class Child:
@@ -52,7 +46,6 @@ class Child:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.started_at = time.monotonic()
-        self._asked = False
         with spec.log.open("ab") if spec.log else nullcontext() as output:
             # What it starts dies with us even when we are killed: on Linux the kernel tells it.
             self.process = subprocess.Popen(  # noqa: S603 -- our own commands
@@ -64,22 +57,20 @@ class Child:
                 start_new_session=True,
                 preexec_fn=_die_with_parent if _libc else None,  # noqa: PLW1509 -- one libc call, no locks
             )
-        if spec.core is not None and sys.platform == "linux":
-            with suppress(OSError):  # it has ended already, or the cores were taken from us
-                os.sched_setaffinity(self.process.pid, {spec.core})
 
-    def wait_ready(self, stopping: threading.Event | Stopping) -> bool:
-        """True once it is ready, false where a stop was asked for meanwhile; raises `NotReady`."""
+    def wait_ready(self, stopping: Callable[[], bool] = lambda: False) -> bool:
+        """True once it is ready, False if a stop was asked for meanwhile; raises `NotReady`."""
         ready, until = self.spec.ready, self.started_at + self.spec.ready_seconds
         while ready is not None and not ready():
+            if stopping():
+                return False
             if self.poll() is not None:
                 raise NotReady(f"{self.spec.name} ended with {self.process.returncode}{_tail(self.spec.log)}")
             if time.monotonic() > until:
                 raise NotReady(
                     f"{self.spec.name} was not ready within {self.spec.ready_seconds:g}s{_tail(self.spec.log)}"
                 )
-            if stopping.wait(_EVERY_SECONDS):
-                return False
+            time.sleep(_EVERY_SECONDS)
         return True
 
     def poll(self) -> int | None:
@@ -88,18 +79,12 @@ class Child:
             self._end_group()
         return self.process.returncode
 
-    def ask_to_stop(self) -> None:
-        """SIGTERM, once: a second one would end a Celery worker at once."""
-        if not self._asked and self.poll() is None:
-            self._asked = True
-            self.process.terminate()
-
     def stop(self) -> int:
         """SIGTERM, SIGKILL for the whole group after `stop_seconds`; the exit code."""
-        self.ask_to_stop()
         code = self.poll()
         if code is not None:
             return code  # and its number may be another process's by now
+        self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
             self.process.wait(self.spec.stop_seconds)
         self._end_group()
@@ -115,7 +100,7 @@ def started(spec: Spec) -> Iterator[Child]:
     """One process for the length of a `with`, ready inside it; raises `NotReady`."""
     child = Child(spec)
     try:
-        child.wait_ready(threading.Event())
+        child.wait_ready()
         yield child
     finally:
         child.stop()
@@ -130,32 +115,33 @@ def until(met: Callable[[], bool], *, seconds: float, what: str) -> None:
         time.sleep(_EVERY_SECONDS)
 
 
-def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None], alike: bool = False) -> int:
-    """Run them until SIGINT or SIGTERM; the exit code, 1 where one would not stay up. Only in the main thread.
+def without_keys(environ: Mapping[str, str]) -> dict[str, str]:
+    """An environment without API keys: only workers need them."""
+    return {name: value for name, value in environ.items() if not name.startswith("BFL_API_KEY")}
 
-    alike: none needs another, so all are stopped at once.
-    """
-    stopping = Stopping()  # a `threading.Event` set by a signal handler while it is waited for can lock up
+
+def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None]) -> int:
+    """Run them until SIGINT or SIGTERM; the exit code, 1 if one does not stay up. Only in the main thread."""
+    signals: list[int] = []  # a `threading.Event` set by a signal handler while it is waited for can lock up
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     for number in before:
-        signal.signal(number, lambda *_: stopping.set())
+        signal.signal(number, lambda number, _: signals.append(number))
     keepers: list[_Keeper] = []
     try:
         for spec in specs:
             keepers.append(_Keeper(spec, on_event))
-            if not keepers[-1].child.wait_ready(stopping):
+            if not keepers[-1].child.wait_ready(lambda: bool(signals)):
                 break
             on_event(f"{spec.name} runs (process {keepers[-1].child.process.pid})")
-        while not stopping.wait(_EVERY_SECONDS):
+        while not signals:
             for keeper in keepers:
-                keeper.look_after()
+                keeper.check()
+            time.sleep(_EVERY_SECONDS)
         return 0
     except NotReady as error:
         on_event(f"stopping: {error}")
         return 1
     finally:
-        for keeper in keepers if alike else ():
-            keeper.child.ask_to_stop()
         for keeper in reversed(keepers):
             keeper.child.stop()
             on_event(f"{keeper.spec.name} stopped")
@@ -173,7 +159,7 @@ class _Keeper:
         self._quick_failures = 0
         self._start_at: float | None = None
 
-    def look_after(self) -> None:
+    def check(self) -> None:
         now = time.monotonic()
         if self._start_at is not None:
             if now >= self._start_at:

@@ -9,7 +9,7 @@ from pathlib import Path
 import requests
 
 from tests.processes import started
-from worker.supervise import Spec
+from worker.supervise import Spec, without_keys
 
 SECRETS = {
     "billing": ('["enqueue", "read"]', '["default"]'),
@@ -37,7 +37,7 @@ def secret_of(name):
 
 
 class Client(requests.Session):
-    """A service that knows the base URL and has a token."""
+    """A client that knows the base URL and has a token."""
 
     def __init__(self, base, name=None):
         super().__init__()
@@ -56,12 +56,13 @@ class Client(requests.Session):
 
 @contextmanager
 def served(env, log, *options):
-    """`janitor serve` on a free port; the base URL."""
+    """`janitor serve` on a free port, without API keys: its base URL, and its process."""
     log = Path(log)
 
     def listens():
         return log.exists() and b"listening on" in log.read_bytes() and b"Started server" in log.read_bytes()
 
     argv = [sys.executable, "-m", "worker.cli", "serve", "--port", "0", *options]
-    with started(Spec("serve", argv, {**os.environ, **env, "PYTHONUNBUFFERED": "1"}, listens, log=log)) as child:
+    here = without_keys({**os.environ, **env, "PYTHONUNBUFFERED": "1"})
+    with started(Spec("serve", argv, here, listens, log=log)) as child:
         yield log.read_text().split("listening on ")[1].split()[0], child

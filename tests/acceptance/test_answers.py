@@ -1,11 +1,13 @@
 """The answer table, row by row: a real worker, real HTTP, and a producer that knows Celery alone.
 
-Accounts that a row stops for everybody (a cool-down, a pause, a park) are accounts of that row.
+If a row stops an account (a cool-down, a pause, a park), it has an account of its own.
 """
 
 import socket
+from datetime import UTC, datetime, timedelta
 
 import pytest
+import requests
 
 from tests.processes import KEY, janitor, janitor_here, producer, records, until
 from worker.sandbox import Sandbox
@@ -27,7 +29,9 @@ def settings(api, closed_port):
     keys = {f"BFL_API_KEY_{name.upper()}": KEY for name in ACCOUNTS}
     timeouts = {"JANITOR_CONNECT_TIMEOUT": "500ms", "JANITOR_READ_TIMEOUT": "500ms", "JANITOR_CALL_DEADLINE": "1s"}
     moved = {"BFL_API_URL_MOVED": f"http://127.0.0.1:{closed_port}"}
-    return {**urls, **keys, **moved, **timeouts, "BFL_API_KEY_LOCKED_OUT": "a-key-that-is-refused"}
+    # A deletion that uses up its budget of short waits (5 s) is past its deadline then.
+    hasty = {"JANITOR_GIVE_UP_AFTER": "1s"}
+    return {**urls, **keys, **moved, **timeouts, **hasty, "BFL_API_KEY_LOCKED_OUT": "a-key-that-is-refused"}
 
 
 @pytest.fixture(scope="module")
@@ -49,37 +53,50 @@ def finetune(api, request):
     return name
 
 
-def record_of(result):
+def ago(**duration):
+    return (datetime.now(UTC) - timedelta(**duration)).isoformat()
+
+
+def moment(text):
+    return datetime.fromisoformat(text)
+
+
+def record_of(result, timeout=40):
     """The record, however the deletion ended."""
     try:
-        return result.get(timeout=40)
+        return result.get(timeout=timeout)
     except Exception as error:
         return error.args[0]
 
 
 @pytest.fixture(scope="module")
-def unclear_to_the_end(env, api, running_worker):
+def unclear_to_the_end(api, ask):
     """Asked for first, judged last: what stays unclear up to its deadline takes half a minute to settle."""
     api.create("ft-never-clear")
     api.fault("hang", finetune_id="ft-never-clear", times=None)
-    # Once the attempt is made no look succeeds any more.
+    # Once the attempt is made no observation succeeds any more.
     api.fault("status", call="finetune_details", finetune_id="ft-never-clear", status=500, times=None, skip=1)
-    hasty = {**env, "JANITOR_GIVE_UP_AFTER": "1s"}
-    (record,) = records(janitor(hasty, "delete", "ft-never-clear", "--account", "unsure", "--json"))
-    return record["id"]
+    return ask("ft-never-clear", account="unsure")
 
 
 @pytest.fixture(scope="module")
-def refused_to_the_end(env, api, running_worker):
-    api.create("ft-never-taken")
-    api.fault("status", finetune_id="ft-never-taken", status=408, times=None)
-    hasty = {**env, "JANITOR_GIVE_UP_AFTER": "1s"}
-    (record,) = records(janitor(hasty, "delete", "ft-never-taken", "--account", "late", "--json"))
-    return record["id"]
+def refused_after_an_unclear_attempt(api, ask):
+    """A refusal after an unclear attempt is `failed` only if the finetune is still there half a minute later."""
+    api.create("ft-refused-late")
+    api.fault("status", finetune_id="ft-refused-late", status=502)
+    api.fault("status", finetune_id="ft-refused-late", status=400, body={"detail": "malformed"}, times=None)
+    return ask("ft-refused-late", account="late")
+
+
+@pytest.fixture(scope="module")
+def reused_while_it_waited(api, ask):
+    """What waits is observed half a minute after it was accepted, so that a reused name is noticed."""
+    api.create("ft-reused")
+    return ask("ft-reused", delay_seconds=45)
 
 
 @pytest.fixture(autouse=True)
-def _started_first(unclear_to_the_end, refused_to_the_end):
+def _started_first(running_worker, unclear_to_the_end, refused_after_an_unclear_attempt, reused_while_it_waited):
     """The slow rows run beside all others."""
 
 
@@ -87,7 +104,7 @@ def test_200_is_deleted_by_response(api, ask, finetune):
     record = ask(finetune, reason="trial over", requested_by="billing").get(timeout=20)
     assert (record["state"], record["evidence"], record["status"]) == ("deleted", "response", "Success")
     assert record["message"] == f"Finetune {finetune} deleted"
-    assert [request["requested_by"] for request in record["requests"]] == ["billing"]
+    assert (record["source"], record["requested_by"], record["reason"]) == ("name", "billing", "trial over")
     assert [entry["effective"] for entry in api.deletes(finetune)] == [True]
 
 
@@ -108,10 +125,42 @@ def test_200_naming_another_id_is_for_review_and_stops_the_account(api, ask, fin
     assert held.returncode in (1, 4)
 
 
+@pytest.mark.parametrize("word", ["Error", "failed", "Pending", "queued", "rejected", ""])
+@pytest.mark.parametrize("applies", [True, False])
+def test_200_with_any_other_word_than_of_success_is_observed(api, ask, finetune, word, applies):
+    said = {"status": word, "message": "", "deleted_finetune_id": finetune, "timestamp": ""}
+    api.fault("status", finetune_id=finetune, status=200, body=said, applies=applies)
+    record = ask(finetune).get(timeout=20)
+    assert (record["state"], record["evidence"]) == ("deleted", "read-back" if applies else "response")
+    assert [entry["effective"] for entry in api.deletes(finetune)] == ([True] if applies else [False, True])
+
+
+@pytest.mark.parametrize("word", ["OK", "Deleted", "completed"])
+def test_200_with_another_word_of_success_is_deleted(api, ask, finetune, word):
+    said = {"status": word, "message": "m", "deleted_finetune_id": finetune, "timestamp": "t"}
+    api.fault("status", finetune_id=finetune, status=200, body=said, applies=True)
+    record = ask(finetune).get(timeout=20)
+    assert (record["evidence"], record["status"], record["message"]) == ("response", word, "m")
+
+
+def test_another_spelling_of_a_uuid_is_our_id(api, ask):
+    api.create("0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10")
+    record = ask("0D3F5C1E-6A55-4B0E-9A53-2F1F6B1F3F10").get(timeout=20)
+    assert (record["state"], record["evidence"]) == ("deleted", "response")
+
+
+def test_the_unique_id_just_observed_is_our_id(api, ask, finetune):
+    api.create(finetune, lora=True, id="8e6c0d9a")
+    said = {"status": "Success", "message": "", "deleted_finetune_id": "8e6c0d9a", "timestamp": ""}
+    api.fault("status", finetune_id=finetune, status=200, body=said, applies=True)
+    assert ask(finetune).get(timeout=20)["evidence"] == "response"
+
+
 UNCLEAR = [
     ("missing_fields", {}), ("not_json", {}), ("cut", {}), ("huge", {}), ("status", {"status": 202}), ("hang", {}),
     ("reset", {}), ("close", {}), ("drip", {"seconds": 0.3}), ("drip_headers", {"seconds": 0.3}),
     ("status", {"status": 500}), ("status", {"status": 503}), ("status", {"status": 504, "body": "<html>"}),
+    ("early_hints", {}),
 ]  # fmt: skip
 
 
@@ -165,12 +214,12 @@ def test_not_yet_is_tried_again(api, ask, finetune, status):
 
 
 def test_404_before_any_attempt_is_not_found(api, ask):
-    record = record_of(ask("ft-nobody-knows"))
-    assert (record["state"], record["evidence"], api.deletes("ft-nobody-knows")) == ("not_found", None, [])
+    record = record_of(ask("ft-unknown"))
+    assert (record["state"], record["evidence"], api.deletes("ft-unknown")) == ("not_found", None, [])
 
 
-def test_404_is_fine_for_who_says_so(ask):
-    assert ask("ft-nobody-knows-either", missing_ok=True).get(timeout=20)["state"] == "not_found"
+def test_404_is_fine_if_the_request_says_so(ask):
+    assert ask("ft-unknown-too", missing_ok=True).get(timeout=20)["state"] == "not_found"
 
 
 def test_404_to_the_delete_of_what_is_there_is_tried_again(api, ask, finetune):
@@ -179,13 +228,56 @@ def test_404_to_the_delete_of_what_is_there_is_tried_again(api, ask, finetune):
     assert len(api.deletes(finetune)) == 2
 
 
-def test_404_to_the_second_delete_after_an_unclear_first_is_deleted(api, ask, finetune):
-    # Given an attempt that is applied late: the look afterwards still finds the finetune.
+def test_404_three_times_to_the_delete_of_what_stays_visible_is_failed(api, ask, finetune):
+    api.fault("status", finetune_id=finetune, status=404, times=3)
+    record = record_of(ask(finetune))
+    assert (record["state"], len(api.deletes(finetune))) == ("failed", 3)
+    assert "this key may not delete it" in record["message"]
+
+
+def test_an_unclear_attempt_that_is_applied_late_is_found_gone(api, ask, finetune):
+    # Given an attempt that is applied late: the observation right afterwards still finds the finetune.
+    url = f"{api.url}/v1/finetune_details"
+    shown = requests.get(url, params={"finetune_id": finetune}, headers={"x-key": KEY}, timeout=5).json()
     api.fault("close", finetune_id=finetune, applies=True)
-    details = {"finetune_details": {"trigger_word": "late"}}
-    api.fault("status", call="finetune_details", finetune_id=finetune, status=200, body=details, times=1, skip=1)
+    api.fault("status", call="finetune_details", finetune_id=finetune, status=200, body=shown, times=1, skip=1)
     record = ask(finetune).get(timeout=20)
     assert (record["state"], record["evidence"]) == ("deleted", "read-back")
+    assert len(api.deletes(finetune)) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "body"), [(405, {"detail": "Method Not Allowed"}), (404, {"error": "no route"})]
+)
+def test_if_details_does_not_work_the_list_tells_presence(api, ask, finetune, status, body):
+    api.fault("status", call="finetune_details", finetune_id=finetune, status=status, body=body, times=None)
+    assert ask(finetune).get(timeout=20)["state"] == "deleted"
+    # What the list lacks is attempted all the same, and the delete's own 404 tells.
+    assert record_of(ask(finetune))["state"] == "not_found"
+    assert [entry["http_status"] for entry in api.deletes(finetune)] == [200, 404]
+
+
+def test_a_list_that_speaks_of_more_proves_no_absence(api, ask):
+    # Given a list of which this is one page
+    more = {"finetunes": [], "has_more": True}
+    fault = api.fault("status", call="my_finetunes", status=200, body=more, times=None)
+    seen = len(api.journal())
+    result = ask("ft-on-another-page")
+
+    def asked():
+        return [entry for entry in api.journal()[seen:] if entry["call"] == "my_finetunes" and entry["fault"]]
+
+    # When it was asked more than once, then the deletion has not ended.
+    until(lambda: len(asked()) > 1, seconds=20, what="two lists")
+    assert result.state == "PENDING"
+    fault.times = 0
+    assert record_of(result)["state"] == "not_found"
+
+
+def test_the_list_has_what_details_does_not_know(api, ask, finetune):
+    # Given details that answer 404 once, although the finetune is listed
+    api.fault("status", call="finetune_details", finetune_id=finetune, status=404, body={"detail": "no"})
+    assert ask(finetune).get(timeout=20)["state"] == "deleted"
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -237,29 +329,77 @@ def test_a_redirect_is_never_followed(api, ask, finetune):
         assert elsewhere.journal() == []
 
 
-def test_another_incarnation_is_superseded_and_lives(api, env, ask, finetune):
-    result = ask(finetune, delay_seconds=2)
-    until(
-        lambda: any(r["looked_at"] for r in records(janitor_here(env, "list", "--finetune", finetune, "--json"))),
-        seconds=10,
-        what="the first look",
-    )
-    api.create(finetune, trigger_word="ANOTHER")
-    record = record_of(result)
-    assert record["state"] == "superseded"
-    assert "trigger_word" in record["message"]
-    assert api.deletes(finetune) == []
+SHAPES = [{"timestamp": None}, {"lora": True}, {"lora": True, "created_at": None}, {"lora": True, "id": None}]
 
 
-def test_what_stays_refused_until_its_deadline_is_failed(env, refused_to_the_end):
-    done = janitor(env, "wait", refused_to_the_end, "--timeout", "60", "--json")
-    (record,) = records(done)
-    assert (done.returncode, record["state"]) == (1, "failed")
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_carried_out_right_away_is_deleted_whatever_its_details_tell(api, ask, finetune, shape):
+    api.create(finetune, **shape)
+    assert ask(finetune).get(timeout=20)["state"] == "deleted"
+
+
+def test_without_a_creation_time_what_was_asked_for_long_ago_is_for_review(api, ask, finetune):
+    api.create(finetune, timestamp=None)
+    record = record_of(ask(finetune, requested_at=ago(hours=2)))
+    assert (record["state"], api.deletes(finetune)) == ("review", [])
+    assert "no creation time" in record["message"]
+
+
+def test_a_finetune_younger_than_the_request_is_superseded_and_stays(api, ask, finetune):
+    api.create(finetune, timestamp=ago(seconds=1))
+    record = record_of(ask(finetune, requested_at=ago(minutes=1)))
+    assert (record["state"], api.deletes(finetune)) == ("superseded", [])
+
+
+def test_two_requests_for_one_finetune_are_two_records_and_one_delete(api, ask, finetune):
+    # Given two that are due at the same moment
+    first, second = ask(finetune, delay_seconds=2), ask(finetune, delay_seconds=2)
+    found = [first.get(timeout=20), second.get(timeout=20)]
+    # Then one deletes, and the other one meant the same finetune.
+    assert sorted(record["evidence"] for record in found) == ["response", "sibling"]
+    by_response, by_sibling = sorted(found, key=lambda record: record["evidence"])
+    assert (by_sibling["deleted_by"], by_sibling["id"]) != (None, by_response["id"])
+    assert by_sibling["deleted_by"] == by_response["id"]
+    assert len(api.deletes(finetune)) == 1
+
+
+def test_what_stays_refused_until_its_deadline_is_failed(api, ask, finetune):
+    api.fault("status", finetune_id=finetune, status=408, times=None)
+    record = record_of(ask(finetune))
+    assert record["state"] == "failed"
     assert "given up at its deadline" in record["message"]
 
 
-def test_what_stays_unclear_until_its_deadline_is_for_review(env, api, unclear_to_the_end):
-    done = janitor(env, "wait", unclear_to_the_end, "--timeout", "90", "--json", timeout=100)
-    (record,) = records(done)
-    assert (done.returncode, record["state"]) == (1, "review")
+def test_a_refusal_after_an_unclear_attempt_is_failed_once_that_is_settled(api, refused_after_an_unclear_attempt):
+    record = record_of(refused_after_an_unclear_attempt, timeout=90)
+    assert record["state"] == "failed"
+    settled = moment(record["finished_at"]) - moment(record["attempts"][0]["at"])
+    assert settled >= timedelta(seconds=30)
+    assert api.finetunes().count("ft-refused-late") == 1
+
+
+def test_another_incarnation_is_superseded_and_stays(api, env, reused_while_it_waited):
+    id_ = reused_while_it_waited.id
+
+    def observed():
+        return records(janitor_here(env, "show", id_, "--json"))[0]["observed_at"]
+
+    until(observed, seconds=60, what="the first observation")
+    api.create("ft-reused", trigger_word="ANOTHER")
+    record = record_of(reused_while_it_waited, timeout=60)
+    assert (record["state"], api.deletes("ft-reused")) == ("superseded", [])
+
+
+def test_what_stays_unclear_until_its_deadline_is_for_review(api, unclear_to_the_end):
+    assert record_of(unclear_to_the_end, timeout=90)["state"] == "review"
     assert api.finetunes().count("ft-never-clear") == 1
+
+
+def test_what_was_deleted_is_verified_by_the_list(env, api, ask, finetune):
+    record = ask(finetune).get(timeout=20)
+    assert record["verified_at"] is None
+
+    def verified():
+        return records(janitor_here(env, "show", record["id"], "--json"))[0]["verified_at"]
+
+    until(verified, seconds=100, what="the verification")

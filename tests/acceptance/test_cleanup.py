@@ -36,7 +36,8 @@ def stale(api, redis_url):
     """Six finetunes of this test alone; the first three are 45 days old."""
     for name in api.finetunes():
         api.remove(name)
-    redis.Redis.from_url(redis_url).delete("janitor:inventory:default", "janitor:account:default")
+    with redis.Redis.from_url(redis_url) as store:
+        store.delete("janitor:2:inventory:default", "janitor:2:account:default")
     prefix = f"ft-{uuid.uuid4().hex[:6]}"
     names = [f"{prefix}-{letter}" for letter in "abcdef"]
     for n, name in enumerate(names):
@@ -80,6 +81,23 @@ def test_a_plan_is_exact_and_apply_deletes_just_that(env, api, stale, policies):
     assert [(record["id"], record["created"]) for record in records(again)] == [(id_, False) for id_ in ids]
 
 
+def test_an_id_of_a_plan_that_was_used_before_is_an_error_and_shows_nobody_elses_record(env, api, stale, policies):
+    # Given a plan, and another request under the id that the plan has for its first deletion
+    _, plan = planned(env, *policies(OLD))
+    taken = str(uuid.uuid5(uuid.UUID(plan["id"]), stale[0]))
+    app = producer(env["REDIS_URL"])
+    app.send_task("finetunes.delete", ["secret"], {"delay_seconds": 600}, task_id=taken, queue="deletions")
+    until(lambda: janitor_here(env, "show", taken).returncode == 0, seconds=20, what="the other request")
+    # When the plan is applied
+    applied = janitor_here(env, "cleanup", "apply", plan["id"], "--json")
+    # Then the conflict is told without the other record, and the other two are asked for.
+    assert (applied.returncode, f"{stale[0]} was not asked for" in applied.stderr) == (2, True)
+    assert "secret" not in applied.stdout + applied.stderr
+    assert ended(env, [record["id"] for record in records(applied)]) == dict.fromkeys(stale[1:3], "deleted")
+    janitor_here(env, "cancel", taken)
+    assert stale[0] in api.finetunes()
+
+
 def test_for_people_there_are_tables_that_fit(env, stale, policies):
     for columns in ("60", "100"):
         shown = janitor_here({**env, "COLUMNS": columns}, "cleanup", "plan", *policies(OLD))
@@ -105,7 +123,7 @@ def test_what_is_used_protected_or_reborn_in_the_grace_is_kept(env, api, stale, 
     assert {record["due_at"] for record in waiting} == {record["due_at"] for record in applied}
     producer(env["REDIS_URL"]).send_task("finetunes.touch", [[used]], queue="touches")
     done = janitor_here(env, "protect", protected, "--until", "2999-01-01")
-    assert (done.returncode, "a cleanup's request was withdrawn" in done.stderr) == (0, True)
+    assert (done.returncode, "a cleanup's deletion was withdrawn" in done.stderr) == (0, True)
     api.create(reborn, timestamp=ago(1))
     ids = [record["id"] for record in applied]
     assert ended(env, ids) == {used: "cancelled", protected: "cancelled", reborn: "superseded"}
@@ -185,16 +203,16 @@ class TestSchedule:
                 url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_POLICY_FILE=file, JANITOR_TICK_EVERY="500ms"
             )
             store = redis.Redis.from_url(url, decode_responses=True)
-            store.hset("janitor:policy-runs", "old", 0)
+            store.hset("janitor:2:policy-runs", "old", "0 0 0 1 1 *")
             argv = [sys.executable, "-m", "worker.cli"]
             for name in ("worker", "beat", "beat"):
                 log = tmp_path / f"{name}.log"
                 stack.enter_context(started(Spec(name, [*argv, name], env, stop_seconds=25, log=log)))
-            until(lambda: store.zcard("janitor:plans") == 1, seconds=30, what="the plan")
+            until(lambda: store.zcard("janitor:2:plans") == 1, seconds=30, what="the plan")
             if mode == "apply":
                 until(lambda: len(api.finetunes()) == 3, seconds=20, what="the deletions")
-            ticked = int(store.get("janitor:tick") or 0)
-            until(lambda: int(store.get("janitor:tick") or 0) > ticked + 1500, seconds=20, what="more ticks")
+            ticked = int(store.get("janitor:2:tick") or 0)
+            until(lambda: int(store.get("janitor:2:tick") or 0) > ticked + 1500, seconds=20, what="more ticks")
             (plan,) = records(janitor_here(env, "cleanup", "list", "--json"))
         assert (plan["deletions"], plan["blocked"], plan["applied_at"] is not None) == (3, None, mode == "apply")
         gone = [call["finetune_id"] for name in stale for call in api.deletes(name) if call["effective"]]
@@ -207,7 +225,7 @@ class TestSchedule:
             env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_POLICY_FILE=file)
             with worker(env, tmp_path / "worker.log"):
                 policies("[[policy]]\nname = 'a'\n")
-                redis.Redis.from_url(url).hset("janitor:policy-runs", "old", 0)
+                redis.Redis.from_url(url).hset("janitor:2:policy-runs", "old", "0 0 0 1 1 *")
                 producer(url).send_task("finetunes.tick", queue="wakeups")
                 said = "policies.toml: line 1: 'a' matches all"
                 until(lambda: said in (tmp_path / "worker.log").read_text(), seconds=10, what="the refusal")

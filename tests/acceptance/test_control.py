@@ -1,4 +1,4 @@
-"""For whoever is on call: the switch that stops all deleting, stopped accounts, messages nobody can read."""
+"""For the person on call: the switch that stops all deleting, stopped accounts, dead letters."""
 
 import base64
 import json
@@ -89,7 +89,7 @@ def test_a_parked_account_goes_on_by_itself_once_its_key_works(env, api, tmp_pat
     assert "parked" not in janitor(env, "doctor").stdout
 
 
-HEADERS = {"task": "finetunes.delete", "id": "poison", "lang": "py", "root_id": "poison", "parent_id": None}
+HEADERS = {"task": "finetunes.delete", "id": "broken", "lang": "py", "root_id": "broken", "parent_id": None}
 PLACE = {"delivery_info": {"exchange": "deletions", "routing_key": "deletions"}, "delivery_mode": 2, "priority": 0}
 GOOD = [["ft"], {}, {"callbacks": None, "errbacks": None, "chain": None, "chord": None}]
 
@@ -124,7 +124,7 @@ CORPUS = {
     "a body with other things in it": message([7, 7, 7]),
     "a pickled body": message(pickle.dumps(GOOD), kind="application/x-python-serialize"),
     "a body that claims to be pickled": message(kind="application/x-python-serialize"),
-    "a task nobody knows": message(headers={**HEADERS, "task": "no.such.task"}),
+    "a task that is not known": message(headers={**HEADERS, "task": "no.such.task"}),
     "a task without a name": message(headers={**HEADERS, "task": 7}),
     "a task without an id": message(headers={"task": "finetunes.delete"}),
     "a time that is none": message(headers={**HEADERS, "eta": "soon"}),
@@ -133,11 +133,11 @@ CORPUS = {
 }
 
 
-def put_aside(store, number):
-    return store.llen("janitor:poison") == number
+def dead_letters(store, number):
+    return store.llen("janitor:2:dead-letters") == number
 
 
-def test_what_nobody_can_read_is_put_aside_and_the_next_deletion_runs(env, api, tmp_path):
+def test_what_cannot_be_read_is_a_dead_letter_and_the_next_deletion_runs(env, api, tmp_path):
     store = redis.Redis.from_url(env["REDIS_URL"])
     app = producer(env["REDIS_URL"])
     with worker(env, tmp_path / "log") as child:
@@ -146,36 +146,35 @@ def test_what_nobody_can_read_is_put_aside_and_the_next_deletion_runs(env, api, 
             api.create(f"ft-{n}")
             record = app.send_task("finetunes.delete", [f"ft-{n}"], queue="deletions").get(timeout=20)
             assert record["state"] == "deleted", what
-            until(partial(put_aside, store, n + 1), seconds=5, what=f"putting aside {what}")
+            until(partial(dead_letters, store, n + 1), seconds=5, what=f"the dead letter of {what}")
             assert child.process.poll() is None, what
         # Broadcasts for remote control can be garbage too.
         for garbage in ("[]", "7", "{}", '{"properties": 7}', "{{"):
             store.publish("/0.celery.pidbox", garbage)
         assert app.control.inspect(timeout=5).ping()
         assert child.process.poll() is None
-    assert store.hlen("unacked") == 0, "what is put aside is not delivered again"
+    assert store.hlen("unacked") == 0, "a dead letter is not delivered again"
     assert "Connection to broker lost" not in (tmp_path / "log").read_text()
 
 
-def test_what_was_put_aside_is_counted_listed_shown_and_dropped(env, tmp_path):
+def test_dead_letters_are_counted_listed_shown_and_dropped(env, tmp_path):
     store = redis.Redis.from_url(env["REDIS_URL"])
     for text in ("first thing", "second thing"):
         store.lpush("deletions", text)
     with worker(env, tmp_path / "log"):
-        until(lambda: store.llen("janitor:poison") == 2, seconds=10, what="putting aside two messages")
-    doctor = janitor(env, "doctor")
-    assert "2 unreadable messages were put aside, the last for 'not JSON" in doctor.stdout
-    second, first = records(janitor(env, "poison", "list", "--json"))
+        until(lambda: dead_letters(store, 2), seconds=10, what="two dead letters")
+    assert "`janitor dead-letters list`" in janitor(env, "doctor").stdout
+    second, first = records(janitor(env, "dead-letters", "list", "--json"))
     assert (first["text"], second["text"], first["queue"]) == ("first thing", "second thing", "deletions")
-    assert first["id"] in janitor(env, "poison", "list").stdout
-    assert "first thing" in janitor(env, "poison", "show", first["id"]).stdout
-    dropped = janitor(env, "poison", "drop", first["id"], "nothing")
-    assert (dropped.returncode, "nothing: no message with this id" in dropped.stderr) == (1, True)
-    assert [left["id"] for left in records(janitor(env, "poison", "list", "--json"))] == [second["id"]]
-    assert janitor(env, "poison", "drop", "--all").returncode == 0
-    assert janitor(env, "poison", "list").stderr == "nothing was put aside\n"
-    assert janitor(env, "poison", "show", first["id"]).returncode == 1
-    assert janitor(env, "poison", "drop").returncode == 2
+    assert first["id"] in janitor(env, "dead-letters", "list").stdout
+    assert "first thing" in janitor(env, "dead-letters", "show", first["id"]).stdout
+    dropped = janitor(env, "dead-letters", "drop", first["id"], "nothing")
+    assert (dropped.returncode, "nothing: no dead letter has this id" in dropped.stderr) == (1, True)
+    assert [left["id"] for left in records(janitor(env, "dead-letters", "list", "--json"))] == [second["id"]]
+    assert janitor(env, "dead-letters", "drop", "--all").returncode == 0
+    assert janitor(env, "dead-letters", "list").stderr == "there are no dead letters\n"
+    assert janitor(env, "dead-letters", "show", first["id"]).returncode == 1
+    assert janitor(env, "dead-letters", "drop").returncode == 2
 
 
 UNFIT = [
@@ -210,7 +209,7 @@ def test_a_full_redis_refuses_what_is_new_and_loses_nothing(env, api, tmp_path):
         store.config_set("maxmemory", "1mb")
         refused = janitor(env, "delete", "one-more", "--json")
         assert (refused.returncode, refused.stdout) == (3, "")
-        assert refused.stderr == ("Error: Redis is full (maxmemory), nothing was written: give it more memory\n")
+        assert (len(refused.stderr.splitlines()), "give it more memory" in refused.stderr) == (1, True)
         threading.Event().wait(4)  # they become due meanwhile
         store.config_set("maxmemory", "0")
         done = janitor(env, "wait", *(record["id"] for record in asked), "--timeout", "60", "--json", timeout=90)

@@ -1,11 +1,9 @@
-"""doctor names each fault, with what to do; and the one delete it makes is named, looked at and agreed to."""
+"""doctor names each fault, with what to do. It deletes nothing."""
 
-import json
 import ssl
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -14,12 +12,15 @@ import pytest
 import redis
 import trustme
 
+from tasks.api.client import Listing
+from tasks.api.errors import KeyRefused, NotSent
 from tasks.ledger import Ledger
-from tasks.poison import set_aside
+from tasks.ledger.dead_letters import keep
 from tests.conftest import asking
-from tests.processes import KEY, environment, janitor, janitor_here, records
+from tests.processes import KEY, environment, janitor_here, records
+from worker import api_checks
 from worker.api_checks import certificate_days
-from worker.connections import connect
+from worker.redis_url import connect
 from worker.sandbox import Sandbox
 
 EVER = timedelta(days=400)
@@ -45,10 +46,11 @@ def store(redis_url):
 
 @pytest.fixture
 def ledger(store, redis_url):
-    """A house in which all is well: a worker and beat are seen."""
+    """All is well: a worker and beat are seen."""
     ledger = Ledger(connect(redis_url))
-    ledger.dispatch([f"one:1/0 {VERSION}"], alive_for=EVER, accounts={"default": 8})
-    store.set("janitor:tick", ledger.now_ms())
+    ledger.maintain("default", 8)
+    ledger.housekeep([f"one:1 {VERSION}"], alive_for=EVER)
+    store.set(ledger.keys.tick, ledger.now_ms())
     return ledger
 
 
@@ -63,13 +65,14 @@ def findings(env):
 
 
 def test_all_is_well(env, store, ledger):
-    store.hset("janitor:policy-runs", "stale", ledger.now_ms())
+    store.hset(ledger.keys.policy_runs, "stale", f"{ledger.now_ms()} 0 3 * * *")
     code, found = findings(env)
     assert code == 0
     assert {check: one["level"] for check, one in found.items()} == dict.fromkeys(
         ("settings", "redis", "eviction", "persistence", "memory", "timeouts", "clock", "workers", "beat",
-         "policy", "queue", "poison", "api default", "clock default", "details default"), "ok",
+         "policy", "queue", "dead letters", "api default", "details default"), "ok",
     )  # fmt: skip
+    assert "stale (0 3 * * *)" in found["policy"]["message"]
     lines = janitor_here(env, "doctor").stdout.splitlines()
     assert [line.split()[0] for line in lines] == ["ok"] * len(found)
 
@@ -98,52 +101,42 @@ def idle_clients_cut(store, **_):
     store.config_set("timeout", "5")
 
 
-def no_worker(store, **_):
-    store.delete("janitor:workers")
+def no_worker(store, ledger, **_):
+    store.delete(ledger.keys.workers)
 
 
 def no_worker_and_work(store, ledger, **_):
     ledger.accept([asking()])
-    store.delete("janitor:workers")
+    store.delete(ledger.keys.workers)
 
 
 def another_version(ledger, **_):
-    ledger.dispatch(["two:2/0 0.0.1"], alive_for=EVER)
+    ledger.housekeep(["two:2 0.0.1"], alive_for=EVER)
 
 
-def no_beat(store, **_):
-    store.delete("janitor:tick")
+def no_beat(store, ledger, **_):
+    store.delete(ledger.keys.tick)
 
 
 def silent_beat(store, ledger, **_):
-    store.set("janitor:tick", ledger.now_ms() - 600_000)
+    store.set(ledger.keys.tick, ledger.now_ms() - 600_000)
 
 
-def poison(store, **_):
-    set_aside(store, "deletions", "not JSON", "garbage")
+def dead_letter(store, **_):
+    keep(store, "deletions", "not JSON", "garbage")
 
 
-def api_clock_skewed(api, by, **_):
-    date = format_datetime(datetime.now(UTC) + timedelta(seconds=by), usegmt=True)
-    api.fault(
-        "status", call="my_finetunes", status=200, body={"finetunes": ["my-finetune"]}, headers={"Date": date}
-    )
+def overdue(ledger, **_):
+    earlier = Ledger(ledger.redis, now_ms=lambda: ledger.now_ms() - 600_000)
+    earlier.accept([asking()])
 
 
-def a_bit_off(**given):
-    api_clock_skewed(**given, by=-30)
-
-
-def far_off(**given):
-    api_clock_skewed(**given, by=300)
+def proxy(env, **_):
+    env["HTTPS_PROXY"] = "http://127.0.0.1:1"
 
 
 def paused(env, **_):
     janitor_here(env, "pause", "--reason", "a complaint")
-
-
-def protected(env, **_):
-    assert janitor_here(env, "protect", "my-finetune").returncode == 0
 
 
 def parked(ledger, **_):
@@ -158,30 +151,46 @@ def details_of_another_host(api, **_):
     api.fault("status", call="finetune_details", status=404, body={"message": "no Route matched"})
 
 
-def list_reshaped(api, **_):
-    api.fault("reshaped", call="my_finetunes")
+def dashboard_lora(api, **_):
+    api.fault("status", call="finetune_details", status=200, body={"finetune_details": {"base_model": "flux"}})
+
+
+def a_date_alone(api, **_):
+    day = {"finetune_details": {"created_at": "2026-03-01"}}
+    api.fault("status", call="finetune_details", status=200, body=day)
+
+
+def details_broken(api, **_):
+    api.fault("status", call="finetune_details", status=500)
+
+
+def list_of_another_shape(api, **_):
+    api.fault("status", call="my_finetunes", status=200, body={"items": []})
 
 
 FAULTS = [
-    (wrong_key, 1, "api default", "error", "refuses the key", "correct BFL_API_KEY"),
-    (dead_host, 3, "api default", "unreachable", "refused", "test another host with BFL_API_URL"),
+    (wrong_key, 1, "api default", "error", "the key is refused: HTTP 403: 127.0.0.1", "correct BFL_API_KEY"),
+    (dead_host, 3, "api default", "unreachable", "refused", "test another one with BFL_API_URL"),
     (no_redis, 3, "redis", "unreachable", "cannot be reached", "is REDIS_URL right?"),
     (eviction_on, 1, "eviction", "error", "allkeys-lru", "set noeviction"),
     (persistence_off, 1, "persistence", "error", "append-only file is off", "set appendonly yes"),
-    (idle_clients_cut, 0, "timeouts", "warning", "silent for 5s", "set timeout 0"),
+    (idle_clients_cut, 0, "timeouts", "warning", "idle for 5s", "set timeout 0"),
     (no_worker, 0, "workers", "warning", "no worker is seen", "`janitor worker`"),
     (no_worker_and_work, 1, "workers", "error", "no worker is seen", "`janitor worker`"),
-    (another_version, 0, "workers", "warning", "two:2/0 0.0.1", "bring all to one version"),
+    (another_version, 0, "workers", "warning", "two:2 0.0.1", "bring all to one version"),
     (no_beat, 0, "beat", "warning", "no beat is seen", "`janitor beat`"),
     (silent_beat, 0, "beat", "warning", "10m old", "`janitor beat`"),
-    (poison, 0, "poison", "warning", "1 unreadable", "`janitor poison list`"),
-    (a_bit_off, 0, "clock default", "warning", "ahead of that of the API", "NTP"),
-    (far_off, 1, "clock default", "error", "behind that of the API", "NTP"),
+    (dead_letter, 0, "dead letters", "warning", "'not JSON'", "`janitor dead-letters list`"),
+    (overdue, 0, "queue", "warning", "has waited 10m", "does the API answer?"),
+    (proxy, 0, "proxy", "warning", "HTTPS_PROXY is set, and is not used", "connect to the API directly"),
     (paused, 0, "paused", "warning", "a complaint", "`janitor resume`"),
     (parked, 1, "parked", "error", "HTTP 403", "correct it"),
-    (details_without_the_call, 0, "details default", "warning", "does not work", "ask BFL for another URL"),
-    (details_of_another_host, 0, "details default", "warning", "does not work", "ask BFL for another URL"),
-    (list_reshaped, 1, "api default", "error", "shape that is not known", "is this the right host?"),
+    (details_without_the_call, 0, "details default", "warning", "does not work", "ends in review"),
+    (details_of_another_host, 0, "details default", "warning", "does not work", "ends in review"),
+    (details_broken, 0, "details default", "warning", "HTTP 500", "waits until it answers"),
+    (dashboard_lora, 0, "details default", "warning", "neither a unique id nor", "JANITOR_OBSERVE_WITHIN"),
+    (a_date_alone, 0, "details default", "warning", "nor an exact creation time", "JANITOR_OBSERVE_WITHIN"),
+    (list_of_another_shape, 1, "api default", "error", "shape that is not known", "set by BFL_API_URL"),
 ]
 
 
@@ -193,8 +202,8 @@ def test_each_fault_is_named_with_what_to_do(
 ):
     provoke(env=env, store=store, ledger=ledger, api=api)
     exit_code, found = findings(env)
-    amiss = {name for name, one in found.items() if one["level"] != "ok"}
-    assert (exit_code, amiss, found[check]["level"]) == (code, {check}, level)
+    wrong = {name for name, one in found.items() if one["level"] != "ok"}
+    assert (exit_code, wrong, found[check]["level"]) == (code, {check}, level)
     assert words in found[check]["message"]
     assert what_to_do in found[check]["message"]
     assert KEY not in str(found)
@@ -217,7 +226,7 @@ def https(certificate):
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     certificate.configure_cert(context)
     with HTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as server:
-        server.handle_error = lambda *_: None  # type: ignore[method-assign] # a client that goes away is no news
+        server.handle_error = lambda *_: None  # type: ignore[method-assign] # a client may go away
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
         yield server.server_port
@@ -231,12 +240,91 @@ def test_a_certificate_that_is_not_to_be_trusted_is_named(env):
     assert "unable to get local issuer certificate" in found["certificate default"]["message"]
 
 
+def test_a_certificate_of_a_bundle_of_ones_own_is_trusted(env, tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    with https(authority.issue_cert("127.0.0.1")) as port:
+        here = env | {"BFL_API_URL": f"https://127.0.0.1:{port}", "JANITOR_CA_BUNDLE": str(tmp_path / "ca.pem")}
+        _, found = findings(here)
+    assert found["certificate default"]["level"] == "ok"
+
+
+OTHER_HOSTS = {
+    "https://api.us1.bfl.ai": NotSent("no connection: api.us1.bfl.ai (set BFL_API_URL to use another host)"),
+    "https://api.bfl.ai": Listing(frozenset({"a"}), 1, is_whole=True),
+    "https://api.eu.bfl.ai": Listing(frozenset(), 0, is_whole=True),
+    "https://api.us.bfl.ai": KeyRefused("api.us.bfl.ai (set ...): Not authenticated", http_status=403),
+}
+
+
+@pytest.fixture
+def hosts(monkeypatch):
+    """The hosts of BFL, without a network: what each answers to `my_finetunes`; which were asked."""
+    asked = []
+
+    class Reader:
+        def __init__(self, url, *_, **__):
+            self.url = url
+
+        def my_finetunes(self):
+            asked.append(self.url)
+            answer = OTHER_HOSTS[self.url]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+    monkeypatch.setattr(api_checks, "BflReader", Reader)
+    monkeypatch.setattr(api_checks, "certificate_days", lambda *_: 90)
+    return asked
+
+
+@pytest.mark.parametrize("variable", ["BFL_API_URL", "BFL_API_URL_EMEA"])
+def test_if_the_host_does_not_answer_the_other_known_ones_are_asked(env, hosts, variable):
+    # Given an account whose host at bfl.ai does not answer,
+    name, account = ("BFL_API_KEY_EMEA", "emea") if "EMEA" in variable else ("BFL_API_KEY", "default")
+    env.pop("BFL_API_KEY")
+    # when doctor checks it,
+    code, found = findings(env | {name: KEY, variable: "https://api.us1.bfl.ai"})
+    # then it says which other hosts answer, how many finetunes each lists, and what to set.
+    assert (code, found[f"api {account}"]["level"], found[f"hosts {account}"]["level"]) == (
+        3, "unreachable", "warning"
+    )  # fmt: skip
+    assert "api.us1.bfl.ai" in found[f"api {account}"]["message"]
+    assert found[f"hosts {account}"]["message"] == (
+        "https://api.bfl.ai accepts the key and lists 1 finetunes; "
+        "https://api.eu.bfl.ai accepts the key and lists 0 finetunes; https://api.us.bfl.ai: HTTP 403: "
+        f"set {variable} to the one that has yours"
+    )
+    assert hosts == list(OTHER_HOSTS)
+
+
+def test_a_host_that_refuses_is_not_asked_twice(env, hosts):
+    _, found = findings(env | {"BFL_API_URL": "https://api.us.bfl.ai"})
+    assert found["api default"]["level"] == "error"
+    assert "api.us.bfl.ai" not in found["hosts default"]["message"]
+
+
+def test_no_other_host_gets_the_key_of_a_host_that_is_not_at_bfl(env, monkeypatch):
+    monkeypatch.setattr(api_checks, "KNOWN_URLS", ("http://127.0.0.1:2",))
+    code, found = findings(env | {"BFL_API_URL": "http://127.0.0.1:1"})
+    assert (code, "hosts default" in found) == (3, False)
+
+
+def test_the_ledger_of_another_version_is_told_in_one_line(env, store, ledger):
+    # Given a Redis with the ledger of a newer version,
+    store.set(ledger.keys.schema, 99)
+    # when doctor runs, then it ends with one line.
+    done = janitor_here(env, "doctor")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "the ledger has schema 99" in done.stderr
+
+
 def test_the_days_of_a_certificate_are_counted(tmp_path):
     authority = trustme.CA()
     authority.cert_pem.write_to_path(tmp_path / "ca.pem")
     ends = datetime.now(UTC) + timedelta(days=10, hours=1)
     with https(authority.issue_cert("127.0.0.1", not_after=ends)) as port:
-        assert certificate_days("127.0.0.1", port, 5, str(tmp_path / "ca.pem")) == 10
+        assert certificate_days("127.0.0.1", port, 5, tmp_path / "ca.pem") == 10
 
 
 def test_settings_say_where_they_come_from_and_no_secret(env, tmp_path):
@@ -249,55 +337,3 @@ def test_settings_say_where_they_come_from_and_no_secret(env, tmp_path):
     assert sources["JANITOR_THREADS"] == ("default", "8")
     assert [sources[name][0] for name in ("BFL_API_KEY", "BFL_API_KEY_EMEA")] == ["environment", "file"]
     assert sources["BFL_API_URL_EMEA"] == ("default", "https://api.us1.bfl.ai")
-
-
-def test_live_deletes_what_is_named_and_shows_the_exchange_without_the_key(env, api):
-    api.create("other")
-    done = janitor_here(env, "doctor", "--live", "my-finetune", "--yes")
-    assert (done.returncode, api.finetunes()) == (0, ["other"])
-    lines = done.stdout.splitlines()
-    assert lines[0] == f"> POST {api.url}/v1/delete_finetune"
-    assert "> x-key: ***" in lines
-    assert '> {"finetune_id": "my-finetune"}' in lines
-    assert "< HTTP/1.1 200 Simulated" in lines
-    assert json.loads(lines[-1].removeprefix("< "))["deleted_finetune_id"] == "my-finetune"
-    assert KEY not in done.stdout + done.stderr
-
-
-def test_live_without_an_agreement_deletes_nothing(env, api):
-    refused = janitor(env, "doctor", "--live", "my-finetune", input="n\n")
-    assert (refused.returncode, refused.stdout, api.deletes()) == (130, "", [])
-    assert "Delete my-finetune now, for good and without a record?" in refused.stderr
-
-
-@pytest.mark.parametrize(
-    ("provoke", "arguments", "code", "words"),
-    [
-        (None, ["--live", "nothing", "--yes"], 1, "has no nothing: nothing was deleted"),
-        (paused, ["--live", "my-finetune", "--yes"], 1, "deleting is paused (a complaint)"),
-        (protected, ["--live", "my-finetune", "--yes"], 1, "my-finetune is protected; `janitor unprotect"),
-        (None, ["--live", "org/name", "--yes"], 2, "org/name"),
-        (None, ["--live", "my-finetune", "--account", "emea", "--yes"], 2, "'emea' is not known"),
-        (None, ["--live", "my-finetune", "--settings"], 2, "--live goes with"),
-        (None, ["--yes"], 2, "go with --live only"),
-        (None, ["--live"], 2, "requires an argument"),
-        (wrong_key, ["--live", "my-finetune", "--yes"], 3, "Not authenticated"),
-        (dead_host, ["--live", "my-finetune", "--yes"], 3, "refused"),
-    ],
-)
-def test_live_deletes_nothing_else(env, api, provoke, arguments, code, words):
-    if provoke:
-        provoke(env=env)
-    done = janitor_here(env, "doctor", *arguments)
-    assert (done.returncode, words in done.stderr, api.deletes()) == (code, True, [])
-
-
-@pytest.mark.parametrize(
-    ("fault", "code", "line"),
-    [("reset", 3, "< no complete answer"), ("not_json", 1, "< <html>all is well</html>")],
-)
-def test_live_shows_what_came_back_also_where_it_does_not_confirm(env, api, fault, code, line):
-    api.fault(fault)
-    done = janitor_here(env, "doctor", "--live", "my-finetune", "--yes")
-    assert (done.returncode, line in done.stdout.splitlines()) == (code, True)
-    assert "is deleted" not in done.stderr

@@ -1,4 +1,4 @@
-"""The HTTP service when something is amiss: Redis away, no tokens, a thousand who wait, a stop."""
+"""The HTTP service when something is wrong: Redis away or full, no tokens, a thousand long polls, a stop."""
 
 import json
 import signal
@@ -12,8 +12,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from tasks.ledger.keys import keys
 from tests.acceptance.http import Client, secret_of, served, token_file
-from tests.processes import KEY, environment, janitor_here, started, until
+from tests.processes import KEY, environment, janitor, janitor_here, started, until
 from worker import embedded
 from worker.http.tokens import read_tokens
 from worker.sandbox import Sandbox
@@ -37,7 +38,7 @@ def test_while_redis_is_away_it_says_so_and_nothing_is_half_accepted(home, env, 
     body = {"deletions": [{"finetune_id": f"ft-{n}"} for n in range(100)]}
     with embedded.running(home), served(env, tmp_path / "log") as (base, _), Client(base, "boss") as boss:
         # Given a service that has its connections, and then no Redis.
-        known = boss.ask("known").json()["deletions"][0]["request_id"]
+        known = id_of(boss.ask("known"))
         embedded._client(home).shutdown(nosave=True)
         for method, path, more in [
             ("POST", "/v1/deletions", {"json": body, "headers": {"Idempotency-Key": "the-key"}}),
@@ -62,6 +63,44 @@ def test_while_redis_is_away_it_says_so_and_nothing_is_half_accepted(home, env, 
             assert (again.status_code, len(again.json()["deletions"])) == (202, 100)
 
 
+def test_a_full_redis_is_told_like_one_that_is_away_and_nothing_is_written(home, env, tmp_path):
+    with embedded.running(home), served(env, tmp_path / "log") as (base, _), Client(base, "boss") as boss:
+        # Given a Redis that is nearly full,
+        known = id_of(boss.ask("known", delay_seconds=3600))
+        redis = embedded._client(home)
+        used = redis.info("memory")["used_memory"]
+        redis.config_set("maxmemory", used + 100_000)
+        # when deletions are asked for, then it answers 503 with the reason and a time, and writes nothing;
+        refused = boss.ask("a", key="the-key")
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        assert "give it more memory (maxmemory)" in refused.json()["detail"]
+        # reading and cancelling go on;
+        assert [one["id"] for one in boss.get("/v1/deletions").json()["deletions"]] == [known]
+        assert boss.post(f"/v1/deletions/{known}/cancel").json()["state"] == "cancelled"
+        # and with more memory the same call is accepted.
+        redis.config_set("maxmemory", 0)
+        assert boss.ask("a", key="the-key").status_code == 202
+
+
+@pytest.mark.parametrize("command", ["serve", "metrics"])
+def test_the_ledger_of_another_version_ends_it_in_one_line(home, env, command):
+    # Given a Redis with the ledger of a newer version, when the service is started, then it says so and ends.
+    with embedded.running(home):
+        embedded._client(home).set(keys().schema, 99)
+        done = janitor(env, command, "--port", "0")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "the ledger has schema 99" in done.stderr
+
+
+def test_a_ledger_of_another_version_that_comes_later_is_not_ready(home, env, tmp_path):
+    # Given a service that started without Redis, when Redis comes with a newer ledger, then it is not ready.
+    with served(env, tmp_path / "log") as (base, _), Client(base) as anyone, embedded.running(home):
+        until(lambda: anyone.get("/readyz").status_code == 200, seconds=10, what="being ready")
+        embedded._client(home).set(keys().schema, 99)
+        refused = anyone.get("/readyz")
+    assert (refused.status_code, "the ledger has schema 99" in refused.json()["detail"]) == (503, True)
+
+
 def test_a_redis_that_hangs_holds_up_nobody_for_long(home, env, tmp_path):
     with started(embedded.spec(home)) as redis, served(env, tmp_path / "log") as (base, _):
         redis.process.send_signal(signal.SIGSTOP)
@@ -80,7 +119,7 @@ def test_a_redis_that_hangs_holds_up_nobody_for_long(home, env, tmp_path):
 
 def test_a_long_poll_outlasts_a_short_absence_of_redis(home, env, tmp_path):
     with embedded.running(home), served(env, tmp_path / "log") as (base, child), Client(base, "boss") as boss:
-        id_ = boss.ask("a").json()["deletions"][0]["request_id"]
+        id_ = id_of(boss.ask("a"))
         with open_polls(base, [id_]) as (poll,):
             accept_seconds(boss, "another")  # by then the poll has been read
             embedded._client(home).shutdown(nosave=True)
@@ -90,12 +129,12 @@ def test_a_long_poll_outlasts_a_short_absence_of_redis(home, env, tmp_path):
                 assert answer_of(poll)["state"] == "cancelled"
 
 
-def test_a_thousand_who_wait_slow_nobody_who_asks(home, env, tmp_path):
+def test_a_thousand_long_polls_slow_no_other_call(home, env, tmp_path):
     with embedded.running(home), served(env, tmp_path / "log") as (base, child), Client(base, "boss") as boss:
         names = [f"ft-{n}" for n in range(POLLS)]
         asked = boss.ask(*names).json()["deletions"]
         assert [item["deletion"]["finetune_id"] for item in asked] == names
-        ids = [item["request_id"] for item in asked]
+        ids = [item["deletion"]["id"] for item in asked]
         alone = accept_seconds(boss, "alone")
         # Given a thousand open long polls,
         with open_polls(base, ids) as polls:
@@ -106,20 +145,25 @@ def test_a_thousand_who_wait_slow_nobody_who_asks(home, env, tmp_path):
             assert crowded < max(5 * alone, 0.05)
             # and waiting costs little,
             assert spent_in_a_second(child) < 0.5
-            # and who waited is told when it ends, who went away is forgotten.
+            # and a client that waits is told when it ends, one that went away is forgotten.
             for poll in polls[3:]:
                 poll.close()
-            until(lambda: open_files(child) < POLLS / 2, seconds=10, what="the end of who went away")
+            until(lambda: open_files(child) < POLLS / 2, seconds=10, what="the end of closed connections")
             assert spent_in_a_second(child) < 0.2
             for id_, poll in zip(ids[:2], polls[:2], strict=True):
                 boss.post(f"/v1/deletions/{id_}/cancel")
                 assert answer_of(poll)["state"] == "cancelled"
-            # And a stop waits for nobody: who still waits is told how it stands.
+            # And a stop waits for no client: one that still waits is told how it stands.
             began = time.monotonic()
             child.process.send_signal(signal.SIGTERM)
             assert answer_of(polls[2])["state"] == "queued"
             assert child.process.wait(10) == 0
             assert time.monotonic() - began < 5
+
+
+def id_of(answer):
+    (item,) = answer.json()["deletions"]
+    return str(item["deletion"]["id"])
 
 
 @contextmanager
@@ -257,8 +301,8 @@ def test_up_runs_it_in_its_tree(home, env, tmp_path):
         argv = [sys.executable, "-m", "worker.cli", "up", "--http", "--http-port", str(port)]
         with started(Spec("up", argv, here, lambda: b"http runs" in log.read_bytes(), log=log)) as child:
             until(lambda: listens(port), seconds=20, what="the HTTP service")
-            boss.ask("my-finetune", key="one")
-            assert boss.get("/v1/deletions/one?wait=30").json()["state"] == "deleted"
+            id_ = id_of(boss.ask("my-finetune"))
+            assert boss.get(f"/v1/deletions/{id_}?wait=30").json()["state"] == "deleted"
             child.process.send_signal(signal.SIGTERM)
             assert child.process.wait(40) == 0
         assert not listens(port)

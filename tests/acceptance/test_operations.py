@@ -46,7 +46,7 @@ def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
         before = records(janitor(env, "list", "--json"))
     # When that Redis is gone, and the copy is restored
     carry_out("restore", tmp_path, f"{cli} -p {port}", port)
-    # Then a server that is started as always has every record, paused until somebody looked
+    # Then a server that is started as always has every record, paused until a person has checked
     with embedded.running(tmp_path / "restored") as url:
         env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path / "state")
         assert records(janitor(env, "list", "--json")) == before
@@ -60,7 +60,7 @@ def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
 
 
 def carried_out(log):
-    return log.exists() and "deletion.carried_out" in log.read_text()
+    return log.exists() and "deletion.finished" in log.read_text()
 
 
 def test_a_key_is_rotated_without_a_stop(redis_url, api, tmp_path):

@@ -13,7 +13,7 @@ from celery import chain, chord, group
 
 from tasks.ledger import Ledger
 from tests.processes import ROOT, environment, janitor, producer, records, started, until
-from worker.connections import celery_url, connect
+from worker.redis_url import celery_url, connect
 from worker.supervise import Spec
 
 pytestmark = pytest.mark.usefixtures("running_worker")
@@ -87,6 +87,18 @@ def delete(app, finetune_id, **options):
     return app.signature("finetunes.delete", args=[finetune_id], kwargs=options, queue="deletions")
 
 
+def state_of(app, id_):
+    """The state of the record in a result, read again."""
+    found = app.backend.get_task_meta(id_, cache=False)["result"]
+    return found.args[0].get("state") if isinstance(found, Exception) and isinstance(found.args[0], dict) else None
+
+
+def wait_until_read(app):
+    """A message that was sent later has been carried out, and others were read before it."""
+    for _ in range(3):
+        app.send_task("finetunes.delete", ["never-there"], {"missing_ok": True}, queue="deletions").get(timeout=20)
+
+
 def note(app, tag):
     return app.signature("theirs.note", kwargs={"tag": tag}, queue="theirs")
 
@@ -138,7 +150,7 @@ def test_get_answers_with_the_record_that_the_command_shows(app, env, finetune):
     result = app.send_task("finetunes.delete", [finetune], {"reason": "over"}, queue="deletions")
     record = result.get(timeout=20)
     assert record == records(janitor(env, "show", result.id, "--json"))[0]
-    assert (record["id"], record["requests"][0]["source"]) == (result.id, "name")
+    assert (record["id"], record["source"], record["reason"]) == (result.id, "name", "over")
 
 
 def test_the_task_id_is_the_idempotency_key(app, api, finetune):
@@ -149,6 +161,84 @@ def test_the_task_id_is_the_idempotency_key(app, api, finetune):
     assert second.get(timeout=20)["state"] == "not_found"
     assert again.get(timeout=20) == first
     assert len(api.deletes(finetune)) == 1
+
+
+def test_a_known_id_with_other_arguments_is_a_conflict_and_the_first_result_replaces_it(app, api, env, finetune):
+    # Given a deletion that waits, and a request for another finetune under the same id
+    key, other = f"order 8: {finetune}", f"{finetune}-other"
+    api.create(other)
+    first = app.send_task(
+        "finetunes.delete", [finetune], {"delay_seconds": 600, "reason": "secret"}, task_id=key, queue="deletions"
+    )
+    until(lambda: janitor(env, "show", key).returncode == 0, seconds=20, what="the record")
+    second = app.send_task("finetunes.delete", [other], task_id=key, queue="deletions")
+    # Then the second one is told of the conflict, and of nothing else;
+    with pytest.raises(Exception, match="used before with other arguments") as raised:
+        second.get(timeout=20)
+    assert type(raised.value).__name__ == "IdConflict"
+    assert not [word for word in ("secret", finetune) if word in str(raised.value).replace(key, "")]
+    # when the first one has ended, then the result is its own.
+    janitor(env, "cancel", key)
+    until(lambda: state_of(app, first.id) == "cancelled", seconds=20, what="the result of the first")
+    assert (api.deletes(finetune), api.deletes(other)) == ([], [])
+
+
+def test_a_conflict_does_not_replace_a_result(app, api, finetune):
+    key, other = f"order 9: {finetune}", f"{finetune}-other"
+    api.create(other)
+    first = app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions").get(timeout=20)
+    app.send_task("finetunes.delete", [other], task_id=key, queue="deletions")
+    # One more, so that the conflict has been dealt with.
+    app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions").get(timeout=20)
+    wait_until_read(app)
+    assert app.AsyncResult(key).get(timeout=20) == first
+    assert api.deletes(other) == []
+
+
+@pytest.mark.parametrize("option", ["countdown", "eta"])
+def test_countdown_and_eta_are_due_at_and_the_record_exists_at_once(app, api, env, finetune, option):
+    # When a deletion is sent with Celery's own delay
+    due = datetime.now(UTC) + timedelta(hours=1)
+    waiting = app.send_task(
+        "finetunes.delete", [finetune], queue="deletions", **{option: 3600 if option == "countdown" else due}
+    )
+    # Then its record is there, dated and waiting in the ledger,
+    until(lambda: janitor(env, "show", waiting.id).returncode == 0, seconds=20, what="the record")
+    (record,) = records(janitor(env, "show", waiting.id, "--json"))
+    assert (record["state"], record["asked_at"]) == ("scheduled", record["created_at"])
+    assert abs(datetime.fromisoformat(record["due_at"]) - due) < timedelta(seconds=20)
+    # and it can be cancelled.
+    assert app.send_task("finetunes.cancel", [waiting.id], queue="deletions").get(timeout=20) == "cancelled"
+    with pytest.raises(Exception, match="cancelled"):
+        waiting.get(timeout=20)
+    assert api.deletes(finetune) == []
+
+
+def test_a_request_that_expires_before_it_is_read_is_never_accepted(app, api, env, finetune):
+    late = app.send_task("finetunes.delete", [finetune], queue="deletions", expires=-1)
+    wait_until_read(app)
+    assert janitor(env, "show", late.id).returncode == 1
+    assert api.deletes(finetune) == []
+
+
+def test_expires_holds_only_until_a_request_is_accepted(app, finetune):
+    result = app.send_task("finetunes.delete", [finetune], {"delay_seconds": 3}, queue="deletions", expires=2)
+    assert result.get(timeout=20)["state"] == "deleted"
+
+
+def test_a_cancel_with_a_delay_is_a_dead_letter(app, env):
+    cancel = app.send_task("finetunes.cancel", ["any-id"], queue="deletions", countdown=60)
+    until(lambda: cancel.id in janitor(env, "dead-letters", "list", "--json").stdout, seconds=20, what="it")
+
+
+def test_a_compressed_message_is_read(app, finetune):
+    result = app.send_task("finetunes.delete", [finetune], queue="deletions", compression="gzip")
+    assert result.get(timeout=20)["state"] == "deleted"
+
+
+def test_a_refused_request_is_logged_because_its_result_may_not_be_read(app, log, finetune):
+    app.send_task("finetunes.delete", [finetune], {"account": "defualt"}, queue="deletions")
+    until(lambda: "'defualt' is not known" in log.read_text(), seconds=20, what="the line in the log")
 
 
 def test_a_deletion_that_does_not_end_as_asked_raises_with_its_record(app):
@@ -162,7 +252,7 @@ def test_a_deletion_that_does_not_end_as_asked_raises_with_its_record(app):
 BAD = [
     (([""], {}), "the finetune id is empty: give 1 to 255"),
     ((["x" * 256], {}), "has 256 characters: give 1 to 255"),
-    (([7], {}), "the finetune id 7 is no text"),
+    (([7], {}), "the finetune id 7 is not a text"),
     ((["a\nb"], {}), "has a space or a control character"),
     ((["org/name"], {}), "JANITOR_ALLOW_ORG_IDS=true"),
     ((["a"], {"account": "nobody"}), "the account 'nobody' is not known: give one of default"),
@@ -180,13 +270,13 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "words"), BAD)
 def test_bad_arguments_fail_the_task_with_one_line_and_write_nothing(app, redis_url, arguments, words):
     written = Ledger(connect(redis_url)).redis
-    before = set(written.keys("janitor:d:*"))
+    before = set(written.keys("janitor:2:d:*"))
     result = app.send_task("finetunes.delete", *arguments, queue="deletions")
     with pytest.raises(Exception, match=re.escape(words)) as raised:
         result.get(timeout=20)
     assert type(raised.value).__name__ == "InvalidRequest"
     assert "\n" not in str(raised.value)
-    assert set(written.keys("janitor:d:*")) == before
+    assert set(written.keys("janitor:2:d:*")) == before
 
 
 def test_missing_arguments_fail_the_task_too(app):
@@ -237,7 +327,7 @@ def test_link_is_called_with_the_record(app, notes, finetune):
     assert "'state': 'deleted'" in given
 
 
-def test_link_is_called_when_the_deletion_is_concluded_much_later(app, notes, finetune):
+def test_link_is_called_when_the_deletion_ends_later(app, notes, finetune):
     delete(app, finetune, delay_seconds=3).apply_async(link=note(app, finetune))
     assert len(noted(notes, finetune)) == 1
 
@@ -258,7 +348,7 @@ def test_a_chain_goes_on_after_the_deletion_and_stops_where_it_failed(app, notes
     assert f"{finetune}-gone" not in [tag for tag, _ in notes()]
 
 
-def test_a_chord_runs_its_body_when_all_are_concluded(app, api, notes, finetune):
+def test_a_chord_runs_its_body_when_all_have_ended(app, api, notes, finetune):
     api.create(f"{finetune}-2")
     header = group([delete(app, finetune), delete(app, f"{finetune}-2", delay_seconds=2)])
     body = app.signature("theirs.states", queue="theirs")

@@ -19,7 +19,7 @@ from tasks.ledger import Ledger
 from tests.processes import KEY, ROOT, environment, janitor, records, worker
 from worker import embedded
 from worker.app import create_app
-from worker.connections import celery_url, connect
+from worker.redis_url import celery_url, connect
 from worker.sandbox import Sandbox
 from worker.settings import Settings
 
@@ -97,7 +97,7 @@ def test_everybody_can_do_their_work_within_these_lines(urls, env, api, app, ope
     (late,) = records(janitor(operator, "delete", "late", "--in", "1h", "--json"))
     assert app.send_task("finetunes.cancel", [late["id"]], queue="deletions").get(timeout=20) == "cancelled"
     assert len(records(janitor(operator, "list", "--json"))) == 6
-    for command in (["pause"], ["resume"], ["poison", "list"], ["show", late["id"]], ["doctor"]):
+    for command in (["pause"], ["resume"], ["dead-letters", "list"], ["show", late["id"]], ["doctor"]):
         told = janitor(operator, *command)
         assert told.returncode == 0, (command, told.stdout, told.stderr)
     # What runs as http does is the ledger and a wake-up, as the command; what beat does is to send a message.
@@ -114,12 +114,12 @@ def denied(client, *command):
 
 FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
     "producer": [
-        ("HGETALL", "janitor:d:some-id"), ("HSET", "janitor:paused", "*", "x"), ("DEL", "janitor:d:some-id"),
+        ("HGETALL", "janitor:2:d:some-id"), ("HSET", "janitor:2:paused", "*", "x"), ("DEL", "janitor:2:d:some-id"),
         ("RPOP", "deletions"), ("LRANGE", "deletions", 0, -1), ("LPUSH", "wakeups", "x"), ("KEYS", "*"),
         ("SCAN", 0), ("SET", "celery-task-meta-some-id", "x"), ("DEL", "celery-task-meta-some-id"),
         ("EVAL", "return 1", 0), ("CONFIG", "GET", "*"), ("FLUSHALL",), ("PUBLISH", "celery-task-meta-x", "x"),
     ],
-    "beat": [("HGETALL", "janitor:d:some-id"), ("RPOP", "deletions"), ("GET", "celery-task-meta-some-id")],
+    "beat": [("HGETALL", "janitor:2:d:some-id"), ("RPOP", "deletions"), ("GET", "celery-task-meta-some-id")],
     "http": [("LPUSH", "deletions", "x"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("SCAN", 0)],
     "operator": [("LPUSH", "deletions", "x"), ("FLUSHALL",), ("CONFIG", "SET", "appendonly", "no"), ("SCAN", 0)],
     "worker": [("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "SET", "appendonly", "no"), ("GET", "somebody-elses")],
@@ -211,7 +211,7 @@ def test_the_whole_system_runs_over_tls(tls, api, tmp_path):
     "wrong",
     [
         ("localhost", "127.0.0.1"),  # a certificate of another name
-        ("&ssl_ca_certs=", "&ssl_min_version=771&unknown="),  # an authority nobody vouches for
+        ("&ssl_ca_certs=", "&ssl_min_version=771&unknown="),  # an unknown authority
     ],
 )
 def test_a_certificate_that_is_not_trusted_is_refused(tls, tmp_path, wrong):

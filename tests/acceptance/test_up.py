@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from tasks.ledger import Ledger
-from tasks.queries import workers_seen
+from tasks.ledger.queries import workers_seen
 from tests.processes import KEY, environment, janitor, producer, records, started, until
 from worker import embedded
-from worker.connections import celery_url, connect
+from worker.redis_url import celery_url, connect
 from worker.sandbox import Sandbox
 from worker.supervise import Spec
 
@@ -113,22 +113,12 @@ def test_the_demo_shows_one_of_each_outcome(tmp_path):
     assert embedded.find_running(folder) is None
 
 
-def test_several_workers_share_the_work_and_stop_together(api, redis_url, redis_client, tmp_path):
-    # Given two worker processes under one command,
-    assert redis_client.dbsize() == 0
-    env, log = environment(redis_url, api.url), tmp_path / "workers.log"
-    ledger = Ledger(connect(redis_url, patient=False))
-    argv = [sys.executable, "-m", "worker.cli", "worker", "--processes", "2", "--threads", "2"]
-    with started(Spec("workers", argv, env, lambda: len(workers_seen(ledger)) == 2, log=log)) as child:
-        # when a deletion is asked for, it is carried out;
-        done = janitor(env, "delete", "my-finetune", "--wait", "--json")
-        assert [record["state"] for record in records(done)] == ["deleted"]
-        pids = tree(child.process.pid)
-        # each keeps to a core of its own where there are as many;
-        cores = os.sched_getaffinity(0)
-        kept = sorted((os.sched_getaffinity(pid) for pid in pids if pid != child.process.pid), key=min)
-        assert kept == ([{core} for core in sorted(cores)] if len(cores) == 2 else [cores, cores])
-        # when they are told to stop, none is left.
-        child.process.send_signal(signal.SIGTERM)
-        assert child.process.wait(25) == 0
-        until(lambda: not alive(pids), seconds=5, what="the end of all")
+def test_only_the_worker_has_the_api_key_in_its_environment(home, tmp_path):
+    with up(home, tmp_path / "log") as child:
+        # `up` itself was given the key by a person; of what it starts, only the worker gets it.
+        children = tree(child.process.pid) - {child.process.pid}
+        kept = {pid: (Path("/proc") / str(pid) / "environ").read_bytes() for pid in children}
+        commands = {pid: (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0") for pid in children}
+    with_key = [commands[pid] for pid, environ in kept.items() if KEY.encode() in environ]
+    assert len(kept) == 3
+    assert [command[-2] for command in with_key] == [b"worker"]

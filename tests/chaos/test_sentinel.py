@@ -11,7 +11,7 @@ from celery import Celery
 from tests.chaos.harness import TIMES
 from tests.processes import environment, free_ports, janitor, records, until, worker
 from worker import embedded
-from worker.connections import celery_options, celery_url
+from worker.redis_url import celery_options, celery_url
 from worker.supervise import Spec, started
 
 PASSWORD = "5ecret"
@@ -50,7 +50,7 @@ def server(folder, port, *more):
 
 
 @pytest.fixture
-def house(tmp_path):
+def setup(tmp_path):
     """A master with two replicas, and a sentinel; `url` names the sentinel alone."""
     sentinel, master, *replicas = free_ports(4)
     config = tmp_path / "sentinel.conf"
@@ -72,37 +72,37 @@ def house(tmp_path):
         yield SimpleNamespace(url=url, sentinel=asked, old=old, process=first.process, master=master)
 
 
-def killed(house):
-    house.process.kill()
+def killed(setup):
+    setup.process.kill()
 
 
-def asked_for(house):
+def asked_for(setup):
     """As docs/operations says: for 10 s nobody tells the old master, and what it takes in them would be lost."""
-    house.old.client_pause(15_000, all=False)
-    assert house.sentinel.execute_command("SENTINEL", "FAILOVER", "janitor")
+    setup.old.client_pause(15_000, all=False)
+    assert setup.sentinel.execute_command("SENTINEL", "FAILOVER", "janitor")
 
 
 @pytest.mark.parametrize(
     ("lose_the_master", "count"), [(killed, 100), pytest.param(asked_for, 400, marks=pytest.mark.long)]
 )
-def test_a_failover_loses_nothing_that_was_accepted(house, api, tmp_path, lose_the_master, count):
+def test_a_failover_loses_nothing_that_was_accepted(setup, api, tmp_path, lose_the_master, count):
     # Given a system behind Sentinel at work
-    env = environment(house.url, api.url, JANITOR_STATE_DIR=tmp_path / "state", **TIMES)
+    env = environment(setup.url, api.url, JANITOR_STATE_DIR=tmp_path / "state", **TIMES)
     names = [f"ft-{n}" for n in range(count)]
     for name in (*names, "by-name", "afterwards"):
         api.create(name)
-    broker, options = celery_url(house.url), celery_options(house.url)
+    broker, options = celery_url(setup.url), celery_options(setup.url)
     app = Celery("somebody-else", broker=broker, backend=broker, set_as_current=False)
     app.conf.update(broker_transport_options=options, result_backend_transport_options=options)
     with worker(env, tmp_path / "worker.log"):
         record = app.send_task("finetunes.delete", ["by-name"], queue="deletions").get(timeout=20)
         assert record["state"] == "deleted"
         asked = records(janitor(env, "delete", *names, "--json"))
-        assert house.old.wait(2, 5000) == 2
+        assert setup.old.wait(2, 5000) == 2
         until(lambda: len(api.deletes()) > 10, seconds=20, what="the first deletes")
         # When a replica becomes the master
-        lose_the_master(house)
-        changed = lambda: house.sentinel.sentinel_master("janitor")["port"] != house.master  # noqa: E731
+        lose_the_master(setup)
+        changed = lambda: setup.sentinel.sentinel_master("janitor")["port"] != setup.master  # noqa: E731
         until(changed, seconds=20, what="the failover")
         assert len(api.finetunes()) > 10, "the failover came too late to show anything"
         # Then everything ends, and what comes afterwards is accepted and carried out.
@@ -111,7 +111,7 @@ def test_a_failover_loses_nothing_that_was_accepted(house, api, tmp_path, lose_t
         doctor = janitor(env, "doctor")
     assert (doctor.returncode, "min-replicas-to-write is 1" in doctor.stdout) == (0, True), doctor.stdout
     assert (after["state"], len(records(done))) == ("deleted", len(names))
-    # What was concluded in the last milliseconds may be forgotten: it is looked at, found gone, and left alone.
+    # What was finished in the last milliseconds may be forgotten: it is observed, found gone, and left alone.
     states = Counter(record["state"] for record in records(done))
     assert set(states) <= {"deleted", "not_found"}
     assert states["not_found"] <= 8

@@ -1,42 +1,63 @@
-"""Cleanups in the ledger: use and protection withdraw a cleanup's request, and nobody else's."""
+"""Cleanups in the ledger: use and protection withdraw a cleanup's deletion, and nobody else's."""
 
+import json
 from datetime import timedelta
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
+from tasks.account_stops import cool_down
+from tasks.api.errors import Throttled
+from tasks.cleanup.inventory import load, protect, protected_among, report_use, touch, unprotect
 from tasks.errors import InvalidRequest
-from tasks.inventory import load, protect, protected_among, touch, unprotect
-from tasks.queries import get
-from tasks.records import State, from_ms
-from tests.conftest import asking, outcome
+from tasks.ledger.queries import get
+from tasks.records import State, to_ms
+from tests.conftest import accept, asking, carry_out_one, claim, finish, mark
 
 PLAN = "cleanup:7a9f3a52-0f7e-4e0b-8f0c-3f4b8c1f5a01"
 HOUR = timedelta(hours=1)
+WHICH = '{"identity":{"id":"u-1"}}'
+UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
 
 
-def cleaning(ledger, id_="c1", **fields):
-    """A cleanup's request, dated like its plan."""
+def cleaning(clocked, id_="c1", **fields):
+    """A cleanup's request, dated like its plan, which was made five minutes ago."""
+    planned_at = clocked.now - timedelta(minutes=5)
     usual = {
         "id": id_,
         "source": PLAN,
-        "bulk": True,
-        "fingerprint": "v1:timestamp=aaa",
+        "incarnation": WHICH,
+        "observed_at": planned_at,
+        "vantage": "api.bfl.ai 0a1b2c3d",
         "delay": HOUR,
-        "requested_at": from_ms(ledger.now_ms()) - timedelta(minutes=5),
+        "requested_at": planned_at,
     }
     return asking(**{**usual, **fields})
 
 
-def accept(ledger, *requests):
-    return ledger.accept(requests)[0]
+def no_report_waits(ledger, clocked):
+    """As maintenance notes it: whatever is due by now may start."""
+    ledger.redis.set(ledger.keys.reports_clear, clocked.at_ms + 1)
+
+
+def claim_cleanup(ledger, clocked):
+    no_report_waits(ledger, clocked)
+    return claim(ledger)
+
+
+def seen_since(ledger, clocked, **fields):
+    """What a survey that began now saw."""
+    seen = {"incarnation": WHICH, "created": None, "unsound": None, "first_seen": clocked.at_ms, **fields}
+    ledger.redis.hset(ledger.keys.inventory("default"), "my-finetune", json.dumps(seen))
 
 
 USED = "kept: it was used after the plan was made"
 KEEPING = {
-    "touch": (lambda ledger: touch(ledger, "default", ["my-finetune"]), USED),
-    "protect": (lambda ledger: protect(ledger, "default", ["my-finetune"]), "kept: it is protected"),
+    "touch": (lambda ledger, clocked: touch(ledger, "default", ["my-finetune"]), USED),
+    "protect": (lambda ledger, clocked: protect(ledger, "default", ["my-finetune"]), "kept: it is protected"),
     "protect until": (
-        lambda ledger: protect(ledger, "default", ["my-finetune"], from_ms(ledger.now_ms()) + HOUR),
+        lambda ledger, clocked: protect(ledger, "default", ["my-finetune"], clocked.now + HOUR),
         "kept: it is protected",
     ),
 }
@@ -44,82 +65,93 @@ KEEPING = {
 
 @pytest.mark.parametrize("how", KEEPING)
 class TestKept:
-    def test_a_waiting_cleanup_is_withdrawn_at_once(self, ledger, how):
+    def test_a_waiting_cleanup_is_withdrawn_at_once(self, ledger, clocked, how):
         keep, why = KEEPING[how]
-        accept(ledger, cleaning(ledger))
-        assert keep(ledger) == ["c1"]
+        accept(ledger, cleaning(clocked))
+        assert keep(ledger, clocked) == ["c1"]
         deletion = get(ledger, "c1")
-        assert (deletion.state, deletion.message) == (State.CANCELLED, why)
-        assert deletion.requests[0].withdrawn_at is not None
+        assert (deletion.state, deletion.message, deletion.cancelled_by) == (State.CANCELLED, why, "cleanup")
+        assert keep(ledger, clocked) == [], "it is withdrawn once"
 
-    def test_what_was_kept_before_it_is_accepted_is_withdrawn_as_it_is(self, ledger, how):
+    def test_what_was_kept_before_it_is_accepted_is_withdrawn_at_once(self, ledger, clocked, how):
         keep, why = KEEPING[how]
-        assert keep(ledger) == []
-        accept(ledger, cleaning(ledger))
+        assert keep(ledger, clocked) == []
+        assert accept(ledger, cleaning(clocked)) == ["accepted"]
         assert (get(ledger, "c1").state, get(ledger, "c1").message) == (State.CANCELLED, why)
-        (again,) = accept(ledger, cleaning(ledger))
-        assert (again.created, again.known) == (False, True), "what was withdrawn stays so"
+        assert accept(ledger, cleaning(clocked)) == ["known"], "what was withdrawn stays so"
 
-    def test_a_request_of_somebody_else_goes_on_at_its_own_time(self, ledger, how):
-        accept(ledger, cleaning(ledger))
-        accept(ledger, asking(id="r1", delay=3 * HOUR))
-        assert KEEPING[how][0](ledger) == ["c1"]
-        deletion = get(ledger, "r1")
-        assert (deletion.id, deletion.state) == ("c1", State.SCHEDULED)
-        assert deletion.due_at == deletion.requests[1].due_at
-        assert [request.withdrawn_at is not None for request in deletion.requests] == [True, False]
-        assert KEEPING[how][0](ledger) == [], "it is withdrawn once"
+    def test_the_deletion_of_somebody_else_goes_on(self, ledger, clocked, how):
+        accept(ledger, cleaning(clocked), asking(id="r1", delay=3 * HOUR), asking(id="r2"))
+        before = get(ledger, "r1")
+        assert KEEPING[how][0](ledger, clocked) == ["c1"]
+        assert get(ledger, "r1") == before
+        assert get(ledger, "r2").state == State.QUEUED
 
-    def test_a_call_under_way_is_not_called_back_but_followed_by_a_look(self, ledger, clocked, how):
-        accept(ledger, cleaning(ledger, delay=None))
-        (claimed,), _ = ledger.claim("default", "w", 10, looks_first=True)
-        ledger.check([claimed], mark=True)
-        assert KEEPING[how][0](ledger) == ["c1"]
-        assert get(ledger, "c1").state is State.RUNNING
+    def test_a_call_under_way_ends_as_it_ends(self, ledger, clocked, how):
+        # Given a cleanup's delete call under way
+        accept(ledger, cleaning(clocked, delay=None))
+        claimed = claim_cleanup(ledger, clocked)
+        assert mark(ledger, claimed) == "go"
+        # When its finetune is kept
+        assert KEEPING[how][0](ledger, clocked) == ["c1"]
+        # Then the call cannot be taken back, and what it did is on record
+        assert get(ledger, "c1").state == State.RUNNING
         assert get(ledger, "c1").cancel_requested_at is not None
-        ledger.conclude([outcome(claimed, "deleted", evidence="response")])
-        assert get(ledger, "c1").state is State.DELETED, "what has happened is on record"
+        finish(ledger, claimed, "deleted", attempt=1)
+        assert get(ledger, "c1").state == State.DELETED
 
-    def test_one_that_a_worker_holds_but_has_not_called_is_lost_to_it(self, ledger, how):
-        accept(ledger, cleaning(ledger, delay=None))
-        (claimed,), _ = ledger.claim("default", "w", 10, looks_first=True)
-        KEEPING[how][0](ledger)
-        assert get(ledger, "c1").state is State.CANCELLED
-        assert ledger.check([claimed])[0].word == "lost"
+    def test_one_that_a_worker_holds_but_has_not_called_is_lost_to_it(self, ledger, clocked, how):
+        accept(ledger, cleaning(clocked, delay=None))
+        claimed = claim_cleanup(ledger, clocked)
+        KEEPING[how][0](ledger, clocked)
+        assert get(ledger, "c1").state == State.CANCELLED
+        assert mark(ledger, claimed) != "go"
+
+
+@pytest.mark.parametrize("spelling", [UUID, UUID.upper()])
+@pytest.mark.parametrize("listed", [UUID, UUID.upper()])
+@pytest.mark.parametrize("keep", [touch, protect])
+@pytest.mark.parametrize("first", ["kept", "accepted"])
+def test_two_spellings_of_a_uuid_are_one_finetune(ledger, clocked, spelling, listed, keep, first):
+    if first == "accepted":
+        accept(ledger, cleaning(clocked, finetune_id=listed))
+    keep(ledger, "default", [spelling])
+    accept(ledger, cleaning(clocked, finetune_id=listed))
+    assert get(ledger, "c1").state == State.CANCELLED
+    unprotect(ledger, "default", [spelling.swapcase()])
+    assert protected_among(ledger, "default", [UUID, UUID.upper()]) == []
+    assert load(ledger, "default").protected == {}
 
 
 @pytest.mark.parametrize("key", ["used", "protected"])
 def test_the_claim_checks_again(ledger, clocked, key):
-    # Given one that is kept, though nothing withdrew it, as where a backup was restored.
-    accept(ledger, cleaning(ledger))
-    ledger.redis.hset(f"janitor:{key}:default", "my-finetune", ledger.now_ms() + 86_400_000)
+    # Given one that is kept, though nothing withdrew it, as after a backup was restored
+    accept(ledger, cleaning(clocked))
+    ledger.redis.hset(getattr(ledger.keys, key)("default"), "my-finetune", clocked.at_ms + 86_400_000)
     late = clocked.after(hours=2)
-    assert late.claim("default", "w", 10)[0] == []
-    assert get(late, "c1").state is State.CANCELLED
+    assert claim_cleanup(late, clocked) is None
+    assert get(late, "c1").state == State.CANCELLED
 
 
-def test_reports_of_use_that_wait_come_before_a_cleanup(ledger, clocked):
-    # Given workers that were away for longer than the grace, while services went on reporting use.
-    accept(ledger, cleaning(ledger), asking("asked-for"))
-    ledger.redis.lpush("touches", "a message")
+def test_a_cleanup_waits_while_a_report_of_use_may_wait(ledger, clocked):
+    # Given workers that were away for longer than the grace, while services went on reporting use
+    no_report_waits(ledger, clocked)
+    accept(ledger, cleaning(clocked), asking("asked-for"))
     late = clocked.after(hours=2)
-    assert [one.finetune_id for one in late.claim("default", "w", 10)[0]] == ["asked-for"]
-    touch(late, "default", ["my-finetune"])
-    ledger.redis.delete("touches")
-    assert late.claim("default", "w", 10)[0] == []
-    assert get(late, "c1").state is State.CANCELLED
-    accept(late, cleaning(late, "c2", requested_at=from_ms(late.now_ms() + 1), delay=None))
-    assert [one.id for one in clocked.after(seconds=1).claim("default", "w", 10)[0]] == ["c2"]
+    assert claim(late).finetune_id == "asked-for"
+    assert claim(late) is None
+    # When none waits any more, it starts
+    assert claim_cleanup(late, clocked).id == "c1"
 
 
 def test_protection_ends_by_itself_or_by_request(ledger, clocked):
-    protect(ledger, "default", ["a", "b"], from_ms(ledger.now_ms()) + HOUR)
+    protect(ledger, "default", ["a", "b"], clocked.now + HOUR)
     protect(ledger, "default", ["c"])
     assert protected_among(ledger, "default", ["a", "b", "c", "d"]) == ["a", "b", "c"]
     later = clocked.after(hours=2)
     assert protected_among(later, "default", ["a", "b", "c", "d"]) == ["c"]
-    accept(later, cleaning(later, finetune_id="a"))
-    assert get(later, "c1").state is State.SCHEDULED
+    accept(later, cleaning(clocked, finetune_id="a"))
+    assert get(later, "c1").state == State.SCHEDULED
     unprotect(later, "default", ["c"])
     assert protected_among(later, "default", ["c"]) == []
 
@@ -128,30 +160,29 @@ def test_protecting_leaves_what_people_ask_for_alone(ledger):
     protect(ledger, "default", ["my-finetune"])
     accept(ledger, asking(id="r1"))
     touch(ledger, "default", ["my-finetune"])
-    assert get(ledger, "r1").state is State.QUEUED
+    assert get(ledger, "r1").state == State.QUEUED
 
 
 def test_use_before_the_plan_is_no_reason(ledger, clocked):
     touch(ledger, "default", ["my-finetune"])
     later = clocked.after(hours=1)
-    accept(later, cleaning(later))
-    assert get(later, "c1").state is State.SCHEDULED
+    accept(later, cleaning(clocked))
+    assert get(later, "c1").state == State.SCHEDULED
 
 
 def test_use_is_reported_since_the_first_after_a_day_without(ledger, clocked):
     assert load(ledger, "default").use_since is None
-    start = from_ms(ledger.now_ms())
+    start = clocked.now
     for _ in range(4):
-        touch(clocked(), "default", ["a"])
+        touch(ledger, "default", ["a"])
         clocked.after(hours=20)
-    found = load(clocked(), "default")
-    assert found.use_since
-    assert abs(found.use_since - start) < timedelta(minutes=1)
-    silent = load(clocked.after(hours=20), "default")
-    assert (silent.use_since, silent.use_last) == (None, found.use_last)
-    touch(clocked(), "default", ["b"])
-    again = load(clocked(), "default")
-    assert again.use_since == again.use_last != found.use_last
+    found = load(ledger, "default")
+    assert found.use_since == start
+    clocked.after(hours=20)
+    assert (load(ledger, "default").use_since, load(ledger, "default").use_last) == (None, found.use_last)
+    touch(ledger, "default", ["b"])
+    again = load(ledger, "default")
+    assert again.use_since == again.use_last == clocked.now
 
 
 @pytest.mark.parametrize("ids", [["fine", ""], ["a b"], [7]])
@@ -163,15 +194,53 @@ def test_a_bad_id_changes_nothing(ledger, ids):
     assert load(ledger, "default").used == {}
 
 
-def test_the_name_of_another_finetune_is_left_alone(ledger):
-    # Given a survey after the plan that saw another incarnation.
-    ledger.redis.hset("janitor:inventory:default", "my-finetune", '{"fingerprint": "v1:timestamp=bbb"}')
-    accept(ledger, cleaning(ledger))
-    deletion = get(ledger, "c1")
-    assert (deletion.state, deletion.message) == (
-        State.CANCELLED,
-        "kept: the name belongs to another finetune now",
-    )
+@pytest.mark.parametrize("ids", [["fine", ""], [7, "fine"], ["fine", "a b"], [["fine"], "fine"]])
+def test_one_bad_id_does_not_lose_the_use_of_the_others_if_nobody_waits_for_an_answer(ledger, ids):
+    with capture_logs() as logs:
+        report_use(ledger, "default", ids)
+    assert load(ledger, "default").used.keys() == {"fine"}
+    assert [line["event"] for line in logs] == ["use.refused"]
+
+
+@pytest.mark.parametrize(("account", "ids"), [("nobody", ["fine"]), (None, ["fine"]), ("default", [None])])
+def test_use_that_cannot_be_noted_at_all_is_logged(ledger, account, ids):
+    with capture_logs() as logs:
+        report_use(ledger, account, ids)
+    assert "use.refused" in [line["event"] for line in logs]
+    assert load(ledger, "default").used == {}
+
+
+@pytest.mark.parametrize("when", ["accepted", "claimed"])
+def test_one_first_seen_after_the_plan_is_another_though_it_looks_the_same(ledger, clocked, when):
+    # Given a plan, and its finetune replaced since
+    request = cleaning(clocked)
+    clocked.after(minutes=10)
+    if when == "claimed":
+        accept(ledger, request)
+    seen_since(ledger, clocked)
+    if when == "accepted":
+        accept(ledger, request)
+    clocked.after(hours=2)
+    assert claim_cleanup(ledger, clocked) is None
+    assert get(ledger, "c1").message == "kept: the name belongs to another finetune now"
+
+
+def test_a_name_we_have_deleted_is_another_finetune_from_then_on(ledger, clocked):
+    # Given one without a creation time, known for long
+    seen_since(ledger, clocked, first_seen=1_700_000_000_000)
+    accept(ledger, asking(id="r1"))
+    carry_out_one(ledger)
+    # Then one that gets its name looks the same, and is not as old.
+    now = json.loads(ledger.redis.hget(ledger.keys.inventory("default"), "my-finetune"))
+    assert now == {"incarnation": WHICH, "created": None, "unsound": None, "first_seen": clocked.at_ms}
+
+
+def test_a_cleanup_leaves_alone_what_has_an_unfinished_deletion(ledger, clocked):
+    accept(ledger, asking(id="r1", delay=HOUR), cleaning(clocked))
+    assert get(ledger, "c1").message == "kept: another deletion of it is unfinished"
+    assert get(ledger, "r1").state == State.SCHEDULED
+    accept(ledger, cleaning(clocked, "c2", finetune_id="other"), cleaning(clocked, "c3", finetune_id="other"))
+    assert [get(ledger, id_).state for id_ in ("c2", "c3")] == [State.SCHEDULED, State.CANCELLED]
 
 
 def test_surveys_have_half_of_the_permits_and_wait_for_the_rest(ledger, clocked):
@@ -184,10 +253,38 @@ def test_surveys_have_half_of_the_permits_and_wait_for_the_rest(ledger, clocked)
     assert ledger.permit("default", "survey:two:0", 8).word == "parked"
     # One whose survey was killed frees its permit when its call must have ended.
     ledger.account("default", "unpark")
-    later = clocked.after(seconds=21)
-    assert [later.permit("default", f"survey:three:{n}", 8).word for n in range(4)] == ["go"] * 4
+    clocked.after(seconds=21)
+    assert [ledger.permit("default", f"survey:three:{n}", 8).word for n in range(4)] == ["go"] * 4
 
 
-def test_a_paused_account_may_be_looked_at(ledger):
+def test_a_paused_account_may_be_observed(ledger):
     ledger.account("default", "pause", reason="test")
     assert ledger.permit("default", "survey:one:0", 8).word == "go"
+
+
+COOL_DOWNS: dict[str, Any] = {
+    "a 429 without a time": ({"http_status": 429}, [1, 2, 4]),
+    "a 402 without a time": ({"http_status": 402}, [30, 60, 120]),
+    "a 503 without a time": ({"http_status": 503}, [1, 2, 4]),
+    "what the API asks for": ({"http_status": 429, "retry_after": timedelta(seconds=7)}, [7, 7, 7]),
+    "a time of zero": ({"http_status": 429, "retry_after": timedelta(0)}, [1, 2, 4]),
+}
+
+
+@pytest.mark.parametrize("answer", COOL_DOWNS)
+def test_a_throttled_account_cools_down_for_all_workers(ledger, clocked, answer):
+    fields, seconds = COOL_DOWNS[answer]
+    found = []
+    for _ in seconds:
+        cooling = cool_down(ledger, "default", Throttled("slow down", **fields))
+        verdict = ledger.permit("default", "survey:one:0", 8)
+        assert (verdict.word, verdict.wait) == ("cooling", cooling)
+        found.append(cooling.total_seconds())
+        clocked.after(seconds=cooling.total_seconds())
+        assert ledger.permit("default", "survey:one:0", 8).word == "go"
+    assert found == seconds
+
+
+def test_the_inventory_of_an_account_that_was_never_surveyed_is_empty(ledger, clocked):
+    found = load(ledger, "default")
+    assert (found.seen, found.listed_at, found.seen_before, to_ms(found.now)) == ({}, None, None, clocked.at_ms)

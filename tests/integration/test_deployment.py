@@ -21,9 +21,9 @@ from ruamel.yaml import YAML
 
 from tasks.durations import parse_duration
 from tests.processes import free_ports
-from worker.connections import connect
 from worker.embedded import find_server
 from worker.http.tokens import new_token
+from worker.redis_url import connect
 from worker.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]

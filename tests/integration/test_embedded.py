@@ -11,8 +11,8 @@ import redis
 from celery import Celery
 
 from worker import embedded
-from worker.connections import celery_url
 from worker.embedded import EmbeddedRedisError
+from worker.redis_url import celery_url
 from worker.supervise import NotReady, started, until
 
 
@@ -26,6 +26,11 @@ def test_it_writes_to_disk_at_once_evicts_nothing_and_listens_on_no_port(tmp_pat
         assert {name: store.config_get(name)[name] for name in wanted} == wanted
         mode = stat.S_IMODE(embedded.socket_path(tmp_path).stat().st_mode)
     assert mode == 0o700
+
+
+def test_it_does_not_get_the_api_keys(tmp_path, monkeypatch):
+    monkeypatch.setenv("BFL_API_KEY", "s3cret")
+    assert "s3cret" not in (embedded.spec(tmp_path).env or os.environ).values()
 
 
 def test_what_was_written_is_there_after_a_kill(tmp_path):
@@ -86,17 +91,42 @@ def test_a_server_left_behind_by_a_kill_is_shut_down_and_followed(tmp_path):
 
 
 def test_a_server_on_the_path_goes_before_the_bundled_one_unless_it_is_too_old(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # without a server that this machine may have
     bundled = embedded.find_server()
     for version, name in (("6.2.0", "redis-server"), ("7.2.4", "valkey-server")):
         fake = tmp_path / name
         fake.write_text(f'#!/bin/sh\necho "Redis server v={version} sha=0"\n')
         fake.chmod(0o755)
-        monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
         assert embedded.find_server() == fake
         fake.write_text('#!/bin/sh\necho "Redis server v=6.0.16 sha=0"\n')
         assert embedded.find_server() != fake
         fake.unlink()
     assert bundled.exists()
+
+
+@pytest.mark.parametrize("written_by", ["Redis server v=99.1.0", "Keydb server v=7.0.0"])
+def test_data_of_another_or_a_newer_server_is_refused_and_never_started_empty(tmp_path, monkeypatch, written_by):
+    # Given a folder that another server has used
+    other, state_dir = tmp_path / "redis-server", tmp_path / "state"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    other.write_text(f'#!/bin/sh\necho "{written_by} sha=0"\n')
+    other.chmod(0o755)
+    embedded.spec(state_dir)
+    # When that one is gone
+    other.unlink()
+    # Then the one that is left refuses, and says which one is needed.
+    with pytest.raises(
+        EmbeddedRedisError, match=r"was written by \w+ \d+\.\d, and .* is Redis \d.*JANITOR_STATE_DIR"
+    ):
+        embedded.spec(state_dir)
+
+
+def test_data_of_an_older_server_is_taken_over(tmp_path):
+    with embedded.running(tmp_path) as url, client(url) as store:
+        store.set("kept", "yes")
+    (tmp_path / "redis-version").write_text("Redis 6.0")
+    with embedded.running(tmp_path) as url, client(url) as store:
+        assert store.get("kept") == "yes"
 
 
 def test_without_any_server_it_says_what_to_install(tmp_path, monkeypatch):

@@ -1,6 +1,5 @@
 """Metrics: what a scrape says is what the ledger holds; and what the alert rules name is there."""
 
-import json
 import re
 from datetime import timedelta
 from pathlib import Path
@@ -11,11 +10,17 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 from ruamel.yaml import YAML
 
-from tasks.ledger import Ledger
-from tasks.poison import set_aside
-from tests.conftest import asking, outcome
-from worker.connections import connect
+from tasks.api.client import BflClient
+from tasks.deletion import Rules, carry_out
+from tasks.errors import InvalidRequest
+from tasks.intake import Intake
+from tasks.ledger import Finish, Ledger
+from tasks.ledger.dead_letters import keep
+from tasks.records import State
+from tests.conftest import asking, carry_out_one, claim, claim_all, finish, progress, register
 from worker.metrics import registry
+from worker.redis_url import connect
+from worker.sandbox import Sandbox
 
 ALERTS = Path(__file__).parents[2] / "docs/operations/alerts.yml"
 
@@ -27,28 +32,20 @@ def scrape(ledger):
     return {(one.name, *(value for _, value in sorted(one.labels.items()))): one.value for one in samples}
 
 
-def attempt(**more):
-    return json.dumps({"at": 1, "sent": True, "http_status": None, "error": None, "seconds": None, **more})
-
-
-def deleted(ledger, *attempts):
-    ((claimed,), _) = ledger.claim("default", "worker/0", 1)
-    ledger.conclude([outcome(claimed, "deleted", evidence="response", attempts="\n".join(attempts))])
-
-
 def test_deletions_are_counted_by_state_and_requests_by_source(ledger):
-    ledger.accept([asking("a", source="http"), asking("a", source="name"), asking("b", source="retry:x")])
+    # Given requests of several sources, of which one is carried out,
+    ledger.accept([asking("a", source="http"), asking("a", source="name"), asking("b", source="cleanup:x")])
     ledger.accept([asking("c", source="http", account="other", delay=timedelta(hours=1))])
-    deleted(ledger)
+    carry_out_one(ledger)
+    # when metrics are read, then each is counted where it stands and where it came from.
     seen = scrape(ledger)
-    assert seen["janitor_deletions", "default", "deleted"] == 1
-    assert seen["janitor_deletions", "default", "queued"] == 1
-    assert seen["janitor_deletions", "other", "scheduled"] == 1
+    states = {key[1:]: count for key, count in seen.items() if key[0] == "janitor_deletions" and count}
+    assert states == {("default", "deleted"): 1, ("default", "queued"): 2, ("other", "scheduled"): 1}
     sources = {key[1:]: count for key, count in seen.items() if key[0] == "janitor_requests_total"}
     assert sources == {
         ("default", "http"): 1,
         ("default", "name"): 1,
-        ("default", "retry"): 1,
+        ("default", "cleanup"): 1,
         ("other", "http"): 1,
     }
 
@@ -60,81 +57,141 @@ def test_a_request_known_already_is_counted_once(ledger):
 
 
 ANSWERS = [
-    (attempt(http_status=200, seconds=0.05), "200", "0.05"),
-    (attempt(http_status=429, error="Throttled", seconds=0.051), "429", "0.1"),
-    (attempt(error="Unclear", seconds=15.2), "Unclear", "20"),
-    (attempt(error="NotSent", seconds=0.0), "NotSent", "0.05"),
-    (attempt(error="Unclear", seconds=21.0), "Unclear", "+Inf"),
-    (attempt(error="WorkerLost"), "WorkerLost", None),
-    (attempt(http_status=500, message='"http_status": 7, "error": "No", "seconds": 9'), "500", None),
-    (attempt(http_status=500, message="\ud800 half a pair"), "500", None),
-    ("no JSON at all", "none", None),
+    ({"call:200:0.05": 1, "ms:200": 50}, "200", "0.05", 0.05),
+    ({"call:Unclear:20": 1, "ms:Unclear": 15_200}, "Unclear", "20", 15.2),
+    ({"call:Unclear:inf": 1, "ms:Unclear": 21_000}, "Unclear", "+Inf", 21.0),
+    ({"call:none:none": 1}, "none", None, 0.0),
 ]
 
 
-@pytest.mark.parametrize(("line", "answer", "bucket"), ANSWERS)
-def test_an_attempt_is_counted_by_its_answer_and_its_time(ledger, line, answer, bucket):
+@pytest.mark.parametrize(("counts", "answer", "bucket", "seconds"), ANSWERS)
+def test_an_attempt_is_counted_by_its_answer_and_its_time(ledger, counts, answer, bucket, seconds):
+    # Given a deletion that is finished twice with the statistics of one attempt (an answer of Redis was lost),
     ledger.accept([asking("a")])
-    deleted(ledger, line)
+    claimed = claim(ledger)
+    for _ in range(2):
+        ledger.finish(claimed, Finish(result=State.DELETED), progress(claimed, 1, counts=counts))
+    # when metrics are read, then it is counted once.
     seen = scrape(ledger)
-    assert {key: n for key, n in seen.items() if key[0] == "janitor_attempts_total"} == {
-        ("janitor_attempts_total", "default", answer): 1
+    assert {key[1:]: n for key, n in seen.items() if key[0] == "janitor_attempts_total"} == {
+        ("default", answer): 1
     }
-    counts = {key[2]: n for key, n in seen.items() if key[0] == "janitor_call_seconds_bucket"}
-    filled = [edge for edge, count in counts.items() if count]
+    filled = [key[2] for key, n in seen.items() if key[0] == "janitor_call_seconds_bucket" and n]
     assert filled[:1] == ([bucket] if bucket else [])
     assert seen["janitor_call_seconds_count", "default"] == (1 if bucket else 0)
+    assert seen["janitor_call_seconds_sum", "default"] == pytest.approx(seconds)
 
 
-def test_the_time_of_calls_adds_up_and_a_conclusion_sent_twice_counts_once(ledger):
+def test_what_the_pipeline_notes_of_a_call_is_what_metrics_show(redis_client):
+    # Given a delete that is answered with 500 and then with 200, by the real pipeline and the simulated API,
+    ledger = register(Ledger(redis_client))
     ledger.accept([asking("a")])
-    ((claimed,), _) = ledger.claim("default", "worker/0", 1)
-    lines = "\n".join([attempt(http_status=503, seconds=0.2), attempt(http_status=200, seconds=1.25)])
-    for _ in range(2):
-        ledger.conclude([outcome(claimed, "deleted", evidence="response", attempts=lines)])
+    rules = Rules(observe_within=timedelta(hours=1), retry_budget=timedelta(seconds=5))
+    with Sandbox(keys={"key"}, latency_seconds=0) as api:
+        api.create("a")
+        api.fault("status", status=500, applies=False)
+        claimed = claim(ledger)
+        done = carry_out(claimed, api=BflClient(api.url, "key"), ledger=ledger, rules=rules, sleep=lambda _: None)
+    ledger.finish(claimed, *done)
+    # when metrics are read, then both calls are in them.
     seen = scrape(ledger)
-    assert seen["janitor_call_seconds_sum", "default"] == pytest.approx(1.45)
+    assert {key[2]: n for key, n in seen.items() if key[0] == "janitor_attempts_total"} == {"200": 1, "500": 1}
     assert seen["janitor_call_seconds_count", "default"] == 2
 
 
 def test_what_stops_an_account_is_seen(ledger, clocked):
-    assert [scrape(ledger)[f"janitor_{name}", "default"] for name in ("parked", "paused", "permits")] == [0, 0, 0]
-    ledger.accept([asking("a"), asking("b"), asking("c", delay=timedelta(minutes=2))])
-    ledger.claim("default", "worker/0", 1)
+    names = ("parked", "paused", "permits", "permits_limit", "cool_down_seconds")
+    assert [scrape(ledger)[f"janitor_{name}", "default"] for name in names] == [0, 0, 0, 8, 0]
+    # Given a deletion that runs, a survey, and every stop there is,
+    ledger.accept([asking("a"), asking("b")])
+    claim(ledger)
+    assert ledger.permit("default", "survey", 8).word == "go"
     ledger.account("default", "park", reason="403", probe_ms=30_000)
     ledger.account("*", "pause", reason="by hand")
     ledger.account("default", "cool", reason="429", ms=60_000)
-    set_aside(ledger.redis, "deletions", "not JSON", "{")
-    seen = scrape(ledger)
-    names = ("parked", "paused", "permits", "permits_limit")
-    assert [seen[f"janitor_{name}", "default"] for name in names] == [1, 1, 1, 8]
-    assert 59 < seen["janitor_cool_down_seconds", "default"] <= 60
-    assert (seen["janitor_poison",], seen["janitor_workers",]) == (1, 1)
+    # when metrics are read, then all of them are seen, and a lease is a permit, too.
+    assert [scrape(ledger)[f"janitor_{name}", "default"] for name in names] == [1, 1, 2, 8, 60]
     later = scrape(clocked.after(minutes=7))
-    assert 420 <= later["janitor_oldest_due_seconds", "default"] < 430
-    assert 420 <= later["janitor_dispatch_age_seconds",] < 430
-    assert later["janitor_cool_down_seconds", "default"] == 0
+    assert [later[f"janitor_{name}", "default"] for name in names] == [1, 1, 1, 8, 0]
 
 
-def test_what_is_past_its_time_is_due_also_where_no_worker_runs(ledger, clocked):
-    ledger.accept([asking("a", delay=timedelta(minutes=1))])
-    assert scrape(ledger)["janitor_oldest_due_seconds", "default"] == 0
-    assert scrape(clocked.after(minutes=3))["janitor_oldest_due_seconds", "default"] >= 120
+def test_workers_maintenance_beat_and_dead_letters_are_seen(ledger, clocked):
+    keep(ledger.redis, "deletions", "not JSON", "{")
+    ledger.redis.set(ledger.keys.tick, ledger.now_ms())
+    seen = scrape(clocked.after(minutes=5))
+    assert (seen["janitor_workers",], seen["janitor_dead_letters",]) == (1, 1)
+    assert (seen["janitor_maintenance_age_seconds",], seen["janitor_beat_age_seconds",]) == (300, 300)
 
 
-def test_the_last_tick_of_beat_is_seen(ledger, clocked):
-    ledger.redis.set("janitor:tick", ledger.now_ms())
-    assert 300 <= scrape(clocked.after(minutes=5))["janitor_beat_age_seconds",] < 310
+def oldest_due(ledger):
+    return scrape(ledger)["janitor_oldest_due_seconds", "default"]
+
+
+def test_a_deletion_is_due_from_the_time_asked_for_also_if_no_worker_runs(ledger, clocked):
+    ledger.accept([asking("a", delay=timedelta(minutes=1)), asking("b", delay=timedelta(days=3000))])
+    assert oldest_due(ledger) == 0
+    assert oldest_due(clocked.after(minutes=3)) == 120
+
+
+def test_a_deletion_that_is_retried_again_and_again_is_due_since_the_time_asked_for(ledger, clocked):
+    # Given an API that is dead: each try goes back and waits,
+    ledger.accept([asking("a")])
+    for _ in range(3):
+        finish(ledger, claim(ledger), "back", delay=timedelta(minutes=10))
+        ledger = clocked.after(minutes=10)
+    # when metrics are read, whether it waits, is due or runs, then its age is that of the request.
+    assert oldest_due(ledger) == 1800
+    claimed = claim(ledger)
+    assert oldest_due(ledger) == 1800
+    finish(ledger, claimed, "back", delay=timedelta(minutes=10))
+    assert oldest_due(ledger) == 1800
+
+
+def test_a_deletion_behind_a_sibling_is_due_too(ledger, clocked):
+    # Given an old request of a finetune in the lane of bulk, and a younger one that is claimed before it,
+    ledger.accept([asking("a", id="old", bulk=True)])
+    ledger = clocked.after(minutes=1)
+    ledger.accept([asking("a", id="young")])
+    assert [claimed.id for claimed in claim_all(ledger)] == ["young"]
+    # when metrics are read, then the old one is due since its own time, though it stands behind its sibling.
+    assert oldest_due(clocked.after(minutes=1)) == 120
+
+
+def test_refused_requests_and_failed_verifications_are_counted(ledger):
+    # Given a request by name that was refused, and a deleted finetune that is still there,
+    intake = Intake(ledger, wake=lambda account: None)
+    intake.note_refused("some-id", "typo", InvalidRequest("the account 'typo' is not known"))
+    ledger.accept([asking("a", id="one")])
+    carry_out_one(ledger)
+    finished_at = int(ledger.redis.hget(ledger.keys.deletion("one"), "finished_at"))
+    ledger.verify("default", [{"id": "one", "finished_at": finished_at, "word": "still_there"}], "still there")
+    # when metrics are read, then both are seen.
+    seen = scrape(ledger)
+    assert seen["janitor_refused_total", "default", "account"] == 1
+    assert seen["janitor_verifications_failed_total", "default"] == 1
 
 
 def test_an_empty_ledger_and_one_that_is_away_can_be_scraped(clocked, tmp_path):
     empty = scrape(clocked())
     never = float("inf")
-    assert (empty["janitor_ledger_up",], empty["janitor_dispatch_age_seconds",]) == (1, never)
+    assert (empty["janitor_ledger_up",], empty["janitor_maintenance_age_seconds",]) == (1, never)
     assert empty["janitor_beat_age_seconds",] == never
     assert empty["janitor_deletions", "default", "review"] == 0
     away = connect(f"unix://{tmp_path}/none", patient=False)
     assert scrape(Ledger(away)) == {("janitor_ledger_up",): 0}
+
+
+def test_a_scrape_takes_the_same_round_trips_for_any_number_of_records(ledger):
+    def commands():
+        return ledger.redis.info("commandstats").get("cmdstat_hget", {"calls": 0})["calls"]
+
+    # Given 300 deletions of each kind that can be due, when metrics are read, then a bounded number is asked.
+    ledger.accept(
+        [asking(f"ft-{n}") for n in range(300)] + [asking(f"later-{n}", delay=timedelta(1)) for n in range(300)]
+    )
+    before = commands()
+    scrape(ledger)
+    assert commands() - before <= 150
 
 
 def test_the_alert_rules_name_only_metrics_and_labels_that_are_there(ledger):

@@ -30,7 +30,7 @@ def test_the_wheel_has_both_packages_the_scripts_and_the_types(wheel):
         for path in (ROOT / package).rglob("*")
         if path.suffix in (".py", ".lua") or path.name == "py.typed"
     }
-    assert {"tasks/lua/claim.lua", "tasks/py.typed", "worker/py.typed", "worker/cli/__init__.py"} <= source
+    assert {"tasks/ledger/lua/claim.lua", "tasks/py.typed", "worker/py.typed", "worker/cli/__init__.py"} <= source
     assert {name for name in names if ".dist-info/" not in name} == source
 
 
@@ -45,8 +45,11 @@ def test_the_wheel_says_that_it_is_not_to_be_uploaded(wheel):
 def test_what_is_installed_from_the_wheel_works(wheel, tmp_path):
     with ZipFile(wheel) as opened:
         opened.extractall(tmp_path)
-    code = "import tasks.ledger, worker.cli; print(tasks.__file__, len(tasks.ledger._script_texts()))"
+    code = (
+        "import tasks, worker.cli; from tasks.ledger.scripts import script_names; "
+        "print(tasks.__file__, len(script_names()))"
+    )
     env = os.environ | {"PYTHONPATH": str(tmp_path)}
     argv = [sys.executable, "-c", code]
     done = subprocess.run(argv, env=env, cwd="/", capture_output=True, text=True, timeout=30, check=False)
-    assert done.stdout.split() == [str(tmp_path / "tasks/__init__.py"), "11"], done.stderr
+    assert done.stdout.split() == [str(tmp_path / "tasks/__init__.py"), "12"], done.stderr

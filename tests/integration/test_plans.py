@@ -1,30 +1,46 @@
 """Surveys and plans against a real API: what is read, what is proposed, and what stops a plan."""
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tasks import errors
-from tasks.bfl import BflReader
-from tasks.gate import HandBack
+from tasks.api import errors as api_errors
+from tasks.api.client import BflReader
+from tasks.api.incarnations import Incarnation
+from tasks.cleanup import schedule
+from tasks.cleanup.inventory import load, protect, touch
+from tasks.cleanup.plans import apply_plan, get_plan, list_plans
+from tasks.cleanup.policies import Policy
+from tasks.cleanup.schedule import Cleaner, last_window
 from tasks.intake import Intake
-from tasks.inventory import load, protect, touch
-from tasks.plans import get_plan, list_plans
-from tasks.policies import Policy
-from tasks.queries import get
-from tasks.records import State
-from tasks.schedule import Cleaner, last_window
-from tests.conftest import asking, outcome
+from tasks.ledger.queries import get
+from tasks.records import State, to_ms
+from tests.conftest import accept, asking, carry_out_one, claim_all, finish, mark
 from worker.sandbox import Sandbox
 
 DAY = timedelta(days=1)
 OLD = Policy("old", older_than=30 * DAY, max_percent=100)
 KEY = "sandbox-key"
+UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+
+
+class Stopping(errors.JanitorError):
+    """As `sleep` raises it when the process is to stop."""
 
 
 def ago(**duration):
     return (datetime.now(UTC) - timedelta(**duration)).isoformat()
+
+
+@pytest.fixture(autouse=True)
+def same_time(clocked):
+    """The hand-held clock starts at the API's time: ages are measured against the API's `Date`."""
+    clocked.at_ms = to_ms(datetime.now(UTC))
 
 
 @pytest.fixture
@@ -32,7 +48,7 @@ def api():
     """Two stale finetunes and four that are not."""
     with Sandbox(latency_seconds=0) as sandbox:
         for name, days in {"a": 45, "b": 31, "c": 29, "d": 3, "e": 2, "f": 1}.items():
-            sandbox.create(name, timestamp=ago(days=days))
+            sandbox.create(name, timestamp=ago(days=days, minutes=1))
         yield sandbox
 
 
@@ -46,8 +62,12 @@ def cleaner(ledger, api):
 
 
 def cleaner_of(ledger, api, budget=timedelta(seconds=0)):
-    intake = Intake(ledger, lambda wakeup: None)
+    intake = Intake(ledger, lambda account: None)
     return Cleaner(ledger, intake, {"default": BflReader(api.url, KEY)}, 8, budget, no_sleep)
+
+
+def applied(cleaner, plan, by=None):
+    return apply_plan(cleaner.ledger, cleaner.intake, plan, requested_by=by)
 
 
 def proposed(plan):
@@ -79,39 +99,92 @@ def test_details_are_read_once_and_again_only_of_what_would_be_deleted(cleaner, 
     assert sorted(reads(api)[before:]) == ["a", "b"]
 
 
-def test_a_name_reborn_starts_anew_even_where_the_inventory_still_knows_the_old_one(cleaner, ledger, api):
+def test_a_name_used_again_is_another_finetune_though_the_inventory_still_knows_the_old_one(cleaner, ledger, api):
     cleaner.plan(OLD)
-    api.create("a", timestamp=ago(days=2))
+    api.create("a", timestamp=ago(days=2, minutes=1))
     plan = cleaner.plan(OLD)
     assert proposed(plan) == ["b"]
     assert plan.items[0].reason == "not older than 30 days (2)"
 
 
-def test_without_a_timestamp_age_counts_from_when_it_was_first_seen(ledger, api, clocked):
-    api.create("g", timestamp=None)
-    assert "g" not in proposed(cleaner_of(ledger, api).plan(OLD))
-    later = cleaner_of(clocked.after(days=31), api).plan(replace(OLD, match=("g",)))
-    assert proposed(later) == ["g"]
+def test_without_a_creation_time_age_counts_from_when_it_was_first_seen(ledger, api, clocked):
+    only_g = replace(OLD, match=("g",))
+    api.create("g", timestamp=None, id="unique-1")
+    assert proposed(cleaner_of(ledger, api).plan(only_g)) == []
+    clocked.after(days=31)
+    assert proposed(cleaner_of(ledger, api).plan(only_g)) == ["g"]
     # Gone from the list in between, it is another one.
     api.remove("g")
-    cleaner_of(clocked(), api).plan(OLD)
+    cleaner_of(ledger, api).plan(OLD)
+    api.create("g", timestamp=None, id="unique-1")
+    assert proposed(cleaner_of(ledger, api).plan(only_g)) == []
+
+
+AGAIN: dict[str, Any] = {
+    "another unique id": ({"id": "unique-2"}, False),
+    "another notation": ({"id": "unique-1", "iterations": "300.0", "new_field": 1}, True),
+    "a unique id no longer told": ({}, False),
+}
+
+
+@pytest.mark.parametrize("again", AGAIN)
+def test_the_age_goes_on_only_if_it_is_known_to_be_the_same_one(ledger, api, clocked, again):
+    details, is_same = AGAIN[again]
+    api.create("g", timestamp=None, id="unique-1")
+    cleaner_of(ledger, api).plan(OLD)
+    before = load(ledger, "default").seen["g"]
+    clocked.after(days=31)
+    api.create("g", timestamp=None, **details)
+    assert ("g" in proposed(cleaner_of(ledger, api).plan(OLD))) == is_same
+    seen = load(ledger, "default").seen["g"]
+    assert seen.first_seen == (before.first_seen if is_same else clocked.at_ms)
+    assert (seen.observed_at, seen.vantage) == (clocked.at_ms, BflReader(api.url, KEY).vantage)
+
+
+def test_equal_settings_alone_are_not_believed_for_long(ledger, api, clocked):
+    # Given a finetune whose details tell neither a creation time nor a unique id
     api.create("g", timestamp=None)
-    assert proposed(cleaner_of(clocked(), api).plan(replace(OLD, match=("g",)))) == []
+    cleaner_of(ledger, api).plan(OLD)
+    clocked.after(days=31)
+    # Then it may be another one of the same name, so its age starts now.
+    (item,) = [one for one in cleaner_of(ledger, api).plan(OLD).items if one.finetune_id == "g"]
+    assert (item.action, item.reason) == ("keep", "not older than 30 days (0)")
+
+
+def test_nothing_to_compare_means_keep(cleaner, api):
+    nothing = dict.fromkeys(
+        ("timestamp", "trigger_word", "mode", "iterations", "learning_rate", "lora_rank", "finetune_type")
+    )
+    api.create("x", **nothing, id="x-with-the-name", colour="blue")
+    api.create("day", **nothing | {"timestamp": "2026-01-01"})
+    kept = {item.finetune_id: item.reason for item in cleaner.plan(replace(OLD, older_than=DAY)).items}
+    assert kept["x"] == kept["day"] == "which finetune it is could not be read"
+
+
+WRONG_CLOCKS = [timedelta(days=-400), timedelta(days=400), timedelta(minutes=-30), timedelta(0)]
+
+
+@pytest.mark.parametrize("ahead", WRONG_CLOCKS)
+def test_an_age_is_what_the_clock_of_the_api_says(ledger, api, clocked, ahead):
+    # Given a Redis whose clock is off, and the API's own
+    clocked.at_ms += ahead // timedelta(milliseconds=1)
+    plan = cleaner_of(ledger, api).plan(OLD)
+    assert proposed(plan) == ["a", "b"]
+    assert [item.age_days for item in plan.items] == [45, 31, 29, 3, 2, 1]
 
 
 UNSOUND = {
-    "2026-01-01T00:00:00": "its age is not known: its timestamp is without an offset",
-    "yesterday": "its age is not known: its timestamp is not readable",
-    7: "its age is not known: its timestamp is not readable",
-    "0001-01-01T00:00:00Z": "its age is not known: its timestamp is older than finetunes are",
-    "1970-01-01T00:00:00Z": "its age is not known: its timestamp is older than finetunes are",
-    "9999-01-01T00:00:00Z": "its age is not known: its timestamp is in the future",
-    "0001-01-01T00:00:00+14:00": "its age is not known: its timestamp is not readable",
+    "yesterday": "its age is not known: its creation time is not readable, or before 2024",
+    7: "its age is not known: its creation time is not readable, or before 2024",
+    "0001-01-01T00:00:00Z": "its age is not known: its creation time is not readable, or before 2024",
+    "1970-01-01T00:00:00Z": "its age is not known: its creation time is not readable, or before 2024",
+    "2090-01-01T00:00:00Z": "its age is not known: its creation time is in the future",
+    "9999-01-01T00:00:00Z": "its age is not known: its creation time is not readable, or before 2024",
 }
 
 
 @pytest.mark.parametrize("timestamp", UNSOUND)
-def test_a_timestamp_that_is_not_sound_keeps_it_with_that_as_the_reason(cleaner, api, timestamp):
+def test_a_creation_time_that_is_not_sound_keeps_it_with_that_as_the_reason(cleaner, api, timestamp):
     api.create("x", timestamp=timestamp)
     (item,) = [item for item in cleaner.plan(OLD).items if item.finetune_id == "x"]
     assert (item.action, item.reason) == ("keep", UNSOUND[timestamp])
@@ -123,11 +196,17 @@ def test_what_cannot_be_read_is_kept(cleaner, api):
     assert (proposed(plan), plan.items[0].reason) == (["b"], "which finetune it is could not be read")
 
 
+def test_what_answers_in_another_shape_is_kept_and_the_others_go(cleaner, api):
+    api.fault("reshaped", call="finetune_details", finetune_id="a", times=None)
+    plan = cleaner.plan(OLD)
+    assert (proposed(plan), plan.items[0].reason) == (["b"], "which finetune it is could not be read")
+
+
 FAILURES = {
-    "a list that does not answer": ({"kind": "status", "call": "my_finetunes", "status": 500}, errors.Unclear),
-    "a list that throttles": ({"kind": "status", "call": "my_finetunes", "status": 429}, errors.Throttled),
-    "details that break midway": ({"kind": "reset", "call": "finetune_details", "skip": 3}, errors.Unclear),
-    "a refused key": ({"kind": "status", "call": "my_finetunes", "status": 403}, errors.KeyRefused),
+    "a list that does not answer": ({"kind": "status", "call": "my_finetunes", "status": 500}, api_errors.Unclear),
+    "a list that throttles": ({"kind": "status", "call": "my_finetunes", "status": 429}, api_errors.Throttled),
+    "details that break midway": ({"kind": "reset", "call": "finetune_details", "skip": 3}, api_errors.Unclear),
+    "a refused key": ({"kind": "status", "call": "my_finetunes", "status": 403}, api_errors.KeyRefused),
 }
 
 
@@ -138,7 +217,7 @@ def test_an_api_that_fails_midway_makes_no_plan(cleaner, ledger, api, failure):
     with pytest.raises(error):
         cleaner.plan(OLD)
     assert list_plans(ledger) == []
-    assert ledger.redis.zcard("janitor:permits:default") == 0, "no permit is left taken"
+    assert ledger.redis.zcard(ledger.keys.permits("default")) == 0, "no permit is left taken"
 
 
 def test_what_passes_is_tried_again(ledger, api):
@@ -156,10 +235,13 @@ def test_a_list_that_is_reshaped_empty_or_shrunken_blocks_the_plan(cleaner, ledg
     cleaner.plan(OLD)
     api.fault("reshaped", call="my_finetunes")
     reshaped = cleaner.plan(OLD)
-    assert (reshaped.blocked, reshaped.items) == ("my_finetunes answered in a shape that is not known", ())
+    assert (reshaped.blocked, reshaped.items) == (
+        "HTTP 200: my_finetunes answered in a shape that is not known",
+        (),
+    )
     shrink(api)
     shrunk = cleaner.plan(replace(OLD, max_percent=100))
-    assert shrunk.blocked == "the list has shrunk from 6 to 2 since the last look, and not by our deletions"
+    assert shrunk.blocked == "the list has shrunk from 6 to 2 since the last survey, and not by our deletions"
     assert cleaner.plan(OLD).blocked == shrunk.blocked, "asking again does not make it true"
     # It is believed once it has stayed so for a day.
     assert cleaner_of(clocked.after(days=1, minutes=1), api).plan(OLD).blocked is None
@@ -171,11 +253,65 @@ def test_a_list_that_is_reshaped_empty_or_shrunken_blocks_the_plan(cleaner, ledg
 def test_what_we_deleted_ourselves_is_no_shrinkage(cleaner, ledger, api):
     cleaner.plan(OLD)
     for name in "bcdf":
-        ledger.accept([asking(name)])
-        (claimed,), _ = ledger.claim("default", "w", 1)
-        ledger.conclude([outcome(claimed, "deleted", evidence="response")])
+        accept(ledger, asking(name))
+        carry_out_one(ledger)
     shrink(api)
     assert cleaner.plan(OLD).blocked is None
+
+
+def test_a_list_that_is_not_whole_cannot_show_what_is_gone(cleaner, ledger, api, monkeypatch):
+    cleaner.plan(OLD)
+    shrink(api)
+    whole = BflReader.my_finetunes
+    monkeypatch.setattr(BflReader, "my_finetunes", lambda self: replace(whole(self), is_whole=False))
+    plan = cleaner.plan(OLD)
+    assert (plan.blocked, plan.items) == ("my_finetunes does not list all: it tells of more", ())
+    assert load(ledger, "default").seen.keys() == set("abcdef"), "nothing is forgotten"
+
+
+def test_two_spellings_of_a_uuid_are_one_finetune(cleaner, ledger, api, clocked, monkeypatch):
+    # Given a finetune that was seen
+    api.create(UUID.upper(), timestamp=None, id="unique-1")
+    cleaner.plan(OLD)
+    first = load(ledger, "default").seen[UUID.upper()]
+    # When the list spells it differently, and twice
+    clocked.after(days=2)
+    api.remove(UUID.upper())
+    api.create(UUID, timestamp=None, id="unique-1")
+    listed = BflReader.my_finetunes
+    twice = {UUID, UUID.upper()}
+    monkeypatch.setattr(
+        BflReader, "my_finetunes", lambda self: replace(listed(self), names=listed(self).names | twice)
+    )
+    plan = cleaner.plan(OLD)
+    # Then it is one, and as old as before
+    assert [item.finetune_id for item in plan.items if item.finetune_id not in "abcdef"] == [UUID]
+    seen = load(ledger, "default").seen
+    assert seen.keys() == {*"abcdef", UUID}
+    assert seen[UUID].first_seen == first.first_seen
+
+
+def test_a_protect_pattern_that_fits_nothing_is_a_warning_of_the_plan(cleaner, ledger):
+    plan = cleaner.plan(replace(OLD, protect=("A", "prod-*")))
+    assert (proposed(plan), plan.blocked) == (["b"], None)
+    assert plan.warnings == ("the protect pattern 'prod-*' fits none of the 6 finetunes of account default",)
+    assert get_plan(ledger, plan.id) == plan
+    assert list_plans(ledger)[0].warnings == plan.warnings
+    assert json.loads(json.dumps(plan.to_json()))["warnings"] == list(plan.warnings)
+
+
+def test_a_full_redis_still_shows_plans_and_finetunes(cleaner, ledger):
+    plan = cleaner.plan(OLD)
+    ledger.redis.config_set("maxmemory-policy", "noeviction")
+    ledger.redis.config_set("maxmemory", 1)
+    try:
+        assert get_plan(ledger, plan.id) == plan
+        assert list_plans(ledger) == [replace(plan, items=())]
+        assert load(ledger, "default").seen.keys() == set("abcdef")
+        with pytest.raises(errors.LedgerUnavailable, match="of memory left"):
+            applied(cleaner, plan)
+    finally:
+        ledger.redis.config_set("maxmemory", 0)
 
 
 def test_a_list_wholly_stale_blocks_the_plan(cleaner, api):
@@ -185,67 +321,97 @@ def test_a_list_wholly_stale_blocks_the_plan(cleaner, api):
 
 
 class TestApply:
-    def test_it_asks_for_just_the_plan_each_guarded_after_its_grace(self, cleaner, ledger):
+    def test_it_asks_for_exactly_the_plan_each_bound_to_what_was_seen_after_its_grace(
+        self, cleaner, ledger, clocked
+    ):
         plan = cleaner.plan(OLD)
-        applied = cleaner.apply(plan, "somebody")
-        assert [(one.deletion.finetune_id, one.created, one.kept) for one in applied] == [
-            ("a", True, None),
-            ("b", True, None),
+        clocked.after(minutes=5)
+        a, b = applied(cleaner, plan, "somebody")
+        assert [(one.finetune_id, one.created, one.kept, one.error) for one in (a, b)] == [
+            ("a", True, None, None),
+            ("b", True, None, None),
         ]
-        deletion, request = applied[0].deletion, applied[0].deletion.requests[0]
-        assert (deletion.state, deletion.fingerprint) == (State.SCHEDULED, plan.items[0].fingerprint)
-        assert abs(deletion.due_at - deletion.created_at - OLD.grace) < timedelta(seconds=1)
-        assert (request.source, request.requested_by) == (f"cleanup:{plan.id}", "somebody")
-        assert request.reason == f"old: {plan.items[0].reason}"
-        assert get_plan(ledger, plan.id).applied_at is not None
+        deletion, item = a.deletion, plan.items[0]
+        assert (deletion.state, deletion.due_at) == (State.SCHEDULED, clocked.now + OLD.grace)
+        assert (deletion.incarnation, deletion.vantage) == (item.incarnation, cleaner.readers["default"].vantage)
+        assert deletion.observed_at == item.observed_at == deletion.asked_at == plan.created_at
+        assert (deletion.source, deletion.requested_by) == (f"cleanup:{plan.id}", "somebody")
+        assert deletion.reason == f"old: {item.reason}"
+        assert get_plan(ledger, plan.id).applied_at == clocked.now
 
-    def test_twice_applied_is_once_applied_and_what_was_cancelled_stays_so(self, cleaner, ledger):
+    def test_the_incarnation_is_kept_as_an_observation_would_write_it(self, cleaner, ledger):
+        (a, _) = applied(cleaner, cleaner.plan(OLD))
+        stored = ledger.redis.hget(ledger.keys.deletion(a.deletion.id), "incarnation")
+        observed = Incarnation.from_text(stored)
+        assert observed is not None
+        assert stored == observed.to_text() == load(ledger, "default").seen["a"].incarnation
+
+    def test_applied_again_it_asks_for_nothing_again_and_what_was_cancelled_stays_so(self, cleaner, ledger):
         plan = cleaner.plan(OLD)
-        first = cleaner.apply(plan)
-        ledger.cancel([first[0].deletion.id])
-        again = cleaner.apply(plan)
+        first = applied(cleaner, plan, "somebody")
+        ledger.cancel([first[0].deletion.id], by="somebody")
+        again = applied(cleaner, plan, "somebody else")
         assert [one.created for one in again] == [False, False]
         assert [one.deletion.id for one in again] == [one.deletion.id for one in first]
-        assert get(ledger, first[0].deletion.id).state is State.CANCELLED
+        assert (again[0].deletion.state, again[0].kept) == (State.CANCELLED, None)
+
+    def test_an_id_that_is_taken_is_an_error_of_that_item_and_shows_nobody_elses_record(
+        self, cleaner, ledger, clocked
+    ):
+        # Given somebody's request under the id that the plan would use
+        plan = cleaner.plan(OLD)
+        taken = applied(cleaner, plan)[0].deletion.id
+        for key in ledger.redis.keys(f"*{taken}*"):
+            ledger.redis.delete(key)
+        accept(ledger, asking("secret", id=taken))
+        a, b = applied(cleaner, plan)
+        assert (a.finetune_id, a.deletion, a.created, a.kept) == ("a", None, False, None)
+        assert a.error == f"the request id {taken} belongs to another request: make a new plan"
+        assert (b.deletion.finetune_id, b.error) == ("b", None)
 
     def test_what_was_used_or_protected_since_is_kept_and_said_so(self, cleaner, ledger):
         plan = cleaner.plan(OLD)
         touch(ledger, "default", ["a"])
         protect(ledger, "default", ["b"])
-        assert [one.kept for one in cleaner.apply(plan)] == [
+        assert [one.kept for one in applied(cleaner, plan)] == [
             "kept: it was used after the plan was made",
             "kept: it is protected",
         ]
 
-    def test_what_was_reborn_since_is_kept(self, cleaner, api):
+    def test_what_was_replaced_since_is_kept(self, cleaner, api, clocked):
         plan = cleaner.plan(OLD)
         api.create("a", timestamp=ago(days=40))
+        clocked.after(minutes=1)
         cleaner.plan(OLD)
-        kept = [one.kept for one in cleaner.apply(plan)]
+        kept = [one.kept for one in applied(cleaner, plan)]
         assert kept == ["kept: the name belongs to another finetune now", None]
 
-    def test_one_that_somebody_asked_for_already_is_joined_and_its_cleanup_withdrawn_alone(self, cleaner, ledger):
-        ledger.accept([asking("a", id="r1", delay=3 * DAY)])
+    def test_what_somebody_asked_for_since_is_kept_and_their_deletion_goes_on(self, cleaner, ledger):
         plan = cleaner.plan(OLD)
-        (joined, _) = cleaner.apply(plan)
-        assert (joined.created, joined.deletion.id) == (False, "r1")
-        touch(ledger, "default", ["a"])
-        assert cleaner.apply(plan)[0].kept == "kept from the cleanup; another request goes on"
-        assert get(ledger, "r1").state is State.SCHEDULED
+        accept(ledger, asking("a", id="r1", delay=3 * DAY))
+        (a, _) = applied(cleaner, plan)
+        assert a.kept == "kept: another deletion of it is unfinished"
+        assert get(ledger, "r1").state == State.SCHEDULED
+
+    def test_a_plan_does_not_propose_what_has_an_unfinished_deletion(self, cleaner, ledger):
+        applied(cleaner, cleaner.plan(OLD))
+        again = cleaner.plan(OLD)
+        assert proposed(again) == []
+        assert {item.reason for item in again.items[:2]} == {"another deletion of it is unfinished"}
 
     def test_a_blocked_plan_and_an_old_one_are_refused(self, cleaner, ledger, api, clocked):
         blocked = cleaner.plan(replace(OLD, max_deletions=1))
         assert blocked.blocked == "2 would be deleted, and max_deletions is 1"
         with pytest.raises(errors.PlanRefused, match="is blocked, nothing was written: 2 would be"):
-            cleaner.apply(blocked)
+            applied(cleaner, blocked)
         plan = cleaner.plan(OLD)
         late = cleaner_of(clocked.after(hours=25), api)
         with pytest.raises(errors.PlanRefused, match="is 1d1h old, and the limit is 1d: `janitor cleanup plan"):
-            late.apply(plan)
-        assert ledger.redis.keys("janitor:d:*") == []
+            applied(late, plan)
+        assert ledger.redis.keys(ledger.keys.deletion("*")) == []
 
     def test_a_plan_of_nothing_is_applied_and_does_nothing(self, cleaner):
-        assert cleaner.apply(cleaner.plan(replace(OLD, match=("zzz",)))) == []
+        assert applied(cleaner, cleaner.plan(replace(OLD, match=("zzz",)))) == []
 
 
 @pytest.mark.parametrize(
@@ -268,7 +434,7 @@ class TestTick:
 
     def next_window(self, clocked, **more):
         """The ledger's clock moved on to just after 3 o'clock."""
-        now = datetime.fromtimestamp(clocked().now_ms() / 1000, UTC)
+        now = clocked.now
         three = now.replace(hour=3, minute=0, second=1, microsecond=0)
         return clocked.after(seconds=(three - now).total_seconds() + (86_400 if three <= now else 0), **more)
 
@@ -276,11 +442,11 @@ class TestTick:
         for _ in range(3):
             cleaner_of(ledger, api).tick([self.DAILY])
         assert list_plans(ledger) == []
-        assert int(ledger.redis.get("janitor:tick")) > 0
+        assert int(ledger.redis.get(ledger.keys.tick)) == clocked.at_ms
         cleaner_of(self.next_window(clocked), api).tick([self.DAILY])
         assert len(list_plans(ledger)) == 1
 
-    def test_two_beats_a_restart_and_a_lost_file_run_a_window_once(self, ledger, api, clocked):
+    def test_two_beats_or_a_restart_run_a_window_once(self, ledger, api, clocked):
         cleaner_of(ledger, api).tick([self.DAILY])
         due = self.next_window(clocked)
         for _ in range(4):
@@ -292,21 +458,58 @@ class TestTick:
             cleaner_of(late, api).tick([self.DAILY])
         assert len(list_plans(ledger)) == 2
 
+    def test_a_schedule_edited_to_an_earlier_time_of_today_does_not_run_at_once(self, ledger, api, clocked):
+        # Given a policy that applies its plans, late in the day
+        late = replace(self.DAILY, schedule="0 23 * * *", mode="apply")
+        cleaner_of(ledger, api).tick([late])
+        due = self.next_window(clocked, hours=9)
+        # When its schedule is edited to a time that has passed today
+        edited = replace(late, schedule="0 3 * * *")
+        with capture_logs() as logs:
+            for _ in range(3):
+                cleaner_of(due, api).tick([edited])
+        # Then nothing runs
+        assert list_plans(ledger) == []
+        assert [line["event"] for line in logs] == ["cleanup.schedule_changed"]
+        # And its first run is the next one.
+        cleaner_of(self.next_window(clocked), api).tick([edited])
+        assert [plan.applied_at is not None for plan in list_plans(ledger)] == [True]
+
+    def test_a_run_that_another_worker_is_making_is_left_to_it(self, ledger, api, clocked, monkeypatch):
+        cleaner_of(ledger, api).tick([self.DAILY])
+        due = self.next_window(clocked)
+        # Given a run, in the middle of which a second worker ticks
+        lists, listed = [], BflReader.my_finetunes
+
+        def list_and_tick(reader):
+            lists.append(reader)
+            if len(lists) == 1:
+                cleaner_of(due, api).tick([self.DAILY])
+            return listed(reader)
+
+        monkeypatch.setattr(BflReader, "my_finetunes", list_and_tick)
+        cleaner_of(due, api).tick([self.DAILY])
+        # Then only one of them has surveyed the account
+        assert len(lists) == 1
+
     def test_plan_mode_asks_for_nothing_and_apply_mode_for_the_plan(self, ledger, api, clocked):
         both = [self.DAILY, replace(self.DAILY, name="apply", mode="apply")]
         cleaner_of(ledger, api).tick(both)
         cleaner_of(self.next_window(clocked), api).tick(both)
         plans = {plan.policy: plan for plan in list_plans(ledger)}
         assert (plans["old"].applied_at, plans["apply"].applied_at is not None) == (None, True)
-        assert ledger.redis.zcard("janitor:wait:default") == 2
+        assert ledger.redis.zcard(ledger.keys.wait("default")) == 2
 
     def test_a_blocked_plan_is_kept_and_not_applied(self, ledger, api, clocked):
         policy = replace(self.DAILY, mode="apply", max_deletions=1)
         cleaner_of(ledger, api).tick([policy])
-        cleaner_of(self.next_window(clocked), api).tick([policy])
+        with capture_logs() as logs:
+            cleaner_of(self.next_window(clocked), api).tick([policy])
         (plan,) = list_plans(ledger)
         assert plan.blocked
-        assert ledger.redis.zcard("janitor:wait:default") == 0
+        (line,) = [line for line in logs if line["event"] == "cleanup.planned"]
+        assert (line["log_level"], line["blocked"]) == ("warning", plan.blocked)
+        assert ledger.redis.zcard(ledger.keys.wait("default")) == 0
 
     def test_a_run_that_failed_is_made_up_for_and_the_others_run(self, ledger, api, clocked):
         both = [replace(self.DAILY, name="first"), replace(self.DAILY, name="second")]
@@ -323,23 +526,22 @@ class TestTick:
         cleaner_of(ledger, api).tick([policy])
         due = self.next_window(clocked)
         with monkeypatch.context() as patch:
-            patch.setattr(Cleaner, "apply", crash)
+            patch.setattr(schedule, "apply_plan", crash)
             with pytest.raises(KeyboardInterrupt):
                 cleaner_of(due, api).tick([policy])
         (stored,) = list_plans(ledger)
         cleaner_of(due, api).tick([policy])
         assert [(plan.id, plan.applied_at is not None) for plan in list_plans(ledger)] == [(stored.id, True)]
 
-    def test_a_run_that_a_crash_cut_off_for_days_ends_and_is_not_begun_again_each_minute(
+    def test_a_run_that_a_crash_cut_off_for_days_ends_and_is_not_started_again_each_minute(
         self, ledger, api, clocked, monkeypatch
     ):
         policy = replace(self.DAILY, schedule="0 0 1 1 *", mode="apply")
-        ledger.redis.hset("janitor:policy-runs", "old", 0)
+        ledger.redis.hset(ledger.keys.policy_runs, "old", f"0 {policy.schedule}")
         with monkeypatch.context() as patch:
-            patch.setattr(Cleaner, "apply", crash)
+            patch.setattr(schedule, "apply_plan", crash)
             with pytest.raises(KeyboardInterrupt):
                 cleaner_of(ledger, api).tick([policy])
-        ledger.redis.delete("janitor:policy-lease:old")
         late = clocked.after(hours=30)
         for _ in range(2):
             cleaner_of(late, api).tick([policy])
@@ -350,34 +552,35 @@ class TestTick:
         self, ledger, api, clocked, monkeypatch
     ):
         policy = replace(self.DAILY, mode="apply")
-        ledger.redis.hset("janitor:policy-runs", "old", 0)
+        ledger.redis.hset(ledger.keys.policy_runs, "old", f"0 {policy.schedule}")
         with monkeypatch.context() as patch:
-            patch.setattr(Cleaner, "apply", crash)
+            patch.setattr(schedule, "apply_plan", crash)
             with pytest.raises(KeyboardInterrupt):
                 cleaner_of(ledger, api).tick([policy])
         cleaner_of(ledger, api).tick([replace(policy, protect=("a",))])
-        assert list(ledger.redis.hgetall("janitor:open:default")) == ["b"]
+        asked = ledger.redis.zrange(ledger.keys.wait("default"), 0, -1)
+        assert [get(ledger, id_).finetune_id for id_ in asked] == ["b"]
 
     def test_a_policy_whose_account_has_no_key_here_is_left_to_others(self, ledger, api, clocked):
         policy = replace(self.DAILY, account="other")
         cleaner_of(ledger, api).tick([policy])
-        assert ledger.redis.hgetall("janitor:policy-runs") == {}
+        assert ledger.redis.hgetall(ledger.keys.policy_runs) == {}
 
 
 def crash(*_, **__):
     raise KeyboardInterrupt
 
 
-def test_use_older_than_the_finetune_is_another_ones(cleaner, ledger, api, clocked):
+def test_use_older_than_the_finetune_is_of_another_one(ledger, api, clocked):
     touch(ledger, "default", ["a"])
-    later = clocked.after(days=2)
-    api.create("a", timestamp=(datetime.now(UTC) + timedelta(days=1)).isoformat())
-    cleaner_of(later, api).plan(OLD)
-    (found,) = [one for one in load(later, "default").finetunes() if one.id == "a"]
+    clocked.after(days=2)
+    api.create("a", timestamp=ago(days=1))
+    cleaner_of(ledger, api).plan(OLD)
+    (found,) = [one for one in load(ledger, "default").finetunes() if one.id == "a"]
     assert found.last_used is None
 
 
-def test_use_is_not_forgotten_where_a_list_lacks_a_finetune_for_once(ledger, api, clocked):
+def test_use_is_not_forgotten_if_a_list_lacks_a_finetune_for_once(ledger, api, clocked):
     # Given one used twenty days ago, and a list that lacked it since
     touch(ledger, "default", ["a"])
     cleaner_of(ledger, api).plan(OLD)
@@ -399,7 +602,7 @@ def test_an_id_that_cannot_be_asked_for_is_kept_and_the_others_go(cleaner, api, 
     api.create(odd, timestamp=ago(days=45))
     plan = cleaner.plan(OLD)
     assert proposed(plan) == ["a", "b"]
-    assert len(cleaner.apply(plan)) == 2
+    assert len(applied(cleaner, plan)) == 2
 
 
 def test_a_list_with_what_is_no_text_at_all_blocks_the_plan(cleaner, api):
@@ -414,28 +617,31 @@ def test_one_whose_details_are_refused_is_kept_and_a_refused_key_makes_no_plan(c
     api.create("z", timestamp=ago(days=45))
     api.fault("status", call="finetune_details", finetune_id="z", status=403, times=None)
     api.fault("status", call="my_finetunes", status=403, times=1, skip=1)
-    with pytest.raises(errors.KeyRefused):
+    with pytest.raises(api_errors.KeyRefused):
         cleaner.plan(OLD)
 
 
 def test_a_survey_ends_with_its_process(ledger, api):
     def stop(seconds):
-        raise HandBack("the worker is stopping")
+        raise Stopping("the worker is stopping")
 
-    with pytest.raises(HandBack):
+    with pytest.raises(Stopping):
         replace(cleaner_of(ledger, api), sleep=stop).plan(OLD)
     assert api.journal() == []
 
 
-def test_what_became_of_a_withdrawn_cleanup_is_told_as_it_is(cleaner, ledger):
-    # Given one that is used while its call is under way
+def test_what_became_of_a_withdrawn_cleanup_is_told_as_it_is(cleaner, ledger, clocked):
+    # Given two that are used while their calls are under way
     plan = cleaner.plan(replace(OLD, grace=timedelta(0), max_deletions=2))
-    cleaner.apply(plan)
-    claimed, other = ledger.claim("default", "w", 10, looks_first=True)[0]
-    ledger.check([claimed, other], mark=True)
+    applied(cleaner, plan)
+    ledger.redis.set(ledger.keys.reports_clear, clocked.at_ms + 1)
+    claimed, other = claim_all(ledger)
+    assert [mark(ledger, one) for one in (claimed, other)] == ["go", "go"]
     touch(ledger, "default", ["a", "b"])
-    under_way = {one.kept for one in cleaner.apply(plan)}
-    assert under_way == {"if the call under way has not deleted it; a look will show"}
-    ledger.conclude([outcome(claimed, "deleted", evidence="response"), outcome(other, "cancelled")])
-    kept = {one.deletion.state: one.kept for one in cleaner.apply(plan)}
+    under_way = {one.kept for one in applied(cleaner, plan)}
+    assert under_way == {"if the call under way has not deleted it; an observation will show"}
+    # When one of the calls has deleted and the other has not
+    finish(ledger, claimed, "deleted", attempt=1)
+    finish(ledger, other, "cancelled", attempt=1)
+    kept = {one.deletion.state: one.kept for one in applied(cleaner, plan)}
     assert kept == {State.DELETED: None, State.CANCELLED: "as the test says"}

@@ -1,4 +1,4 @@
-"""The simulated API: what it keeps, whom it lets in, and every way in which it breaks."""
+"""The simulated API: what it keeps, which keys it accepts, and every way in which it breaks."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -6,6 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import requests
 
+from tasks.api.client import BflClient
+from tasks.deletion import Rules, carry_out
+from tests.conftest import asking, claim
 from worker.sandbox import Sandbox
 
 
@@ -44,6 +47,46 @@ def test_a_name_created_again_is_another_incarnation(api):
     assert details(api).json() != before
     delete(api)
     assert [entry["incarnation"] for entry in api.deletes()] == [1, 2]
+
+
+def test_a_lora_has_free_fields_and_a_unique_id_of_its_own(api):
+    api.create("chosen-name", lora=True, precision="bf16", trigger_phrase=None)
+    shown = details(api, "chosen-name").json()["finetune_details"]
+    assert set(shown) == {"id", "name", "base_model", "precision", "created_at"}
+    assert (shown["name"], shown["precision"]) == ("chosen-name", "bf16")
+    api.create("chosen-name", lora=True)
+    assert details(api, "chosen-name").json()["finetune_details"]["id"] != shown["id"]
+
+
+def test_two_spellings_of_a_uuid_are_one_finetune(api):
+    api.create("0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10")
+    answer = delete(api, "0D3F5C1E-6A55-4B0E-9A53-2F1F6B1F3F10").json()
+    assert answer["deleted_finetune_id"] == "0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10"
+    assert api.finetunes() == ["mine"]
+
+
+SHAPES = {
+    "trained": {},
+    "trained, without a creation time": {"timestamp": None},
+    "a LoRA": {"lora": True},
+    "a LoRA with nothing to tell it by": {"lora": True, "id": None, "created_at": None},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_the_real_pipeline_deletes_a_finetune_of_any_shape_with_two_calls(api, ledger, shape):
+    api.create("wanted", **shape)
+    ledger.accept([asking("wanted")])
+    client = BflClient(api.url, "sandbox-key")
+    finish, _ = carry_out(claim(ledger), api=client, ledger=ledger, rules=Rules(), sleep=lambda _: None)
+    assert (finish.result, finish.evidence) == ("deleted", "response"), finish.message
+    assert [entry["call"] for entry in api.journal()] == ["finetune_details", "delete_finetune"]
+    assert api.finetunes() == ["mine"]
+
+
+def test_every_answer_has_a_date(api):
+    answers = [details(api), details(api, "unknown"), delete(api), call(api, "GET", "/v1/my_finetunes")]
+    assert all("Date" in answer.headers for answer in answers)
 
 
 @pytest.mark.parametrize(("key", "known"), [("wrong", "wrong"), ("", "missing")])
@@ -89,6 +132,7 @@ WHOLE = {"status": 200, "message": "", "deleted_finetune_id": "mine", "timestamp
         ("missing_fields", {}, lambda a: set(a.json()) == {"status"}, True),
         ("wrong_id", {}, lambda a: a.json()["deleted_finetune_id"] == "somebody-elses", True),
         ("huge", {}, lambda a: len(a.content) > 1 << 20, True),
+        ("early_hints", {}, lambda a: a.status_code == 103, True),  # requests takes it for the answer
         ("slow", {"seconds": 0.3}, lambda a: a.elapsed.total_seconds() > 0.25, True),
     ],
 )
@@ -127,7 +171,7 @@ def test_a_fault_meets_only_what_it_names(api):
 
 def test_a_list_in_another_shape(api):
     api.fault("reshaped", call="my_finetunes")
-    assert call(api, "GET", "/v1/my_finetunes").json() == {"finetunes": [{"id": "in another shape"}]}
+    assert call(api, "GET", "/v1/my_finetunes").json() == {"finetunes": [{"model": "in another shape"}]}
 
 
 def test_it_is_steered_over_http_too(api):
@@ -142,7 +186,7 @@ def test_it_is_steered_over_http_too(api):
     assert requests.get(steer + "nothing", timeout=5).status_code == 404
 
 
-def test_the_journal_outlives_it_in_a_file(tmp_path):
+def test_the_journal_is_kept_in_a_file(tmp_path):
     with Sandbox(latency_seconds=0, journal_path=tmp_path / "journal") as api:
         details(api)
         assert len((tmp_path / "journal").read_text().splitlines()) == 1

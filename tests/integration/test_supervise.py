@@ -114,17 +114,6 @@ def test_what_ends_before_it_is_ready_says_so_with_the_end_of_its_log(tmp_path):
         pass
 
 
-def test_a_process_keeps_to_its_core():
-    core = max(os.sched_getaffinity(0))
-    with started(Spec("kept", SLEEPER, core=core)) as child:
-        assert os.sched_getaffinity(child.process.pid) == {core}
-
-
-def test_a_core_that_is_not_there_stops_nothing():
-    with started(Spec("free", SLEEPER, core=4095)) as child:
-        assert os.sched_getaffinity(child.process.pid) == os.sched_getaffinity(0)
-
-
 def test_what_is_not_ready_in_time_is_stopped():
     spec = Spec("slow", SLEEPER, ready=lambda: False, ready_seconds=0.2)
     with pytest.raises(NotReady, match=r"slow was not ready within 0.2s"), started(spec):

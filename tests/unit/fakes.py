@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tasks.bfl import Answer
-from tasks.claims import Claimed, Verdict
-from tasks.deletion import Run
-from tasks.errors import KeyRefused, NotFound, Refused, Unclear
-from tasks.gate import HandBack
-from tasks.outcomes import Outcome, Rules
+from tasks.api.client import Answer, Details, Listing
+from tasks.api.errors import KeyRefused, NotFound, Refused, Unclear
+from tasks.api.incarnations import incarnation_of
+from tasks.deletion import HandBack, Rules, carry_out
+from tasks.ledger.types import Claim, Finish, Progress, Terms, Verdict
 from tasks.records import to_ms
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 NOW_MS = to_ms(NOW)
 OURS = "my-finetune"
+HERE, ELSEWHERE = "api.test 11111111", "api.test 22222222"
 ONE_SECOND = timedelta(seconds=1)
-THERE = {"timestamp": "2026-02-01T10:00:00+00:00", "trigger_word": "TOK", "mode": "style"}
-OTHER = {**THERE, "trigger_word": "NEW", "mode": "character"}
-AGELESS = {"trigger_word": "TOK"}
+
+# What details tell: of the finetune that is meant, of a newer one with its name, and without a creation time.
+THERE = {"created_at": "2026-02-01T10:00:00Z", "trigger_word": "TOK", "mode": "style"}
+NEWER = {"created_at": "2026-03-01T11:59:30Z", "trigger_word": "NEW", "mode": "style"}
+AGELESS = {"trigger_word": "TOK", "mode": "style"}
+AGELESS_OTHER = {"trigger_word": "NEW", "mode": "style"}
+CHANGED = {**AGELESS, "views": 8}
+SEEN, SEEN_AGELESS, SEEN_CHANGED = (incarnation_of(fields, OURS).to_text() for fields in (THERE, AGELESS, CHANGED))
 
 DONE = Answer("success", "Finetune deleted", "2026-03-01T12:00:00Z", http_status=200, seconds=0.1)
 GONE = NotFound("Finetune not found or access denied", http_status=404, from_api=True)
@@ -41,14 +47,16 @@ class Clock:
     def __init__(self) -> None:
         self.seconds = 1000.0
         self.slept: list[float] = []
-        self.stopping = False
+        self.stops_after: int | None = None  # calls of `sleep`, which is asked before each call of the API
 
     def __call__(self) -> float:
         return self.seconds
 
     def sleep(self, seconds: float) -> None:
-        if self.stopping:
+        if self.stops_after == 0:
             raise HandBack("the worker is stopping")
+        if self.stops_after is not None:
+            self.stops_after -= 1
         self.slept += [seconds] if seconds else []
         self.seconds += seconds
 
@@ -56,22 +64,28 @@ class Clock:
 class FakeApi:
     """Replays answers and raises errors; `(seconds, answer)` takes its time.
 
-    Looks and lists repeat their last answer; every delete must be in the script.
+    Details and lists repeat their last answer; every delete must be in the script.
     """
+
+    host, vantage = "api.test", HERE
 
     def __init__(self, clock: Clock, deletes: Iterable[Any], details: Iterable[Any], lists: Iterable[Any]) -> None:
         self.clock = clock
         self.scripts = {"delete": list(deletes), "details": list(details), "list": list(lists)}
         self.calls: Counter[str] = Counter()
+        self.unique_ids: list[str | None] = []
 
-    def delete_finetune(self, finetune_id: str) -> Any:
+    def delete_finetune(self, finetune_id: str, *, unique_id: str | None = None) -> Any:
+        self.unique_ids.append(unique_id)
         return self._replay("delete", finetune_id)
 
-    def finetune_details(self, finetune_id: str) -> Any:
-        return self._replay("details", finetune_id)
+    def finetune_details(self, finetune_id: str) -> Details:
+        fields = self._replay("details", finetune_id)
+        return Details(fields, NOW + timedelta(seconds=self.clock.seconds - 1000))
 
-    def my_finetunes(self) -> Any:
-        return self._replay("list", OURS)
+    def my_finetunes(self) -> Listing:
+        names = self._replay("list", OURS)
+        return Listing(frozenset(names), len(names), is_whole=True)
 
     def _replay(self, kind: str, finetune_id: str) -> Any:
         self.calls[kind] += 1
@@ -88,36 +102,33 @@ class FakeApi:
 
 
 class FakeLedger:
-    """Says `go` once its words are used up, `look` to every look; remembers what it was told."""
+    """Says `go` to every mark once its words are used up; remembers what it was told.
+
+    cool: how long a cool-down lasts. slow: seconds that a mark takes. ahead: by how much Redis's clock has moved
+    on more than ours. fails: raised by each mark.
+    """
 
     def __init__(
-        self,
-        *words: str,
-        look: str = "go",
-        cool: timedelta = ONE_SECOND,
-        keeps: bool = True,
+        self, *words: str, cool: timedelta = ONE_SECOND, slow: float = 0, ahead: float = 0,
         fails: Exception | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
+        self.terms = Terms()
         self.words = list(words)
-        self.look = look
         self.cool = cool
-        self.keeps = keeps
+        self.slow = slow
+        self.ahead = ahead
         self.fails = fails
-        self.checked: list[Claimed] = []
+        self.clock = Clock()
+        self.marks: list[Progress] = []
         self.actions: list[tuple[str, dict[str, Any]]] = []
-        self.kept: list[tuple[str, int]] = []
 
-    def check(self, calls: Sequence[Claimed], *, mark: bool = True, look: bool = False) -> list[Verdict]:
+    def mark(self, claim: Claim, progress: Progress) -> Verdict:
+        self.marks.append(progress)
         if self.fails:
             raise self.fails
-        if look:
-            return [Verdict(self.look, self.cool)]
-        self.checked += calls
-        return [Verdict(self.words.pop(0) if self.words else "go", self.cool)]
-
-    def wait(self, claimed: Claimed, attempts: str, unclear_at: int) -> bool:
-        self.kept.append((attempts, unclear_at))
-        return self.keeps
+        self.clock.seconds += self.slow
+        passed = self.clock.seconds - 1000 + self.ahead
+        return Verdict(self.words.pop(0) if self.words else "go", self.cool, NOW_MS + round(passed * 1000))
 
     def account(self, account: str, action: str, **details: Any) -> int:
         self.actions.append((action, {"account": account, **details}))
@@ -125,7 +136,7 @@ class FakeLedger:
 
 
 class Case:
-    """One claimed deletion with its script: what the API will answer to deletes, looks and lists."""
+    """One claimed deletion with its script: what the API will answer to deletes, details and lists."""
 
     def __init__(
         self,
@@ -135,46 +146,49 @@ class Case:
         *,
         ledger: FakeLedger | None = None,
         rules: Rules | None = None,
-        began_ago: float = 0,
+        stops_after: int | None = None,
         **claim: Any,
     ) -> None:
-        self.clock = Clock()
         self.ledger = ledger or FakeLedger()
+        self.clock = self.ledger.clock
+        self.clock.stops_after = stops_after
         self.api = FakeApi(self.clock, deletes, details, lists)
-        api, fake_ledger = self.api, self.ledger
-        collaborators: dict[str, Any] = {"api": api, "ledger": fake_ledger, "rules": rules or Rules()}
-        began = self.clock() - began_ago
-        self.run = Run(claimed(**claim), sleep=self.clock.sleep, clock=self.clock, began=began, **collaborators)
-        self.outcome = Outcome(None)
+        self.claim = claimed(**claim)
+        self.rules = rules or Rules()
+        self.finish = Finish(result="back")
 
     def carried_out(self) -> Case:
-        self.outcome = self.run.run()
+        collaborators: dict[str, Any] = {"api": self.api, "ledger": self.ledger}
+        self.finish, self.progress = carry_out(
+            self.claim, **collaborators, rules=self.rules, sleep=self.clock.sleep, clock=self.clock
+        )
         return self
 
     @property
     def result(self) -> tuple[str, int]:
-        """Its state, with the evidence where there is any, and how many deletes were sent."""
-        words = [word for word in (self.outcome.state, self.outcome.evidence) if word]
-        return "/".join(words), self.api.calls["delete"]
+        """Its result, with the evidence if there is any, and how many deletes were sent."""
+        return shown(self.finish), self.api.calls["delete"]
 
     @property
-    def written(self) -> dict[str, Any]:
-        return self.run.input(self.outcome)
+    def attempts(self) -> list[dict[str, Any]]:
+        """The attempts that are not in the record yet."""
+        return [json.loads(line) for line in self.progress.lines]
+
+
+def shown(finish: Finish) -> str:
+    """The result of a finish, with its evidence if there is any: `deleted/response`."""
+    return "/".join(word for word in (finish.result, finish.evidence) if word)
 
 
 def claimed(
     *, asked_ago: timedelta = timedelta(minutes=1), due_ago: timedelta = timedelta(0), **fields: Any
-) -> Claimed:
-    """A claim just made, of a deletion that has a week from when it is due."""
+) -> Claim:
+    """A claim made at `NOW`, number 10 of the ledger's counter. What was seen before was so from `HERE`."""
     usual: dict[str, Any] = {
-        "kind": "delete",
-        "id": "deletion-1",
-        "token": 7,
-        "finetune_id": OURS,
-        "account": "default",
-        "asked_at": to_ms(NOW - asked_ago),
-        "due_at": to_ms(NOW - due_ago),
-        "deadline": to_ms(NOW - due_ago + timedelta(days=7)),
-        "claimed_at": NOW_MS,
-    }
-    return Claimed(**{**usual, **fields})
+        "kind": "delete", "id": "deletion-1", "token": "runner:1", "lane": "single", "account": "default",
+        "finetune_id": OURS, "now": NOW_MS, "accepted": 10, "asked_at": to_ms(NOW - asked_ago),
+        "created_at": to_ms(NOW - asked_ago), "due_at": to_ms(NOW - due_ago),
+    }  # fmt: skip
+    if fields.get("incarnation"):
+        usual |= {"vantage": HERE, "observed_at": NOW_MS - 60_000}
+    return Claim(**{**usual, **fields})

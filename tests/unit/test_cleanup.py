@@ -1,4 +1,4 @@
-"""The selection: deleted only where no rule keeps it, and never more than the caps allow."""
+"""The selection: a finetune is deleted only if no rule keeps it, and never more than the caps allow."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -7,15 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import cleanup
-from tasks.cleanup import Finetune, blocked, select
-from tasks.policies import Policy
+from tasks.cleanup import rules
+from tasks.cleanup.policies import Policy
+from tasks.cleanup.rules import Finetune, blocked, select, unfitting
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 OLD = Policy("old", older_than=30 * DAY)
 UNUSED = Policy("unused", unused_for=30 * DAY)
-STALE = Finetune("ft", "v1:mode=1", began=NOW - 45 * DAY)
+WHICH = '{"unique_id":"u-1"}'
+STALE = Finetune("ft", WHICH, created=NOW - 45 * DAY, observed_at=NOW, vantage="api.bfl.ai 0a1b2c3d")
 LONG = NOW - 400 * DAY
 
 
@@ -31,20 +32,19 @@ def told(policy, finetune, *others, use_since=LONG):
 # Each rule that keeps a finetune, with the case that only this rule keeps: see test_cleanup_rules.py.
 KEPT = {
     "_not_matched": (replace(OLD, match=("test-*",)), STALE, "matches none of test-*"),
-    "_another_organisations": (OLD, replace(STALE, id="org/name"), "it is another organisation's"),
     "_not_to_be_asked_for": (OLD, replace(STALE, id="a b"), "no deletion of such an id can be asked for"),
     "_protected_by_pattern": (replace(OLD, protect=("f?",)), STALE, "protected by the pattern f?"),
     "_protected_by_request": (OLD, replace(STALE, protected="for good"), "protected for good"),
-    "_age_unsound": (
+    "_requested_already": (OLD, replace(STALE, is_requested=True), "another deletion of it is unfinished"),
+    "_age_unknown": (
         Policy("tmp", match=("f*",)), replace(STALE, unsound="in the future"),
-        "its age is not known: its timestamp is in the future",
+        "its age is not known: its creation time is in the future",
     ),
-    "_age_unknown": (Policy("tmp", match=("f*",)), Finetune("ft", "v1:mode=1"), "its age is not known"),
-    "_without_fingerprint": (OLD, replace(STALE, fingerprint=None), "which finetune it is could not be read"),
-    "_too_young": (OLD, replace(STALE, began=ago(29)), "not older than 30 days (29)"),
+    "_incarnation_unknown": (OLD, replace(STALE, incarnation=None), "which finetune it is could not be read"),
+    "_too_young": (OLD, replace(STALE, created=ago(29)), "not older than 30 days (29)"),
     "_use_not_reported": (UNUSED, STALE, "use is reported only since 2026-10-03"),
     "_used_lately": (UNUSED, replace(STALE, last_used=ago(2)), "used within 30 days, on 2026-10-30"),
-    "_newer_than_its_use": (UNUSED, replace(STALE, began=ago(3)), "not there for 30 days yet"),
+    "_newer_than_its_use": (UNUSED, replace(STALE, created=ago(3)), "not there for 30 days yet"),
     "_among_the_newest": (replace(OLD, keep_newest=1), STALE, "among the newest 1"),
 }  # fmt: skip
 
@@ -57,14 +57,14 @@ def test_each_rule_keeps_what_no_other_does(rule):
 
 
 def test_every_rule_has_its_case():
-    assert {rule.__name__ for rule in cleanup.KEEP} == set(KEPT)
+    assert {rule.__name__ for rule in rules.KEEP} == set(KEPT)
 
 
 @pytest.mark.parametrize(
     ("policy", "finetune", "reason"),
     [
         (OLD, STALE, "older than 30 days (45), created 2026-09-17"),
-        (OLD, replace(STALE, began=None, first_seen=ago(31)), "older than 30 days (31), created 2026-10-01"),
+        (OLD, replace(STALE, created=None, first_seen=ago(31)), "older than 30 days (31), created 2026-10-01"),
         (UNUSED, STALE, "unused for 30 days, never used"),
         (UNUSED, replace(STALE, last_used=ago(40)), "unused for 30 days, last used 2026-09-22"),
         (
@@ -80,9 +80,41 @@ def test_what_is_stale_is_deleted_and_told_why(policy, finetune, reason):
     assert told(policy, finetune) == ("delete", reason)
 
 
-def test_the_newest_are_those_that_began_last():
-    # Others have taken the oldest for the newest: the order must be by age, not by name or by place.
-    finetunes = [Finetune(f"ft-{n}", "v1:mode=1", began=ago(40 + (n * 7) % 10)) for n in range(10)]
+@pytest.mark.parametrize(
+    ("policy", "finetune", "reason"),
+    [
+        (OLD, replace(STALE, id="org/name"), "it belongs to another organisation"),
+        (Policy("tmp", match=("f*",)), replace(STALE, created=None), "its age is not known"),
+        (OLD, replace(STALE, protected=ago(-1)), "protected until 2026-11-02"),
+    ],
+)
+def test_what_is_kept_has_its_reason(policy, finetune, reason):
+    assert told(policy, finetune) == ("keep", reason)
+
+
+@pytest.mark.parametrize("pattern", ["PROD-*", "Prod-Main", "prod-[MX]*", "*-MAIN"])
+@pytest.mark.parametrize("id_", ["prod-main", "PROD-MAIN"])
+def test_protection_ignores_case(pattern, id_):
+    assert told(replace(OLD, protect=(pattern,)), replace(STALE, id=id_))[0] == "keep"
+
+
+def test_a_plan_says_what_is_to_be_deleted_and_of_the_others_only_why_not():
+    delete, keep = select(OLD, [STALE, replace(STALE, id="new", created=ago(1))], use_since=None, now=NOW)
+    assert (delete.incarnation, delete.observed_at) == ({"unique_id": "u-1"}, NOW)
+    assert delete.vantage == "api.bfl.ai 0a1b2c3d"
+    assert (keep.incarnation, keep.observed_at, keep.vantage) == (None, None, None)
+
+
+def test_a_protect_pattern_that_fits_nothing_is_warned_of():
+    policy = replace(OLD, protect=("prod-*", "PROD-MAIN", "demo"))
+    assert unfitting(policy, ["prod-main", "test-1"]) == (
+        "the protect pattern 'demo' fits none of the 2 finetunes of account default",
+    )
+
+
+def test_the_newest_are_those_that_were_created_last():
+    # Given names and places in another order than ages: only ages may count.
+    finetunes = [Finetune(f"ft-{n}", WHICH, created=ago(40 + (n * 7) % 10)) for n in range(10)]
     items = select(replace(OLD, keep_newest=3), finetunes, use_since=None, now=NOW)
     kept = [item.age_days for item in items if item.action == "keep"]
     assert set(kept) == {40, 41, 42}
@@ -96,7 +128,11 @@ def test_use_that_is_reported_with_gaps_keeps_all():
 
 CAPS = [
     ([], {}, "the list is empty: is this the right account?"),
-    ([0, 1], {"seen_before": 5}, "the list has shrunk from 5 to 2 since the last look, and not by our deletions"),
+    (
+        [0, 1],
+        {"seen_before": 5},
+        "the list has shrunk from 5 to 2 since the last survey, and not by our deletions",
+    ),
     ([0, 1], {"seen_before": 5, "deleted_by_us": 2}, None),
     ([1, 1, 1], {}, "all 3 finetunes would be deleted"),
     ([1] * 21 + [0] * 200, {}, "21 would be deleted, and max_deletions is 20"),
@@ -108,7 +144,7 @@ CAPS = [
 
 @pytest.mark.parametrize(("stale", "seen", "why"), CAPS)
 def test_a_plan_that_goes_too_far_is_blocked_whole(stale, seen, why):
-    finetunes = [Finetune(f"ft-{n}", "v1:mode=1", began=ago(45 if old else 1)) for n, old in enumerate(stale)]
+    finetunes = [Finetune(f"ft-{n}", WHICH, created=ago(45 if old else 1)) for n, old in enumerate(stale)]
     assert blocked(OLD, select(OLD, finetunes, use_since=None, now=NOW), **seen) == why
 
 
@@ -118,11 +154,12 @@ FINETUNES = st.lists(
     st.builds(
         Finetune,
         id=st.text("abt-/", min_size=1, max_size=4),
-        fingerprint=st.sampled_from([None, "v1:mode=1"]),
-        began=MOMENTS,
+        incarnation=st.sampled_from([None, WHICH]),
+        created=MOMENTS,
         unsound=st.sampled_from([None, None, "unreadable"]),
         first_seen=MOMENTS,
         last_used=MOMENTS,
+        is_requested=st.booleans(),
         protected=st.sampled_from([None, None, "for good", ago(1), ago(-1)]),
     ),
     max_size=30,

@@ -53,5 +53,7 @@ def test_links_lead_somewhere(document):
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_commands_that_are_shown_exist(document):
     text = document.read_text(encoding="utf-8")
-    lines = re.findall(r"^(?:\$ )?janitor ([a-z]+)", text, re.MULTILINE) + re.findall(r"`janitor ([a-z]+)", text)
+    lines = re.findall(r"^(?:\$ )?janitor ([a-z][a-z-]*)", text, re.MULTILINE) + re.findall(
+        r"`janitor ([a-z][a-z-]*)", text
+    )
     assert set(lines) <= set(_COMMANDS)

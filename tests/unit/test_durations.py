@@ -28,7 +28,7 @@ def test_any_text_is_a_bounded_duration_or_refused(text):
     ("text", "duration"),
     [
         ("500ms", timedelta(milliseconds=500)), ("90s", timedelta(seconds=90)),
-        (" 1h 30M ", timedelta(minutes=90)), ("0.5h", timedelta(minutes=30)), ("2w", timedelta(days=14)),
+        (" 1h 30m ", timedelta(minutes=90)), ("0.5h", timedelta(minutes=30)), ("2w", timedelta(days=14)),
         ("3650d", timedelta(days=3650)), ("0s", timedelta(0)),
     ],
 )  # fmt: skip
@@ -43,6 +43,18 @@ def test_anything_else_is_refused_with_what_was_given_and_what_is_accepted(text)
     assert str(refused.value) == f"{text!r} is not a duration: give {ACCEPTED_DURATION}"
     with pytest.raises(InvalidRequest, match="'3651d' is too long: give at most 3650d"):
         parse_duration("3651d")
+
+
+@pytest.mark.parametrize("text", ["24H", "7D", "500MS"])
+def test_units_are_lower_case(text):
+    with pytest.raises(InvalidRequest, match="in lower case"):
+        parse_duration(text)
+
+
+@pytest.mark.parametrize("text", ["6M", "1 M", "1h30M"])
+def test_a_capital_m_is_refused_with_a_hint_for_it_may_mean_months(text):
+    with pytest.raises(InvalidRequest, match=r"m is minutes, and there is no unit for months$"):
+        parse_duration(text)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""What the HTTP service decides without a network: a body's bounds, ids from keys, the option of its socket."""
+"""What the HTTP service decides without a network: bounds of a body, ids from keys, options of its socket."""
 
 import asyncio
+import hashlib
 import socket
 import uuid
 from collections.abc import MutableMapping
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 from starlette.exceptions import HTTPException
 
+from tasks.errors import InvalidRequest
 from worker.http import guard
 from worker.http.models import NewDeletions
 from worker.http.server import listen
+from worker.http.tokens import Token
 
 
 def read(messages):
@@ -51,21 +54,75 @@ def test_a_body_that_trickles_is_given_up(monkeypatch):
     assert refused.value.status_code == 408
 
 
-def ids(key, *deletions):
-    body = NewDeletions.model_validate(
-        {"deletions": [{"finetune_id": finetune_id, "account": account} for finetune_id, account in deletions]}
-    )
-    return [request.id for request in body.requests("billing", key)]
+def asked(key, *finetune_ids, token="billing", **more):
+    """The requests of a body with these finetunes."""
+    body = {"deletions": [{"finetune_id": id_, **more} for id_ in finetune_ids]}
+    return NewDeletions.model_validate(body).requests(token, key)
 
 
-def test_ids_are_the_key_or_made_from_it():
-    assert ids("k", ("a", "x")) == ["k"]
-    many = ids("k", ("a", "x"), ("b", "x"), ("a", "y"))
-    assert many == ids("k", ("a", "x"), ("b", "x"), ("a", "y"))
-    assert ids("k", ("b", "x"), ("a", "x")) == [many[1], many[0]]
-    assert len({*many, *ids("other", ("a", "x"), ("b", "x"))}) == 5
-    assert all(uuid.UUID(one).version == 5 for one in many)
-    assert ids(None, ("a", "x")) != ids(None, ("a", "x"))
+def ids(key, *finetune_ids, **more):
+    return [request.id for request in asked(key, *finetune_ids, **more)]
+
+
+def test_ids_come_from_token_and_key_and_are_nobody_elses():
+    # Given a body under a key, when it is sent again, then it has the same ids.
+    known = ids("k", "a", "b")
+    assert known == ids("k", "a", "b")
+    # Another key, another token, a key that looks like both, or no key: other ids.
+    others = [
+        ids("other", "a", "b"),
+        ids("k", "a", "b", token="shipping"),
+        ids("0/k", "a", "b"),
+        ids(None, "a", "b"),
+        ids(None, "a", "b"),
+    ]
+    assert len({id_ for found in [known, *others] for id_ in found}) == 12
+    assert all(uuid.UUID(id_) for id_ in known)
+
+
+BODIES: list[tuple[tuple[str, ...], dict[str, Any], bool]] = [
+    (("a",), {}, True),
+    (("a",), {"missing_ok": False}, True),  # as if left out
+    (("b",), {}, False),
+    (("a", "b"), {}, False),
+    (("a",), {"account": "other"}, False),
+    (("a",), {"reason": "another"}, False),
+    (("a",), {"missing_ok": True}, False),
+    (("a",), {"delay_seconds": 5}, False),
+    (("a",), {"due_at": "2030-01-01"}, False),
+]
+
+
+@pytest.mark.parametrize(("finetunes", "more", "same"), BODIES)
+def test_the_first_request_of_a_body_tells_whether_the_key_was_used_for_another_body(finetunes, more, same):
+    first, again = asked("k", "a")[0], asked("k", *finetunes, **more)[0]
+    assert again.id == first.id
+    assert (again.digest == first.digest) is same
+
+
+def test_a_finetune_twice_is_refused_in_any_spelling():
+    lower = "0e7a1f1e-2a0f-4b65-9d0a-5f2f5c0f9a11"
+    with pytest.raises(InvalidRequest, match=f"deletions has 'default/{lower}' twice"):
+        asked(None, lower, lower.upper())
+
+
+def test_a_token_file_with_the_digest_of_nothing_lets_nobody_in():
+    # Given a token whose secret is the empty text,
+    digest_of_nothing = hashlib.sha256(b"").hexdigest()
+    token = Token(name="empty", sha256=digest_of_nothing, scopes=("admin",), accounts=("*",))
+    answers = []
+
+    async def send(message):
+        answers.append(message)
+
+    async def never(*_):
+        raise AssertionError("it was let in")
+
+    # when a request comes without a secret, then it is refused.
+    for given in ([], [(b"authorization", b"Bearer ")], [(b"authorization", b"Bearer")]):
+        scope = {"type": "http", "path": "/v1/deletions", "headers": given}
+        asyncio.run(guard.Guard(never, [token])(scope, never, send))
+    assert [one["status"] for one in answers if "status" in one] == [401, 401, 401]
 
 
 def test_answers_do_not_wait_for_acknowledgements():

@@ -1,74 +1,262 @@
-"""A name can live more than once: the fingerprint tells lives apart, and gives nothing else away."""
+"""A name can live more than once: two observations show the same incarnation, another one, or do not tell."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from tasks.incarnations import FIELDS, api_timestamp, differing_fields, fingerprint, is_weak
-from tests.unit.fakes import NOW
+from tasks.api.incarnations import MOST_FIELDS, Incarnation, Verdict, compare, incarnation_of
+from tasks.api.moments import read_created
 
-DETAILS = {
-    "timestamp": "2026-02-01T10:00:00Z",
-    "finetune_type": "lora",
-    "trigger_word": "TOK",
-    "mode": "style",
-    "iterations": 300,
-    "learning_rate": 0.0001,
-    "lora_rank": 32,
-}
+SAME, OTHER, UNKNOWN = Verdict
+HOUR = timedelta(hours=1)
+TEN = "2026-02-01T10:00:00Z"
+NAME = "my-finetune"
+UUID = "3f2504e0-4f89-41d3-9a0c-0305e82c3301"
+# Two generations of finetunes, as public reports show them.
+TRAINED = {
+    "finetune_comment": "for Ms Miller", "trigger_word": "TOK", "mode": "style", "iterations": 300,
+    "learning_rate": 0.00001, "lora_rank": 32, "finetune_type": "lora", "timestamp": "2026-02-01T10:00:00.123456Z",
+}  # fmt: skip
+LORA = {
+    "id": NAME, "name": NAME, "base_model": "flux-2", "precision": "fp8", "trigger_phrase": "TOK",
+    "created_at": "2026-02-01T10:00:00Z",
+}  # fmt: skip
+AGELESS = {name: value for name, value in TRAINED.items() if name != "timestamp"}
 
 
-@pytest.mark.parametrize("field", FIELDS)
-def test_every_field_counts(field):
-    other = fingerprint({**DETAILS, field: "changed"})
-    absent = fingerprint({name: value for name, value in DETAILS.items() if name != field})
-    assert differing_fields(fingerprint(DETAILS), other) == [field]
-    assert differing_fields(fingerprint(DETAILS), absent) == [field]
+def kept(fields) -> Incarnation:
+    read = Incarnation.from_text(incarnation_of(fields, NAME).to_text())
+    assert read == incarnation_of(fields, NAME)
+    assert read is not None
+    return read
+
+
+def compared(one, other, gap=timedelta(minutes=1)):
+    verdict, why = compare(kept(one), kept(other), gap=gap, within=HOUR)
+    assert compare(kept(other), kept(one), gap=gap, within=HOUR)[0] == verdict, "symmetric"
+    assert why
+    return verdict
+
+
+# What broke: a dashboard LoRA without the fields of a trained finetune was deleted under a reused name.
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({"created_at": "2026-02-02T10:00:00Z"}, OTHER),
+        ({"created_at": "2026-02-02T10:00:00Z", "trigger_phrase": "NEW"}, OTHER),
+        ({"trigger_phrase": "NEW", "precision": "bf16"}, SAME),
+        ({"created_at": None, "trigger_phrase": "NEW"}, OTHER),
+        ({"created_at": None}, SAME),
+    ],
+)
+def test_a_lora_of_the_dashboard_is_told_apart_by_what_its_details_have(changed, verdict):
+    assert compared(LORA, {**LORA, **changed}) == verdict
+
+
+# What broke: another notation, a number as text or a new field made another finetune of it.
+
+
+@pytest.mark.parametrize("details", [TRAINED, AGELESS])
+@pytest.mark.parametrize(
+    "same",
+    [
+        {"iterations": "300"}, {"iterations": 300.0}, {"iterations": "3e2"}, {"learning_rate": "0.00001"},
+        {"learning_rate": "1e-05"}, {"new_field": "new"}, {"created_at": "2026-02-05T10:00:00Z"}, {"uuid": UUID},
+        {"finetune_comment": "for Mr Smith"}, {"config": {"mode": "other"}}, {"list": [1, 2]}, {"mode": None},
+        {"trigger_phrase": "NEW"},
+    ],
+)  # fmt: skip
+def test_other_notations_new_fields_and_comments_make_no_other_finetune(details, same):
+    assert compared(details, {**details, **same}) == SAME
 
 
 @pytest.mark.parametrize(
     "same",
     [
-        dict(reversed(DETAILS.items())),
-        {**DETAILS, "finetune_comment": "for Ms Miller", "priority": "speed"},
-        {**DETAILS, "unheard_of": [1, 2]},
+        "2026-02-01T10:00:00.123456Z", "2026-02-01T12:00:00.123456+02:00", "2026-02-01 10:00:00.123456Z",
+        "2026-02-01T10:00:00.123Z", "2026-02-01T10:00:00Z", "2026-02-01 10:00:00 UTC",
+        "2026-02-01 10:00:00.1234 +00:00",
+        "20260201T100000Z", "2026-02-01t10:00:00z", "2026-02-01T10:00:00.123456789Z", "2026-02-01T10:00:00",
+        "2026-02-01T10:00:00,123Z", 1769940000, "1769940000", 1769940000123, "1769940000.123456",
+        1769940000.123456, 1769940000123.0, 1769940000123456, "Sun, 01 Feb 2026 10:00:00 GMT",
+        "Sun, 01 Feb 2026 12:00:00 +0200",
     ],
-)
-def test_order_comments_and_unknown_fields_do_not_count(same):
-    assert fingerprint(same) == fingerprint(DETAILS)
-
-
-def test_only_hashes_are_kept():
-    kept = fingerprint({**DETAILS, "trigger_word": "miller_family"})
-    assert kept.startswith("v1:timestamp=")
-    assert "miller" not in kept
-    assert len(kept) < 250
-
-
-@pytest.mark.parametrize("value", [{"b": 1, "a": [None]}, ["\ud800"], 10**400, float("inf"), ""])
-def test_any_value_of_free_form_details_has_a_stable_hash(value):
-    assert fingerprint({"mode": value}) == fingerprint({"mode": value}) != fingerprint({"mode": "style"})
-
-
-def test_without_a_timestamp_it_is_weak_and_ageless():
-    assert api_timestamp({}, NOW) is None
-    assert fingerprint({"mode": None}) == fingerprint({}) == "v1:"
-    assert is_weak(fingerprint({"mode": "style"}))
-    assert not is_weak(fingerprint(DETAILS))
+)  # fmt: skip
+def test_one_moment_in_any_notation_is_the_same_incarnation(same):
+    assert compared(TRAINED, {**TRAINED, "timestamp": same, "mode": "changed"}, gap=30 * 24 * HOUR) == SAME
 
 
 @pytest.mark.parametrize(
-    ("text", "moment"),
+    "other",
     [
-        ("2026-02-01T10:00:00Z", datetime(2026, 2, 1, 10, tzinfo=UTC)),
-        ("2026-02-01T12:00:00+02:00", datetime(2026, 2, 1, 10, tzinfo=UTC)),
-        ((NOW + timedelta(seconds=60)).isoformat(), NOW + timedelta(seconds=60)),
-        ((NOW + timedelta(seconds=61)).isoformat(), None),
-        ((NOW + timedelta(seconds=61)).astimezone(timezone(timedelta(hours=-9))).isoformat(), None),
-        ("2026-02-01T10:00:00", None), ("2026-02-01", None), ("1970-01-01T00:00:00Z", None),
-        ("0001-01-01T00:00:00Z", None), ("yesterday", None), ("", None),
-        (1769940000, None), (None, None),
+        "2026-02-01T10:00:00.123457Z", "2026-02-01T10:00:00.125Z", "2026-02-01T10:00:01.2Z", 1769940002,
+        "2026-02-01T10:00:00.123456+02:00", "2026-02-04", "Sun, 01 Feb 2026 10:00:02 GMT",
     ],
 )  # fmt: skip
-def test_an_age_is_believed_only_where_it_is_sound(text, moment):
-    assert api_timestamp({"timestamp": text}, NOW) == moment
+def test_another_moment_is_another_incarnation(other):
+    assert compared(TRAINED, {**TRAINED, "timestamp": other}) == OTHER
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "verdict"),
+    [
+        ("2026-02-01", "2026-02-01", UNKNOWN), ("2026-02-01", "20260201", UNKNOWN),
+        ("2026-02-01", "2026-02-02", OTHER), ("2026-02-01", "2026-02-01T10:00:00Z", UNKNOWN),
+        ("2026-02-01", "2026-02-02T01:00:00Z", UNKNOWN), ("2026-02-01", "2026-02-04T01:00:00Z", OTHER),
+    ],
+)  # fmt: skip
+def test_a_date_alone_can_only_tell_a_difference(one, other, verdict):
+    assert compared({"created_at": one}, {"created_at": other}) == verdict
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "2023-12-31T23:59:59Z", "2100-01-01T00:00:00Z", 0, -1, 1,
+     True, 1e300, float("nan"), float("inf"), 10**400, "yesterday", "", "2026", "10:00:00", None, [], {},
+     9999999999999, "9999-12-31T23:59:59-12:00", "2026-02-30T10:00:00Z", "02/01/2026 10:00", "\ud800"],
+)  # fmt: skip
+def test_an_unsound_time_counts_as_none(value):
+    assert read_created(value) is None
+    assert incarnation_of({"timestamp": value}, NAME).created is None
+
+
+@given(
+    st.datetimes(datetime(2024, 1, 2), datetime(2099, 1, 1), timezones=st.just(UTC)),  # noqa: DTZ001 -- bounds of hypothesis are naive
+    st.integers(-12 * 60, 14 * 60),
+    st.sampled_from("T "),
+)
+def test_the_same_details_in_other_notations_are_the_same(moment, offset_minutes, separator):
+    local = moment.astimezone(timezone(timedelta(minutes=offset_minutes)))
+    whole = moment.replace(microsecond=0)
+    milliseconds = int(whole.timestamp()) * 1000 + moment.microsecond // 1000
+    texts = [
+        moment.isoformat(), local.isoformat(sep=separator), moment.isoformat(timespec="milliseconds"),
+        f"{moment:%Y-%m-%dT%H:%M:%S}Z", int(whole.timestamp()), str(milliseconds), milliseconds,
+        f"{whole:%a, %d %b %Y %H:%M:%S} GMT",
+    ]  # fmt: skip
+    for text in texts:
+        assert compared({"created_at": texts[0]}, {"created_at": text}, gap=100 * HOUR) == SAME
+
+
+_VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers())
+_NAMES = st.sampled_from(["id", "uuid", "created_at", "timestamp", "mode", "base_model", "x", "y"]) | st.text()
+_DETAILS = st.dictionaries(_NAMES, _VALUES | st.dictionaries(st.text(), _VALUES, max_size=3), max_size=8)
+
+
+@given(_DETAILS)
+def test_any_details_can_be_kept_and_are_never_another_than_themselves(details):
+    verdict = compared(details, dict(reversed(details.items())))
+    has_anything = kept(details) not in (Incarnation(), kept({}))
+    assert verdict == SAME or (verdict == UNKNOWN and (not has_anything or kept(details).created))
+    assert "\n" not in kept(details).to_text()
+
+
+@given(_DETAILS, _DETAILS)
+def test_a_verdict_is_symmetric(one, other):
+    compared(one, other)
+
+
+# The three rules.
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "verdict"),
+    [
+        # 1. Identity, over the fields that both have.
+        ({"uuid": "a"}, {"uuid": "b"}, OTHER),
+        ({"uuid": "a", "mode": "x"}, {"uuid": "a", "mode": "y"}, SAME),
+        ({"uuid": UUID}, {"uuid": UUID.upper()}, SAME),
+        ({"id": 7}, {"id": "7"}, SAME),
+        ({"id": 7}, {"id": 8}, OTHER),
+        ({"uuid": "a"}, {"id": "b", "uuid": "a"}, SAME),
+        ({"uuid": "a", "timestamp": TEN}, {"uuid": "a", "timestamp": "2026-02-01T10:00:09Z"}, UNKNOWN),
+        ({"uuid": "a", "timestamp": TEN}, {"uuid": "b", "timestamp": TEN}, UNKNOWN),
+        ({"uuid": "a", "timestamp": TEN}, {"uuid": "b", "timestamp": "2026-02-01T10:00:09Z"}, OTHER),
+        ({"uuid": "a", "created": "2026-02-01"}, {"uuid": "b", "created": "2026-02-01"}, OTHER),
+        ({"created_at": TEN, "timestamp": 1769940000}, {"created_at": TEN, "timestamp": 1769990000}, SAME),
+        # An id that contains the name is the same in every incarnation, so it tells nothing.
+        ({"id": NAME}, {"id": NAME}, UNKNOWN),
+        ({"id": f"lora/{NAME.upper()}"}, {"id": f"lora/{NAME.upper()}", "mode": "x"}, SAME),
+        # Only exactly these names, at the top level.
+        ({"job_id": "a"}, {"job_id": "b"}, UNKNOWN),
+        ({"meta": {"id": "a"}}, {"meta": {"id": "b"}}, UNKNOWN),
+        # 2. Settings, then any other scalar.
+        ({"mode": "x"}, {"mode": "y"}, OTHER),
+        ({"config": {"baseModel": "x"}}, {"config": {"baseModel": "y"}}, OTHER),
+        ({"mode": "x", "seed": 1}, {"mode": "x", "seed": 2}, UNKNOWN),
+        ({"mode": "x", "seed": 1}, {"mode": "y", "seed": 2}, OTHER),
+        ({"seed": "2026-02-01T10:00:00Z"}, {"seed": "2026-02-01 12:00:00+02:00"}, SAME),
+        ({"public": True}, {"public": False}, UNKNOWN),
+        ({"mode": "x" * 500 + "1"}, {"mode": "x" * 500 + "2"}, OTHER),
+        ({"mode": "a\x1bb"}, {"mode": "a b"}, OTHER),
+        # 3. Nothing to compare.
+        ({}, {}, UNKNOWN),
+        ({"mode": "x"}, {"precision": "y"}, UNKNOWN),
+        ({"finetune_comment": "x"}, {"finetune_comment": "x"}, UNKNOWN),
+        ({"name": NAME}, {"name": NAME}, UNKNOWN),
+    ],
+)  # fmt: skip
+def test_each_rule(one, other, verdict):
+    assert compared(one, other) == verdict
+
+
+@pytest.mark.parametrize(("gap", "verdict"), [(HOUR, SAME), (HOUR + timedelta(seconds=1), UNKNOWN)])
+def test_equal_settings_are_believed_for_a_limited_time(gap, verdict):
+    assert compared(AGELESS, AGELESS, gap=gap) == verdict
+    assert compared(TRAINED, TRAINED, gap=gap) == SAME
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "why"),
+    [
+        (TRAINED, TRAINED, "the creation time is the same"),
+        ({**TRAINED, "uid": 5}, {**TRAINED, "uid": 5}, "the unique id and the creation time are the same"),
+        ({"uid": 5}, {"uid": 6}, "the unique id changed from 5 to 6"),
+        (TRAINED, {**TRAINED, "timestamp": "2026-02-02T10:00:00+02:00"},
+         "the creation time changed from 2026-02-01T10:00:00.123456Z to 2026-02-02T08:00:00Z"),
+        ({"mode": "a", "rank": 1}, {"mode": "b", "rank": 2}, "mode changed from a to b; rank changed from 1 to 2"),
+        ({"x": 1}, {"x": 2}, "x changed, which does not tell incarnations apart"),
+        ({}, {}, "the API's details have nothing that can be compared"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_told_in_words(one, other, why):
+    assert compare(kept(one), kept(other), gap=HOUR, within=HOUR)[1] == why
+
+
+# What is kept.
+
+
+def test_the_record_has_the_creation_time_and_settings_in_clear_and_no_comment():
+    told = kept({**TRAINED, "uuid": UUID, "owner": "miller"}).to_json()
+    assert (told["created_at"], told["unique_id"]) == ("2026-02-01T10:00:00.123456Z", UUID)
+    assert told["settings"]["trigger_word"] == "TOK"
+    assert told["settings"]["iterations"] == "300"
+    assert list(told["others"]) == ["owner"]
+    assert "iller" not in kept({**TRAINED, "owner": "miller", "description": "Miller"}).to_text()
+
+
+def test_what_is_kept_is_bounded_and_printable_and_settings_go_first():
+    many = {f"a{n:03}": n for n in range(200)} | {"mode": "\x1b[2J" + "x" * 10_000, "\u202ename" * 100: "x"}
+    incarnation = kept({**many, "id": "x" * 1000, "uuid": "a\x1bb"})
+    assert len(incarnation.settings) + len(incarnation.others) == MOST_FIELDS
+    assert incarnation.settings["mode"].startswith("[2Jxxx")
+    assert incarnation.unique_id is None
+    assert len(incarnation.to_text()) < 3000
+    assert incarnation.to_text().isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [
+        ("", None),
+        ("{}", Incarnation()),
+        ('{"settings":{"mode":"x"},"new":1,"others":null}', Incarnation(settings={"mode": "x"})),
+        ('{"identity":{"uid":5,"other":"x"}}', Incarnation({"uid": "5", "other": "x"})),
+    ],
+)
+def test_what_another_version_wrote_is_read(text, read):
+    assert Incarnation.from_text(text) == read

@@ -1,11 +1,12 @@
-"""Policies: whole or not at all, and every mistake told with its line."""
+"""Policies: accepted whole or not at all, and every mistake named with its line."""
 
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
-from tasks.policies import Policy, PolicyError, parse_policies
+from tasks.cleanup.policies import Policy, PolicyError, parse_policies, read_policies
+from tasks.errors import InvalidRequest
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "policies.example.toml"
 
@@ -42,15 +43,15 @@ MISTAKES = {
     "[[policy]]\nname = 'a'\nmatch = '?*'\n": "line 1: 'a' matches all and names no age",
     "[[policy]]\nname = 'a'\nkeep_newest = 3\n": "line 1: 'a' matches all and names no age",
     "[[policy]]\nolder_than = '30d'\n": "line 1: this policy has no name",
-    "\n\n[[policy]]\nname = 'A b'\n": "line 4: name: 'A b' is not a name: give lowercase",
+    "\n\n[[policy]]\nname = 'A b'\n": "line 4: name: 'A b' is not accepted: give lowercase",
     "[[policy]]\nname = 'a'\nolder_than = 'soon'\n": "line 3: older_than: 'soon' is not a duration",
-    "[[policy]]\nname = 'a'\nolder_than = 30\n": "line 3: older_than: 30 makes no sense: give a duration",
-    "[[policy]]\nname = 'a'\nolder_than = '0d'\n": "line 3: older_than: '0d' makes no sense",
+    "[[policy]]\nname = 'a'\nolder_than = 30\n": "line 3: older_than: 30 is not a duration: give a duration",
+    "[[policy]]\nname = 'a'\nolder_than = '0d'\n": "line 3: older_than: '0d' is not accepted: give a duration",
     "[[policy]]\nname = 'a'\nunused_for = '9999d'\n": "line 3: unused_for: '9999d' is too long",
-    f"[[policy]]\n{FINE}account = 'A'\n": "line 4: account: 'A' is not an account",
-    f"[[policy]]\n{FINE}match = []\n": "line 4: match: [] is no list of patterns",
-    f"[[policy]]\n{FINE}protect = ['']\n": "line 4: protect: [''] is no list of patterns",
-    f"[[policy]]\n{FINE}protect = ['prod-* ']\n": "line 4: protect: ['prod-* '] is no list of patterns",
+    f"[[policy]]\n{FINE}account = 'A'\n": "line 4: account: 'A' is not accepted: give lowercase letters",
+    f"[[policy]]\n{FINE}match = []\n": "line 4: match: [] is not a list of patterns",
+    f"[[policy]]\n{FINE}protect = ['']\n": "line 4: protect: '' is not a pattern",
+    f"[[policy]]\n{FINE}protect = ['prod-* ']\n": "line 4: protect: 'prod-* ' is not a pattern: give letters",
     "[[policy]]\nname = 'a'\nmatch = '[a-z0-9]*'\n": "line 1: 'a' matches all and names no age",
     f"[[policy]]\n{FINE}keep_newest = -1\n": "line 4: keep_newest: -1 is not accepted: give a whole number from 0",
     f"[[policy]]\n{FINE}max_deletions = 0\n": "line 4: max_deletions: 0 is not accepted",
@@ -62,7 +63,7 @@ MISTAKES = {
     f"[[policy]]\n{FINE}schedule = '0 25 * * *'\n": "line 4: schedule: '0 25 * * *' is not a cron schedule",
     f"[[policy]]\n{FINE}schedule = '0 0 30 2 *'\n": "line 4: schedule: '0 0 30 2 *' is not a cron schedule",
     f"[[policy]]\n{FINE}schedule = '0 0 0 * * *'\n": "line 4: schedule: '0 0 0 * * *' is not a cron schedule",
-    f"[[policy]]\n{FINE}[[policy]]\n{FINE}": "line 5: 'a' names two policies: give each a name of its own",
+    f"[[policy]]\n{FINE}[[policy]]\n{FINE}": "line 5: two policies have the name 'a': give each its own",
     f"[[policy]]\n{FINE}[[policy]]\nname = 'b'\nmode = 7\nolder_than = '3d'\n": "line 6: mode: 7 is not accepted",
 }
 
@@ -73,6 +74,52 @@ def test_a_mistake_stops_all_with_its_line_and_the_reason(text):
         parse_policies(text)
     assert str(raised.value).startswith(MISTAKES[text])
     assert "\n" not in str(raised.value)
+
+
+# Another notation, or what no id has: as plain text it would fit nothing, and so protect nothing.
+NO_PATTERNS = [
+    "prod-*,demo-*", "prod-*;demo-*", "prod-* demo-*", "^prod-.*$", "prod-.*", "^prod-", "prod-*$", "prod-.+",
+    "prod-\\\\w*", "(prod|demo)-*", "{prod,demo}-*", "!prod-*", "[!t]*", "prod-%", "[prod-*", "~prod",
+    "re:prod", "",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["match", "protect"])
+@pytest.mark.parametrize("pattern", NO_PATTERNS)
+def test_another_notation_is_refused_and_not_read_as_plain_text(key, pattern):
+    with pytest.raises(PolicyError, match=rf"^line 4: {key}: .* is not a pattern: give "):
+        parse_policies(f"[[policy]]\n{FINE}{key} = ['test-*', '{pattern}']\n")
+
+
+@pytest.mark.parametrize("pattern", ["prod-", "prod_", "PROD-"])
+def test_the_beginning_of_a_name_is_refused_with_the_pattern_that_was_meant(pattern):
+    with pytest.raises(PolicyError, match=rf"fits only itself: did you mean '{pattern}\*'\?$"):
+        parse_policies(f"[[policy]]\n{FINE}protect = '{pattern}'\n")
+
+
+@pytest.mark.parametrize("pattern", ["PROD-*", "prod-main", "[a-c]*", "v1.2-*", "prod-*-", "org/*", "a?c"])
+def test_what_an_id_can_have_is_accepted(pattern):
+    (policy,) = parse_policies(f"[[policy]]\n{FINE}protect = '{pattern}'\n")
+    assert policy.protect == (pattern,)
+
+
+def test_a_month_is_not_read_as_a_minute():
+    with pytest.raises(PolicyError, match=r"^line 3: older_than: '6M' is not a duration"):
+        parse_policies("[[policy]]\nname = 'a'\nolder_than = '6M'\n")
+
+
+def test_the_file_is_named_with_what_is_wrong_in_it(tmp_path):
+    file = tmp_path / "policies.toml"
+    with pytest.raises(InvalidRequest, match=rf"^{file} cannot be read: No such file"):
+        read_policies(file)
+    file.write_text("[[policy]]\nname = 7\n")
+    with pytest.raises(InvalidRequest, match=rf"^{file}: line 2: name: 7 is not accepted"):
+        read_policies(file)
+    file.write_bytes(b"\xff")
+    with pytest.raises(InvalidRequest, match="cannot be read: it is not text"):
+        read_policies(file)
+    with pytest.raises(InvalidRequest, match="set JANITOR_POLICY_FILE"):
+        read_policies(None)
 
 
 def test_a_policy_for_a_pattern_needs_no_age():

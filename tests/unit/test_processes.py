@@ -1,28 +1,33 @@
-"""How many processes and threads a worker has: as given, else as the cores and the permits ask for."""
+"""`janitor up`: which processes it runs, and which of them have the API keys."""
 
 import pytest
 
-from worker.cli.processes import _fitted
+from worker.cli.processes import _tree
 from worker.settings import load_settings
+from worker.supervise import without_keys
+
+KEYS = {"BFL_API_KEY": "k3y", "BFL_API_KEY_FILE_EMEA": "/run/key", "BFL_API_KEY_OTHER": "oth3r"}
 
 
-@pytest.mark.parametrize(
-    ("permits", "given", "environ", "fitted"),
-    [
-        (8, (None, None), {}, (1, 8)),
-        (24, (None, None), {}, (3, 8)),
-        (24, (2, None), {}, (2, 12)),
-        (25, (2, None), {}, (2, 13)),
-        (24, (2, 5), {}, (2, 5)),
-        (100, (None, None), {}, (4, 25)),
-        (100, (None, None), {"JANITOR_THREADS": "50"}, (2, 50)),
-        (1, (None, None), {}, (1, 1)),
-        (1000, (1, None), {}, (1, 256)),
-    ],
-)
-def test_what_is_not_given_follows_from_four_cores_and_the_permits(monkeypatch, permits, given, environ, fitted):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: range(4), raising=False)
-    monkeypatch.setattr("sys.platform", "linux")
-    for name, value in {"BFL_API_KEY": "k", "JANITOR_MAX_CONCURRENT": str(permits), **environ}.items():
+@pytest.fixture
+def tree(monkeypatch, tmp_path):
+    for name, value in {**KEYS, "BFL_API_URL": "http://127.0.0.1:1", "JANITOR_STATE_DIR": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    assert _fitted(load_settings(), *given) == fitted
+    return {spec.name: spec for spec in _tree(load_settings(), "unix:///here?db=0", 8080)}
+
+
+def test_only_workers_have_the_api_keys_in_their_environment(tree):
+    with_keys = {
+        name for name, spec in tree.items() if any(key in (spec.env or KEYS).values() for key in KEYS.values())
+    }
+    assert (list(tree), with_keys) == (["redis", "worker", "beat", "http"], {"worker"})
+
+
+def test_every_process_but_redis_is_told_which_redis(tree):
+    told = {name for name, spec in tree.items() if spec.env.get("REDIS_URL") == "unix:///here?db=0"}
+    assert told == {"worker", "beat", "http"}
+
+
+def test_what_names_a_key_is_left_out_and_nothing_else():
+    kept = {"BFL_API_URL": "https://api.bfl.ai", "PATH": "/bin"}
+    assert without_keys({**KEYS, **kept}) == kept

@@ -8,14 +8,14 @@ import pytest
 
 from tasks import records
 from tasks.errors import InvalidRequest
-from tasks.records import FINAL, TRANSITIONS, Attempt, Deletion, Evidence, NewRequest, Request, State
+from tasks.records import FINAL, TRANSITIONS, UNFINISHED, Attempt, Deletion, Evidence, NewRequest, State
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-REQUEST = Request("r1", NOON, "billing", "trial over", "name", NOON, missing_ok=True)
-ATTEMPT = Attempt(NOON, sent=True, http_status=200, message="deleted", seconds=0.2)
+ATTEMPT = Attempt(NOON, sent=True, http_status=200, message="deleted", seconds=0.2, vantage="api.test 11111111")
 DELETION = Deletion(
     id="d1", finetune_id="my-finetune", account="default", state=State.DELETED, evidence=Evidence.RESPONSE,
-    created_at=NOON, due_at=NOON, deadline=NOON, finished_at=NOON, requests=(REQUEST,), attempts=(ATTEMPT,),
+    created_at=NOON, asked_at=NOON, due_at=NOON, deadline=NOON, finished_at=NOON, attempts=(ATTEMPT,),
+    incarnation={"created_at": "2026-02-01T10:00:00Z"},
 )  # fmt: skip
 
 
@@ -34,10 +34,10 @@ def test_a_finetune_id_is_taken_as_it_is(finetune_id):
 @pytest.mark.parametrize(
     ("finetune_id", "why"),
     [
-        ("", "is empty"), ("x" * 256, "has 256 characters"), (None, "None is no text"), (7, "7 is no text"),
-        (["a"], "['a'] is no text"), ("a b", "'a b' has a space"), (" a", "has a space"),
+        ("", "is empty"), ("x" * 256, "has 256 characters"), (None, "None is not a text"), (7, "7 is not a text"),
+        (["a"], "['a'] is not a text"), ("a b", "'a b' has a space"), (" a", "has a space"),
         ("a\n", r"'a\n' has a space or a control character"), ("a\x00", "control character"),
-        ("a\u2028b", "control character"), ("\ud800", "control character"),
+        ("a\u2028b", "control character"), ("a\u202eb", "control character"), ("\ud800", "control character"),
         ("org/name", "another organisation's finetune"),
     ],
 )  # fmt: skip
@@ -51,11 +51,11 @@ def test_an_id_the_api_cannot_know_is_refused(finetune_id, why):
 @pytest.mark.parametrize(
     ("check", "good", "bad"),
     [
-        (records.check_request_id, ["a", "x" * 128, "order 7"], ["", "x" * 129, "a\n", None, 7, b"a"]),
+        (records.check_request_id, ["a", "x" * 128, "order 7"], ["", "x" * 129, "a\n", "\ud800", None, 7, b"a"]),
         (
             records.check_account,
             ["default", "eu_2", "x" * 40],
-            ["", "EU", "a-b", "a b", "x" * 41, "é", None, "a\n"],
+            ["", "EU", "a-b", "a b", "x" * 41, "é", None, "a\n", "*"],
         ),
         (records.check_state, list(State), ["", "done", "DELETED"]),
     ],
@@ -92,35 +92,64 @@ def test_a_request_in_order_is_taken():
     assert [request.checked(allow_org_ids=True) for request in (now, later)] == [now, later]
 
 
-def test_every_state_has_its_followers_and_a_final_one_only_a_late_confirmation():
+@pytest.mark.parametrize(
+    ("fields", "lane"),
+    [
+        ({}, "single"), ({"bulk": True}, "bulk"), ({"source": "cleanup:p1", "bulk": True}, "cleanup"),
+        ({"source": "cleanup:p1"}, "cleanup"), ({"source": "name"}, "single"),
+    ],
+)  # fmt: skip
+def test_the_source_and_the_number_say_the_lane(fields, lane):
+    request = NewRequest("r1", "a", **fields)
+    assert (request.lane, request.is_cleanup) == (lane, lane == "cleanup")
+
+
+def test_every_state_has_its_followers_and_a_final_one_has_two_exceptions():
+    # Given the table, then a late confirmation and a failed verification are all that changes a final state.
     assert set(TRANSITIONS) == set(State)
-    assert all(TRANSITIONS[state] == {State.DELETED} - {state} for state in FINAL)
-    assert all(TRANSITIONS[state] >= FINAL for state in set(State) - FINAL)
-    assert not any(state in after for state, after in TRANSITIONS.items())
-    assert State.RUNNING not in TRANSITIONS[State.SCHEDULED], "nothing runs before it is due"
+    assert {state: TRANSITIONS[state] for state in FINAL} == {
+        **{state: {State.DELETED} for state in FINAL},
+        State.SUPERSEDED: {State.REVIEW},
+        State.DELETED: {State.REVIEW},
+    }
+    assert all(TRANSITIONS[state] == set(State) for state in UNFINISHED)
+
+
+@pytest.mark.parametrize(("state", "final"), [(state, state in FINAL) for state in State])
+def test_what_is_final(state, final):
+    assert replace(DELETION, state=state).is_final is final
+
+
+def test_a_state_of_another_version_is_final_and_not_done():
+    unknown = replace(DELETION, state="paused")
+    assert (unknown.is_final, unknown.is_done, unknown.to_json()["state"]) == (True, False, "paused")
 
 
 @pytest.mark.parametrize("missing_ok", [True, False])
-def test_done_is_deleted_or_missing_where_that_is_fine(missing_ok):
-    ended = {state: replace(DELETION, state=state) for state in State}
-    done = {state for state, deletion in ended.items() if deletion.is_done(missing_ok=missing_ok)}
+def test_done_is_deleted_or_missing_if_that_is_fine(missing_ok):
+    ended = {state: replace(DELETION, state=state, missing_ok=missing_ok) for state in State}
+    done = {state for state, deletion in ended.items() if deletion.is_done}
     assert done == {State.DELETED} | ({State.NOT_FOUND} if missing_ok else set())
 
 
 def test_times_are_milliseconds_in_the_ledger():
     assert records.from_ms("1500.0") == datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
     assert records.to_ms(NOON) == 1_772_366_400_000
+    assert (records.moment(None), records.moment(0)) == (None, datetime(1970, 1, 1, tzinfo=UTC))
 
 
 def test_the_json_form_is_stable():
     record = DELETION.to_json()
     assert " ".join(record) == (
-        "id finetune_id account state status message timestamp evidence created_at due_at deadline finished_at "
-        "looked_at fingerprint cancel_requested_at retried_by requests attempts"
+        "id finetune_id account state evidence status message timestamp source requested_by reason missing_ok "
+        "created_at asked_at due_at next_try_at deadline finished_at observed_at vantage incarnation verified_at "
+        "deleted_by cancel_requested_at cancelled_by cancel_reason resolved_at resolved_by resolution retry_of "
+        "retried_by attempts"
     )
-    assert " ".join(record["requests"][0]) == "id at requested_by reason source due_at missing_ok"
-    assert " ".join(record["attempts"][0]) == "at sent http_status error message seconds"
+    assert " ".join(record["attempts"][0]) == "at sent http_status error message seconds vantage"
     assert json.loads(json.dumps(record)) == record
-    assert (DELETION.request("r1"), DELETION.request("r2")) == (REQUEST, None)
-    assert (record["state"], record["evidence"], record["looked_at"]) == ("deleted", "response", None)
-    assert record["finished_at"] == "2026-03-01T12:00:00.000Z"
+    assert (record["state"], record["evidence"], record["observed_at"]) == ("deleted", "response", None)
+    assert (record["finished_at"], record["incarnation"]) == (
+        "2026-03-01T12:00:00.000Z",
+        {"created_at": "2026-02-01T10:00:00Z"},
+    )

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from worker.settings import DEFAULT_API_URL, Account, SettingsError, load_settings, read_accounts
+from worker.settings import DEFAULT_API_URL, Account, SettingsError, load_settings, read_accounts, terms
 
 KEY, OTHER_KEY = "5ecret-key", "0ther-key"
 
@@ -30,7 +30,9 @@ def test_without_variables_or_with_empty_ones_there_are_defaults_and_no_accounts
     environ(JANITOR_LEASE="", REDIS_URL="", BFL_API_KEY=" ")
     settings = load_settings()
     assert (settings.lease, settings.call_deadline) == (timedelta(seconds=30), timedelta(seconds=20))
-    assert (settings.redis_url, settings.look_first, settings.accounts) == (None, "always", {})
+    assert (settings.redis_url, settings.accounts, settings.ca_bundle) == (None, {}, None)
+    assert (settings.observe_within, settings.retry_budget) == (timedelta(hours=1), timedelta(seconds=5))
+    assert settings.maintenance_every == timedelta(seconds=1)
 
 
 def test_variables_are_read_in_the_units_people_write(environ):
@@ -49,7 +51,12 @@ def test_variables_are_read_in_the_units_people_write(environ):
         ("JANITOR_MAX_CONCURRENT", "many", "should be a valid integer"),
         ("JANITOR_MAX_CONCURRENT", "0", "should be greater than or equal to 1"),
         ("JANITOR_THREADS", "1000", "should be less than or equal to 256"),
-        ("JANITOR_LOOK_FIRST", "never", "should be 'always' or 'unclear'"),
+        ("JANITOR_RETENTION", "3M", "m is minutes, and there is no unit for months"),
+        ("JANITOR_MAINTENANCE_EVERY", "0s", "must be longer than 0s"),
+        ("JANITOR_OBSERVE_WITHIN", "0s", "must be longer than 0s"),
+        ("JANITOR_LOG_LEVEL", "LOUD", "should be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
+        ("JANITOR_CA_BUNDLE", "/nowhere/ca.pem", "cannot be read: No such file"),
+        ("JANITOR_CA_BUNDLE", __file__, "a file without certificates"),
         ("JANITOR_ALLOW_ORG_IDS", "perhaps", "should be a valid boolean"),
     ],
 )
@@ -66,11 +73,44 @@ def test_an_unreadable_value_names_its_variable(environ, name, value, why):
         ({"CONNECT_TIMEOUT": "20s"}, "JANITOR_CONNECT_TIMEOUT=20s must be shorter than JANITOR_CALL_DEADLINE=20s"),
         ({"CALL_DEADLINE": "1m"}, "JANITOR_CALL_DEADLINE=1m must be shorter than JANITOR_LEASE=30s"),
         ({"LEASE": "2h"}, "JANITOR_LEASE=2h must be shorter than JANITOR_VISIBILITY_TIMEOUT=1h"),
+        ({"RETENTION": "1h"}, "JANITOR_VISIBILITY_TIMEOUT=1h must be shorter than JANITOR_RETENTION=1h"),
     ],
 )
 def test_durations_that_contradict_each_other_are_refused(environ, variables, line):
     environ(**{f"JANITOR_{name}": value for name, value in variables.items()})
     assert refused(load_settings) == line
+
+
+@pytest.mark.parametrize(
+    ("variable", "ends"),
+    [
+        ("JANITOR_MAX_CONCURENT", "did you mean JANITOR_MAX_CONCURRENT?"),
+        ("janitor_lease_", "did you mean JANITOR_LEASE?"),
+        ("JANITOR_REDIS_URL", "did you mean REDIS_URL?"),
+        ("JANITOR_PORT", "accepted are "),
+        ("JANITOR_LOOK_FIRST", "accepted are JANITOR_ALLOW_API_URL, JANITOR_ALLOW_ORG_IDS, "),
+    ],
+)
+def test_a_variable_that_is_not_a_setting_is_refused_with_the_nearest_one(environ, variable, ends):
+    environ(**{variable: "3"})
+    line = refused(load_settings)
+    assert line.startswith(f"{variable} is not a setting: ")
+    assert ends in line
+
+
+def test_variables_of_the_tests_and_of_kubernetes_are_not_taken_for_settings(environ):
+    environ(
+        JANITOR_CHAOS="long", JANITOR_PORT="tcp://10.0.0.1:8080", JANITOR_SERVICE_HOST="10.0.0.1",
+        JANITOR_HTTP_SERVICE_PORT_WEB="80", JANITOR_HTTP_PORT_8080_TCP_ADDR="10.0.0.1", janitor_lease="40s",
+    )  # fmt: skip
+    assert load_settings().lease == timedelta(seconds=40)
+
+
+def test_the_ledgers_durations_are_those_of_the_settings(environ):
+    environ(JANITOR_LEASE="40s", JANITOR_CALL_DEADLINE="21s", JANITOR_GIVE_UP_AFTER="2d", JANITOR_RETENTION="5d")
+    told = terms(load_settings())
+    assert (told.lease, told.call_deadline) == (timedelta(seconds=40), timedelta(seconds=21))
+    assert (told.give_up_after, told.retention) == (timedelta(days=2), timedelta(days=5))
 
 
 def test_accounts_come_from_the_environment(tmp_path):
@@ -82,9 +122,10 @@ def test_accounts_come_from_the_environment(tmp_path):
         "BFL_API_URL_EU_2": "https://api.eu.bfl.ai/",
         "BFL_API_KEYRING": "not a key",
     })  # fmt: skip
-    assert {name: (one.key.get_secret_value(), one.url) for name, one in accounts.items()} == {
-        "default": (KEY, DEFAULT_API_URL),
-        "eu_2": (OTHER_KEY, "https://api.eu.bfl.ai"),
+    shown = {name: (one.key.get_secret_value(), one.url, one.url_variable) for name, one in accounts.items()}
+    assert shown == {
+        "default": (KEY, DEFAULT_API_URL, "BFL_API_URL"),
+        "eu_2": (OTHER_KEY, "https://api.eu.bfl.ai", "BFL_API_URL_EU_2"),
     }
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from tasks.errors import ApiError, JanitorError, LedgerUnavailable, PlanRefused, UnknownDeletion, UnknownPlan
+from tasks.api.errors import ApiError
+from tasks.errors import JanitorError, LedgerUnavailable, PlanRefused, UnknownDeletion, UnknownPlan
 
 # command: (module below worker.cli, what it does)
 _COMMANDS = {
@@ -19,12 +20,12 @@ _COMMANDS = {
     "delete": ("enqueue", "Ask for finetunes to be deleted."),
     "show": ("records", "Show one record."),
     "list": ("records", "List records, newest first."),
-    "wait": ("records", "Wait until deletions are concluded."),
+    "wait": ("records", "Wait until deletions have ended."),
     "cancel": ("enqueue", "Withdraw deletions."),
-    "retry": ("enqueue", "Ask again for what failed or needs review."),
+    "retry": ("enqueue", "Ask again for deletions that ended otherwise."),
     "pause": ("control", "Stop all deleting within 2 seconds, everywhere."),
     "resume": ("control", "Go on deleting after a pause."),
-    "poison": ("control", "List, show or drop messages that nobody could read."),
+    "dead-letters": ("control", "List, show or drop messages that could not be read."),
     "finetunes": ("finetunes", "Show what is there: age, last use, protection, stale or not."),
     "protect": ("finetunes", "Keep finetunes from cleanups."),
     "unprotect": ("finetunes", "Let cleanups have finetunes again."),
@@ -48,7 +49,7 @@ class _LazyGroup(click.Group):
         if cmd_name not in _COMMANDS:
             return None
         module = import_module(f"worker.cli.{_COMMANDS[cmd_name][0]}")
-        command: click.Command = getattr(module, cmd_name if cmd_name != "list" else "list_")
+        command: click.Command = getattr(module, "list_" if cmd_name == "list" else cmd_name.replace("-", "_"))
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- click's
@@ -72,7 +73,7 @@ def cli() -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; every foreseen error ends in one line on stderr and its exit code."""
+    """Run the command; every expected error ends in one line on stderr and its exit code."""
     try:
         result: Any = cli.main(argv, prog_name="janitor", standalone_mode=False)
     except click.exceptions.Exit as stop:

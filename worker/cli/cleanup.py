@@ -7,20 +7,21 @@ from pathlib import Path
 
 import click
 
+from tasks.cleanup.plans import Plan, apply_plan, get_plan, list_plans
+from tasks.cleanup.policies import Policy, read_policies
 from tasks.durations import format_duration
 from tasks.errors import InvalidRequest
-from tasks.plans import Plan, apply_plan, get_plan, list_plans
-from tasks.policies import Policy
 from worker.cli.common import json_option, open_desk, policy_file_option, progress
 from worker.cli.enqueue import login
 from worker.cli.output import local, note, print_json, print_rows
-from worker.policy_file import read_policies
 from worker.settings import load_settings
+
+_WRONG_USAGE = 2  # an id that belongs to another request
 
 
 @click.group()
 def cleanup() -> None:
-    """Find the finetunes nobody needs any more.
+    """Find the finetunes that nobody needs any more.
 
     The policies are a TOML file, reviewed like code: docs/policies.example.toml shows one.
 
@@ -52,8 +53,8 @@ def check(*, file: Path | None) -> int:
 def plan_(*, file: Path | None, name: str | None, as_json: bool) -> int:
     """List every finetune with keep or delete and the reason; delete nothing.
 
-    The plan is kept with an id, for `janitor cleanup apply`. Exit code 1 where one is blocked: beyond a cap, or
-    made from a list that cannot be believed.
+    The plan is kept with an id, for `janitor cleanup apply`. Exit code 1 if one is blocked: beyond a cap, or made
+    from a list that cannot be relied on.
 
     \b
     janitor cleanup plan
@@ -63,7 +64,7 @@ def plan_(*, file: Path | None, name: str | None, as_json: bool) -> int:
     policies = _named(read_policies(file or desk.settings.policy_file), name)
     blocked = False
     for policy in policies:
-        with progress(f"looking at {policy.account}") as advance:
+        with progress(f"reading account {policy.account}") as advance:
             plan = desk.cleaner.plan(policy, advance=advance)
         blocked = blocked or plan.blocked is not None
         _print(plan, as_json=as_json)
@@ -84,7 +85,7 @@ def show(*, id_: str, as_json: bool) -> int:
 
 
 @cleanup.command("list")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most so many.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=20, show_default=True, help="At most this many.")
 @json_option
 def list_(*, limit: int, as_json: bool) -> int:
     """List plans, newest first.
@@ -104,10 +105,11 @@ def list_(*, limit: int, as_json: bool) -> int:
 @click.argument("id_", metavar="PLAN_ID")
 @json_option
 def apply(*, id_: str, as_json: bool) -> int:
-    """Ask for just the deletions of a plan, each guarded by its fingerprint, after the policy's grace.
+    """Ask for exactly the deletions of a plan, after the policy's time of grace.
 
-    What was used, protected or replaced since is kept. A plan that is blocked, or older than 24 hours, is refused
-    with exit code 1. Twice applied is once applied.
+    Each is bound to the incarnation that the plan saw. What was used, protected, replaced or asked for since is
+    kept. A plan that is blocked, or older than 24 hours, is refused with exit code 1. The same plan applied again
+    asks for nothing again.
 
     \b
     janitor cleanup apply 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11
@@ -115,16 +117,19 @@ def apply(*, id_: str, as_json: bool) -> int:
     desk = open_desk()
     applied = apply_plan(desk.ledger, desk.intake, get_plan(desk.ledger, id_), requested_by=login())
     if as_json:
-        print_json(one.deletion.to_json() | {"created": one.created, "kept": one.kept} for one in applied)
+        asked = [(one, one.deletion) for one in applied if one.deletion]
+        print_json(deletion.to_json() | {"created": one.created, "kept": one.kept} for one, deletion in asked)
     for one in applied:
-        if one.kept:
-            note(f"{one.deletion.finetune_id} is kept: {one.kept.removeprefix('kept: ')}")
+        if one.error or one.deletion is None:
+            note(f"{one.finetune_id} was not asked for: {one.error}")
+        elif one.kept:
+            note(f"{one.finetune_id} is kept: {one.kept.removeprefix('kept: ')}")
         elif not as_json:
             due = local(one.deletion.due_at)
-            click.echo(f"{one.deletion.finetune_id}  {one.deletion.id}  {one.deletion.state}, due {due}")
+            click.echo(f"{one.finetune_id}  {one.deletion.id}  {one.deletion.state}, due {due}")
     new = sum(one.created and one.kept is None for one in applied)
-    note(f"{new} of {len(applied)} accepted; `janitor list --state scheduled` shows what is coming")
-    return 0
+    note(f"{new} of {len(applied)} accepted; `janitor list --state scheduled` shows what waits")
+    return _WRONG_USAGE if any(one.error for one in applied) else 0
 
 
 def _named(policies: tuple[Policy, ...], name: str | None) -> tuple[Policy, ...]:
@@ -146,6 +151,8 @@ def _print(plan: Plan, *, as_json: bool) -> None:
     totals = f"{plan.deletions} of {plan.total} finetunes of account {plan.account} to delete"
     grace = format_duration(timedelta(seconds=plan.grace_seconds))
     note(f"plan {plan.id} of {plan.policy}, {local(plan.created_at)}: {totals}, after {grace}")
+    for warning in plan.warnings:
+        note(f"warning: {warning}")
     if plan.blocked:
         note(f"blocked, it cannot be applied: {plan.blocked}")
     elif not plan.applied_at:

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,19 +17,18 @@ import click
 from rich.console import Console
 from rich.progress import Progress
 
-from tasks.claims import WakeUp
-from tasks.durations import parse_duration, parse_time
+from tasks.durations import parse_duration
 from tasks.errors import InvalidRequest
 from tasks.intake import Intake
 from tasks.ledger import Ledger
-from tasks.queries import get, get_many
+from tasks.ledger.queries import get, get_many
 from tasks.records import DEFAULT_ACCOUNT, Deletion
-from worker.connections import connect, redis_url, terms
 from worker.logs import configure as configure_logs
-from worker.settings import Settings, SettingsError, load_settings, require_accounts
+from worker.redis_url import connect, redis_url
+from worker.settings import Settings, SettingsError, load_settings, require_accounts, terms
 
 if TYPE_CHECKING:
-    from tasks.schedule import Cleaner
+    from tasks.cleanup.schedule import Cleaner
 
 _POLL_SECONDS = 0.1
 
@@ -42,7 +42,10 @@ class Desk:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(connect(self.url, patient=False), terms(self.settings))
+        """Raises `WrongLedger` if another version wrote it."""
+        ledger = Ledger(connect(self.url, patient=False), terms(self.settings))
+        ledger.check_schema()
+        return ledger
 
     @cached_property
     def intake(self) -> Intake:
@@ -50,17 +53,18 @@ class Desk:
 
     @cached_property
     def cleaner(self) -> Cleaner:
-        """What looks at the API and makes plans; raises `SettingsError` without a key."""
+        """What reads the API and makes plans; raises `SettingsError` without a key."""
         from worker.app import cleaner  # noqa: PLC0415 -- brings in Celery
 
         require_accounts(self.settings)
         return cleaner(self.settings, self.ledger, self.intake, time.sleep)
 
-    def wake(self, wakeup: WakeUp) -> None:
-        from tasks.definitions import wake  # noqa: PLC0415 -- brings in Celery
-        from worker.app import create_app  # noqa: PLC0415
+    def wake(self, account: str) -> None:
+        """Publish a wake-up."""
+        from tasks.celery_tasks import wake  # noqa: PLC0415 -- brings in Celery
+        from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
 
-        wake(create_app(self.settings, self.url), wakeup)
+        wake(create_app(self.settings, self.url), account)
 
 
 def open_desk() -> Desk:
@@ -68,6 +72,17 @@ def open_desk() -> Desk:
     settings = load_settings()
     configure_logs("WARNING")  # on stderr: stdout is for records
     return Desk(settings, redis_url(settings))
+
+
+def parse_local_time(text: str) -> datetime:
+    """An aware UTC `datetime`; raises `InvalidRequest`. Without an offset it is local time, as in tables."""
+    try:
+        return datetime.fromisoformat(text.strip()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(
+            f"{text!r} is not a time: give a time in ISO 8601 such as 2026-12-24T18:00:00Z; without an offset it "
+            "is local time"
+        ) from None
 
 
 class _Parsed(click.ParamType[Any]):
@@ -83,7 +98,7 @@ class _Parsed(click.ParamType[Any]):
 
 
 DURATION = _Parsed("duration", parse_duration)
-TIME = _Parsed("time", parse_time)
+TIME = _Parsed("time", parse_local_time)
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print records as JSON, one per line.")
 account_option = click.option("--account", default=DEFAULT_ACCOUNT, show_default=True, help="The account.")
@@ -101,7 +116,7 @@ def known(ledger: Ledger, ids: Sequence[str]) -> list[Deletion]:
 
 
 def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> tuple[list[Deletion], bool]:
-    """The deletions of these ids once all are final, or as they stand when the time is over (then false).
+    """The deletions of these ids once all are final, or as they stand when the time is over (then False).
 
     Unknown ids raise `UnknownDeletion`. A bar shows the progress of many, on a terminal only.
     """
@@ -111,7 +126,7 @@ def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) 
     with progress("deletions") as advance:
         while True:
             found |= zip(left, known(ledger, left), strict=True)
-            left = [id_ for id_ in ids if not found[id_].state.is_final]
+            left = [id_ for id_ in ids if not found[id_].is_final]
             advance(len(ids) - len(left), len(ids))
             if not left or time.monotonic() >= over:
                 return [found[id_] for id_ in ids], not left
@@ -120,7 +135,7 @@ def wait_for(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) 
 
 @contextmanager
 def extra() -> Iterator[None]:
-    """Around imports that the extra `http` brings; raises `SettingsError` where it is not installed."""
+    """Around imports that the extra `http` brings; raises `SettingsError` if it is not installed."""
     try:
         yield
     except ModuleNotFoundError as error:

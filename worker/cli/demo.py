@@ -19,12 +19,12 @@ from typing import Any
 import click
 
 from tasks.ledger import Ledger
-from tasks.queries import get, workers_seen
+from tasks.ledger.queries import workers_seen
 from worker import embedded
 from worker.cli.output import note
-from worker.connections import celery_url, connect
+from worker.redis_url import celery_url, connect
 from worker.sandbox import Sandbox
-from worker.supervise import Spec, started, until
+from worker.supervise import Spec, started
 
 KEY = "demo-key"
 _PATIENCE_SECONDS = "30"
@@ -35,7 +35,7 @@ PRODUCER = """
 import json, sys
 from celery import Celery
 
-app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+app = Celery(broker=sys.argv[1], backend=sys.argv[1], set_as_current=False)
 for arguments in json.loads(sys.argv[2]):
     deletion = app.send_task("finetunes.delete", kwargs=arguments, queue="deletions")
     print(deletion.id)
@@ -62,7 +62,7 @@ def _show(state_dir: Path) -> int:
         env = _environment(url, api.url, state_dir)
         with started(_worker(env, state_dir)):
             _provoke(api)
-            ids = [*_by_name(url, env), *_by_command(api, env)]
+            ids = [*_by_name(url, env), *_by_command(env)]
             note("waiting for the outcomes ...")
             _janitor(env, "wait", *ids, "--timeout", _PATIENCE_SECONDS, "--json", codes=(0, 1))
             note("the records, as `janitor list` shows them:\n")
@@ -76,7 +76,7 @@ def _show(state_dir: Path) -> int:
 def _environment(url: str, api_url: str, state_dir: Path) -> dict[str, str]:
     ours = ("BFL_", "JANITOR_", "REDIS_")
     return {
-        **{name: value for name, value in os.environ.items() if not name.startswith(ours)},
+        **{name: value for name, value in os.environ.items() if not name.upper().startswith(ours)},
         "REDIS_URL": url,
         "BFL_API_KEY": KEY,
         "BFL_API_URL": api_url,
@@ -85,7 +85,7 @@ def _environment(url: str, api_url: str, state_dir: Path) -> dict[str, str]:
 
 
 def _worker(env: Mapping[str, str], state_dir: Path) -> Spec:
-    """A plain Celery worker; ready once dispatch, which starts last, has made it known."""
+    """A plain Celery worker; ready once its maintenance, which starts last, has made it known."""
     ledger = Ledger(connect(env["REDIS_URL"]))
     options = ["-P", "threads", "--without-mingle", "--without-gossip"]
     argv = [sys.executable, "-m", "celery", "-A", "worker", "worker", *options]
@@ -94,41 +94,40 @@ def _worker(env: Mapping[str, str], state_dir: Path) -> Spec:
 
 def _provoke(api: Sandbox) -> None:
     """How the simulated API behaves, finetune by finetune; `demo-gone` it does not know at all."""
-    for name in ("by-name", "by-command", "lost-answer", "refused", "reborn", "undated", "withdrawn"):
-        # Without its time of training, nothing shows that `demo-undated` is still the one that was meant.
-        api.create(f"demo-{name}", **({"timestamp": None} if name == "undated" else {}))
-    # The delete happens, and its answer is lost on the way: only a look can tell.
+    for name in ("by-name", "by-command", "lost-answer", "refused", "withdrawn"):
+        api.create(f"demo-{name}")
+    # Without a creation time, nothing shows that `demo-undated` is still the finetune that was meant hours ago.
+    api.create("demo-undated", timestamp=None)
+    # Created after it was asked for: the name belongs to another finetune by now.
+    api.create("demo-reborn", timestamp=datetime.now(UTC).isoformat())
+    # The delete happens, and its answer is lost on the way: only an observation can tell.
     api.fault("reset", finetune_id="demo-lost-answer", applies=True)
     problem = {"loc": ["body", "finetune_id"], "msg": "this finetune is still training", "type": "value_error"}
     api.fault("status", finetune_id="demo-refused", status=422, body={"detail": [problem]})
 
 
 def _by_name(url: str, env: Mapping[str, str]) -> list[str]:
+    now = datetime.now(UTC).isoformat()
     long_ago = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
     wanted: list[dict[str, Any]] = [
-        {"finetune_id": "demo-by-name", "requested_by": "billing", "reason": "customer left"},
-        {"finetune_id": "demo-lost-answer", "requested_by": "billing"},
-        {"finetune_id": "demo-refused"},
+        {"finetune_id": "demo-by-name", "requested_by": "billing", "reason": "customer left", "requested_at": now},
+        {"finetune_id": "demo-lost-answer", "requested_by": "billing", "requested_at": now},
+        {"finetune_id": "demo-refused", "requested_at": now},
         {"finetune_id": "demo-undated", "requested_at": long_ago},
+        {"finetune_id": "demo-reborn", "requested_at": long_ago},
     ]
-    note("a producer that knows Celery alone asks for four of them by name ...")
+    note("a producer that knows Celery alone asks for five of them by name, for two of them two hours late ...")
     argv = [sys.executable, "-c", PRODUCER, celery_url(url), json.dumps(wanted)]
     done = subprocess.run(argv, env=env, check=True, capture_output=True, text=True, timeout=30)  # noqa: S603 -- ours
     return done.stdout.split()
 
 
-def _by_command(api: Sandbox, env: Mapping[str, str]) -> list[str]:
-    note("and the command for four more ...")
+def _by_command(env: Mapping[str, str]) -> list[str]:
+    note("and the command for three more, of which one is withdrawn ...")
     by_command, gone = _delete(env, "demo-by-command", "demo-gone")
     (withdrawn,) = _delete(env, "demo-withdrawn", "--in", "1h")
-    note("one is withdrawn, and one name is given to a new finetune while its deletion waits ...")
-    _janitor(env, "cancel", withdrawn)
-    (reborn,) = _delete(env, "demo-reborn", "--in", "5s")
-    # Everything that waits is looked at first, so that it is known which finetune was meant.
-    ledger = Ledger(connect(env["REDIS_URL"]))
-    until(lambda: get(ledger, reborn).looked_at is not None, seconds=10, what="the first look at demo-reborn")
-    api.create("demo-reborn", trigger_word="NEW")
-    return [by_command, gone, withdrawn, reborn]
+    _janitor(env, "cancel", withdrawn, "--reason", "it is used again")
+    return [by_command, gone, withdrawn]
 
 
 def _delete(env: Mapping[str, str], *arguments: str) -> list[str]:

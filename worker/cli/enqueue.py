@@ -12,17 +12,19 @@ from typing import Any
 
 import click
 
+from tasks.cleanup.inventory import protected_among
 from tasks.errors import InvalidRequest
 from tasks.intake import BULK
-from tasks.inventory import protected_among
-from tasks.queries import Filter, get_many, list_deletions, open_deletions, workers_seen
+from tasks.ledger.queries import Filter, get_many, list_deletions, workers_seen
 from tasks.records import Deletion, NewRequest, State, check_state
+from tasks.text import one_line
 from worker.cli.common import DURATION, TIME, Desk, account_option, json_option, known, open_desk, timeout_option
-from worker.cli.output import note, print_deletions, print_json, print_table
+from worker.cli.output import local, note, print_deletions, print_json, print_table
 from worker.cli.records import follow
 
 _SHOWN = 20
-_RETRIABLE = (State.FAILED, State.REVIEW)
+_RETRIED_BY_STATE = (State.FAILED, State.REVIEW)
+_NOT_CANCELLED = {"unknown": "no deletion has this id", "final": "it had ended already"}
 _TEXT = click.File("r", encoding="utf-8-sig")  # a BOM is no part of an id
 _wait_option = click.option("--wait", "wait", is_flag=True, help="Wait for the outcome and show it.")
 
@@ -32,7 +34,7 @@ _wait_option = click.option("--wait", "wait", is_flag=True, help="Wait for the o
 @click.option("--file", "file", type=_TEXT, help="Read more ids from a file, one a line; - is stdin.")
 @click.option("--in", "delay", type=DURATION, metavar="24h", help="Delete after this time.")
 @click.option(
-    "--at", "due_at", type=TIME, metavar="T", help="Delete at this time (ISO 8601; UTC without an offset)."
+    "--at", "due_at", type=TIME, metavar="T", help="Delete at this time (ISO 8601; local without an offset)."
 )
 @click.option("--reason", metavar="R", help="Why; kept in the record.")
 @click.option("--requested-by", metavar="WHO", help="Who asks; your login name unless given.")
@@ -60,13 +62,13 @@ def delete(
     who = requested_by or login()
     requests = [
         NewRequest(
-            id=str(uuid.uuid4()), finetune_id=id_, account=account, source="command", requested_by=who,
+            id=str(uuid.uuid4()), finetune_id=id_, account=account, requested_by=who,
             reason=reason, due_at=due_at, delay=delay, missing_ok=missing_ok, bulk=len(wanted) > BULK,
         )
         for id_ in wanted
     ]  # fmt: skip
     if due_at is not None and due_at < datetime.now(UTC):
-        note(f"{due_at.isoformat()} is in the past: that counts as now")
+        raise InvalidRequest(f"--at {local(due_at)} is in the past: give a later time, or leave it out")
     desk = open_desk()
     if dry_run:
         return _show_dry_run(desk, requests, as_json=as_json)
@@ -75,24 +77,25 @@ def delete(
 
 @click.command()
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
+@click.option("--reason", metavar="R", help="Why; kept in the record.")
 @json_option
-def cancel(*, ids: tuple[str, ...], as_json: bool) -> int:
-    """Withdraw deletions, by the id of any of their requests.
+def cancel(*, ids: tuple[str, ...], reason: str | None, as_json: bool) -> int:
+    """Withdraw deletions, each by its id.
 
-    Immediate while no call is under way; else nothing further is sent, and a look decides how it ended.
-    Exit code 1 where one had ended already, or is not known.
+    Immediate while no call is under way; else no further call is made, and an observation decides how it ended.
+    Other deletions of the same finetune are not affected. Exit code 1 if one had ended already, or is not known.
 
     \b
-    janitor cancel 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10
+    janitor cancel 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --reason "wrong customer"
     """
-    desk = open_desk()
-    answers = desk.ledger.cancel(ids)
-    for id_, (answer, _) in zip(ids, answers, strict=True):
-        if answer in ("unknown", "final"):
-            note(f"{id_}: {'no deletion has this id' if answer == 'unknown' else 'it had ended already'}")
-    found = [d for d in get_many(desk.ledger, [id_ for _, id_ in answers]) if d]
-    print_deletions(found, as_json=as_json)
-    return 0 if all(answer in ("cancelled", "requested") for answer, _ in answers) else 1
+    ledger = open_desk().ledger
+    # Celery results that are due by it are written by the workers' maintenance.
+    answers, _ = ledger.cancel(ids, by=login(), reason=one_line(reason) if reason else None)
+    for id_, answer in zip(ids, answers, strict=True):
+        if answer in _NOT_CANCELLED:
+            note(f"{id_}: {_NOT_CANCELLED[answer]}")
+    print_deletions([one for one in get_many(ledger, ids) if one], as_json=as_json)
+    return 1 if _NOT_CANCELLED.keys() & set(answers) else 0
 
 
 @click.command()
@@ -106,9 +109,10 @@ def retry(
     *, ids: tuple[str, ...], state: str | None, account: str | None, wait: bool, timeout: float | None,
     as_json: bool,
 ) -> int:  # fmt: skip
-    """Ask again for what failed or needs review: a new deletion, guarded by the same fingerprint.
+    """Ask again for what ended otherwise: a new deletion that continues the old one.
 
-    What has no fingerprint, or was asked for again already, is left out with --state and refused by its id.
+    It means the same finetune: it takes over what was observed, and an attempt that may have been applied. What is
+    deleted, unfinished or retried already is refused.
 
     \b
     janitor retry 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --wait
@@ -118,18 +122,16 @@ def retry(
         raise click.UsageError("give either the ids of deletions, or --state failed or --state review")
     desk = open_desk()
     old = known(desk.ledger, ids) if ids else _all_in(desk, check_state(state or ""), account)
-    for deletion in old if ids else ():
+    for deletion in old:
         if why := _not_again(deletion):
             raise InvalidRequest(f"{deletion.id} {why}")
-    old = [deletion for deletion in old if not _not_again(deletion)]
     if not old:
-        note("nothing to ask for again")
+        note("nothing to retry")
         return 0
     requests = [
         NewRequest(
-            id=str(uuid.uuid4()), finetune_id=d.finetune_id, account=d.account, source=f"retry:{d.id}",
-            requested_by=login(), fingerprint=d.fingerprint,
-            missing_ok=any(request.missing_ok for request in d.requests), bulk=len(old) > BULK,
+            id=str(uuid.uuid4()), finetune_id=d.finetune_id, account=d.account, requested_by=login(),
+            reason=d.reason, missing_ok=d.missing_ok, bulk=len(old) > BULK, retry_of=d.id,
         )
         for d in old
     ]  # fmt: skip
@@ -139,52 +141,41 @@ def retry(
 def _accept(
     desk: Desk, requests: Sequence[NewRequest], *, wait: bool, timeout: float | None, as_json: bool
 ) -> int:
-    accepted = desk.intake.accept(requests)
+    desk.intake.accept(requests)
     for id_ in protected_among(desk.ledger, requests[0].account, [request.finetune_id for request in requests]):
-        note(f"{id_} is protected: from cleanups, not from this request; `janitor cancel` withdraws it")
+        note(f"{id_} is protected from cleanups, and not from this request; `janitor cancel` withdraws it")
     if not workers_seen(desk.ledger):
         note("accepted, but no worker is seen: it waits until one runs (`janitor up`, or `janitor worker`)")
-    ids, created = [answer.deletion_id for answer in accepted], [answer.created for answer in accepted]
+    ids = [request.id for request in requests]
     if wait:
-        # Whoever interrupts the wait must know what goes on without it.
+        # Said first, so that a person who interrupts the wait knows what goes on without it.
         note(f"accepted: {' '.join(ids)}" if len(ids) <= _SHOWN else f"{len(ids)} accepted")
-        # By the requests' own ids: one that is made a deletion of its own meanwhile is followed there.
-        return follow(desk.ledger, [request.id for request in requests], timeout, as_json=as_json, created=created)
+        return follow(desk.ledger, ids, timeout, as_json=as_json)
     found = [d for d in get_many(desk.ledger, ids) if d]
     if as_json:
-        print_deletions(found, as_json=True, created=created)
+        print_deletions(found, as_json=True)
     elif len(found) <= _SHOWN:
         print_table(found)
-    joined = created.count(False)
-    note(f"{len(accepted)} accepted" + (f", {joined} of them joined a deletion under way" if joined else ""))
+    note(f"{len(ids)} accepted")
     return 0
 
 
 def _show_dry_run(desk: Desk, requests: Sequence[NewRequest], *, as_json: bool) -> int:
     desk.intake.check(requests)
-    joins = open_deletions(desk.ledger, requests[0].account, [request.finetune_id for request in requests])
     for request in requests:
-        open_id = joins.get(request.finetune_id)
         if as_json:
-            print_json([{"finetune_id": request.finetune_id, "account": request.account, "joins": open_id}])
+            print_json([{"finetune_id": request.finetune_id, "account": request.account}])
         else:
-            click.echo(f"would ask for {request.finetune_id}" + (f", joining {open_id}" if open_id else ""))
+            click.echo(f"would ask for {request.finetune_id}")
     note("dry run: nothing was written")
     return 0
 
 
 def _not_again(deletion: Deletion) -> str | None:
-    """Why a deletion cannot be asked for again, None where it can."""
-    if deletion.state not in _RETRIABLE:
-        return f"is {deletion.state}: only failed and review can be asked for again"
-    if deletion.retried_by:
-        return f"was asked for again already: {deletion.retried_by}"
-    if not deletion.fingerprint:
-        return (
-            "was never looked at, so nothing shows that the name still means the same finetune: see that it does, "
-            f"then `janitor delete {deletion.finetune_id}`"
-        )
-    return None
+    """Why a deletion cannot be retried, None if it can."""
+    if deletion.state == State.DELETED or not deletion.is_final:
+        return f"is {deletion.state}: only what ended otherwise can be retried"
+    return f"was retried already: {deletion.retried_by}" if deletion.retried_by else None
 
 
 def login() -> str:
@@ -196,12 +187,12 @@ def login() -> str:
 
 
 def _all_in(desk: Desk, state: State, account: str | None) -> list[Deletion]:
-    if state not in _RETRIABLE:
-        raise InvalidRequest(f"--state is {state}: only failed and review can be asked for again")
+    if state not in _RETRIED_BY_STATE:
+        raise InvalidRequest(f"--state is {state}: only failed and review can be retried by state")
     where, found, cursor = Filter(account=account, states=(state,)), [], None
     while True:
         deletions, cursor = list_deletions(desk.ledger, where, limit=500, cursor=cursor)
-        found += deletions
+        found += [one for one in deletions if not one.retried_by]
         if cursor is None:
             return found
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tasks import inventory
-from tasks.cleanup import DAY, Finetune, Item
+from tasks.cleanup import inventory
+from tasks.cleanup.inventory import Inventory
+from tasks.cleanup.policies import read_policies
+from tasks.cleanup.rules import DAY, Finetune, Item
 from tasks.durations import iso
 from tasks.errors import InvalidRequest
-from tasks.inventory import Inventory
 from worker.cli.common import TIME, account_option, json_option, open_desk, policy_file_option, progress
 from worker.cli.output import note, print_json, print_rows
-from worker.policy_file import read_policies
 
 _ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 
@@ -36,7 +37,7 @@ def finetunes(*, account: str, file: Path | None, as_json: bool) -> int:
     desk = open_desk()
     file = file or desk.settings.policy_file
     policies = [policy for policy in (read_policies(file) if file else ()) if policy.account == account]
-    with progress(f"looking at {account}") as advance:
+    with progress(f"reading account {account}") as advance:
         found = desk.cleaner.survey(account, policies, advance)
     verdicts = {policy.name: found.select(policy) for policy in policies}
     rows = zip(found.finetunes(), *verdicts.values(), strict=True)
@@ -55,7 +56,7 @@ def finetunes(*, account: str, file: Path | None, as_json: bool) -> int:
 @account_option
 @click.option("--until", type=TIME, metavar="T", help="Until this time (ISO 8601); for good unless given.")
 def protect(*, ids: tuple[str, ...], account: str, until: datetime | None) -> int:
-    """Keep finetunes from cleanups, at once, also where a cleanup's deletion is waiting already.
+    """Keep finetunes from cleanups, at once; a cleanup's deletion that waits already is withdrawn.
 
     Requests of people and services go ahead all the same.
 
@@ -100,7 +101,7 @@ def touch(*, ids: tuple[str, ...], account: str) -> int:
 def _say(what: str, ids: tuple[str, ...], withdrawn: list[str]) -> None:
     note(f"{what}: {', '.join(ids[:5])}" + (f" and {len(ids) - 5} more" if len(ids) > 5 else ""))
     for id_ in withdrawn:
-        note(f"a cleanup's request was withdrawn: {id_}")
+        note(f"a cleanup's deletion was withdrawn: {id_}")
 
 
 def _cells(found: Inventory, one: Finetune) -> tuple[str, ...]:
@@ -116,10 +117,10 @@ def _as_json(found: Inventory, one: Finetune, verdicts: dict[str, Item]) -> dict
     return {
         "finetune_id": one.id,
         "account": found.account,
-        "fingerprint": one.fingerprint,
-        "timestamp": iso(one.began),
+        "incarnation": json.loads(one.incarnation) if one.incarnation else None,
+        "created_at": iso(one.created),
         "first_seen": iso(one.first_seen),
-        "last_seen": iso(found.now),
+        "observed_at": iso(one.observed_at),
         "age_days": (found.now - one.since) // DAY if one.since else None,
         "last_used": iso(one.last_used),
         "protected": iso(until) if isinstance(until, datetime) else until,

@@ -6,7 +6,8 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields
 from datetime import datetime
 from typing import Any
 
@@ -18,11 +19,10 @@ from rich.text import Text
 from tasks.records import Deletion
 
 _STYLES = {"deleted": "green", "failed": "red", "review": "bold red", "running": "cyan", "cancelled": "dim"}
+_LABELS = {"finetune_id": "finetune", "created_at": "accepted at"}
 _WIDE, _WIDTH_OF_FILES = 120, 160
-_CSV_COLUMNS = (
-    "id", "finetune_id", "account", "state", "status", "message", "timestamp", "evidence", "created_at", "due_at",
-    "deadline", "finished_at", "looked_at", "fingerprint",
-)  # fmt: skip
+_NOT_IN_CSV = {"incarnation", "attempts"}  # they have parts of their own
+_CSV_COLUMNS = [field.name for field in fields(Deletion) if field.name not in _NOT_IN_CSV]
 
 
 def note(message: str) -> None:
@@ -36,13 +36,10 @@ def print_json(records: Iterable[dict[str, Any]]) -> None:
         click.echo(json.dumps(record, ensure_ascii=False))
 
 
-def print_deletions(deletions: Sequence[Deletion], *, as_json: bool, created: Sequence[bool] = ()) -> None:
-    """JSON, with `created` where it is given; for a person everything about one, a table of more."""
+def print_deletions(deletions: Sequence[Deletion], *, as_json: bool) -> None:
+    """JSON; for a person everything about one, a table of more."""
     if as_json:
-        records = [deletion.to_json() for deletion in deletions]
-        for record, new in zip(records, created, strict=bool(created)):
-            record["created"] = new
-        print_json(records)
+        print_json(deletion.to_json() for deletion in deletions)
     elif len(deletions) == 1:
         print_record(deletions[0])
     elif deletions:
@@ -50,14 +47,14 @@ def print_deletions(deletions: Sequence[Deletion], *, as_json: bool, created: Se
 
 
 def print_csv(deletions: Iterable[Deletion]) -> None:
-    """The fields of the records without their requests and attempts, with a heading."""
+    """The fields of the records without incarnation and attempts, with a heading."""
     writer = csv.DictWriter(sys.stdout, _CSV_COLUMNS, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(deletion.to_json() for deletion in deletions)
 
 
 def print_table(deletions: Sequence[Deletion]) -> None:
-    """One line a deletion where the terminal is wide enough, else some; ids are never cut."""
+    """One line for each deletion if the terminal is wide enough, else several; ids are never cut."""
     console = _console()
     wide = console.width >= _WIDE
     headings = ("FINETUNE", "ID", "MESSAGE") if wide else ("FINETUNE, ID, MESSAGE",)
@@ -72,8 +69,8 @@ def print_table(deletions: Sequence[Deletion]) -> None:
 
 
 def _cells(deletion: Deletion, *, wide: bool) -> Iterable[Any]:
-    yield Text(deletion.state.value, _STYLES.get(deletion.state.value, ""))
-    yield local(deletion.finished_at or deletion.due_at)
+    yield Text(str(deletion.state), _STYLES.get(deletion.state, ""))
+    yield local(deletion.finished_at or deletion.next_try_at or deletion.due_at)
     what = [deletion.finetune_id, deletion.id, deletion.message or ""]
     yield from (map(Text, what) if wide else [Text("\n".join(filter(None, what)))])
 
@@ -100,34 +97,25 @@ def print_record(deletion: Deletion) -> None:
 
 
 def local(moment: datetime | None) -> str:
-    """Local time, to the second."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S") if moment else ""
+    """Local time with its zone, to the second."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if moment else ""
 
 
 def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
-    yield from (
-        ("id", deletion.id),
-        ("finetune", deletion.finetune_id),
-        ("account", deletion.account),
-        ("state", deletion.state.value),
-        ("status", deletion.status or ""),
-        ("message", deletion.message or ""),
-        ("timestamp", deletion.timestamp or ""),
-        ("evidence", deletion.evidence.value if deletion.evidence else ""),
-        ("created", local(deletion.created_at)),
-        ("due", local(deletion.due_at)),
-        ("deadline", local(deletion.deadline)),
-        ("looked at", local(deletion.looked_at)),
-        ("fingerprint", deletion.fingerprint or ""),
-        ("cancel asked", local(deletion.cancel_requested_at)),
-        ("finished", local(deletion.finished_at)),
-        ("retried by", deletion.retried_by or ""),
-    )
-    for request in deletion.requests:
-        who = f" by {request.requested_by}" if request.requested_by else ""
-        why = f": {request.reason}" if request.reason else ""
-        gone = f", withdrawn {local(request.withdrawn_at)}" if request.withdrawn_at else ""
-        yield "request", f"{local(request.at)} {request.source}{who}{why} ({request.id}){gone}"
+    """The fields that are filled, each as a person reads it."""
+    for field in fields(deletion):
+        match value := getattr(deletion, field.name):
+            case datetime():
+                shown = local(value)
+            case Mapping():
+                shown = json.dumps(value, ensure_ascii=False)
+            case tuple():
+                continue
+            case bool():
+                shown = "yes" if value else ""
+            case _:
+                shown = str(value or "")
+        yield _LABELS.get(field.name) or field.name.replace("_", " "), shown
     for attempt in deletion.attempts:
         status = f"HTTP {attempt.http_status}" if attempt.http_status else attempt.error or ""
         sent = "" if attempt.sent else " (not sent)"
@@ -135,6 +123,6 @@ def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
 
 
 def _console() -> Console:
-    # COLUMNS, where set, goes before both.
+    # COLUMNS, if set, goes before both.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_FILES
     return Console(width=width, highlight=False)

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from tasks.errors import InvalidRequest
 from worker import embedded, supervise
 from worker.cli.common import extra
-from worker.connections import celery_url
+from worker.redis_url import celery_url
 from worker.sandbox import Sandbox
 from worker.settings import Settings, load_settings, require_accounts
 from worker.supervise import Spec
 
-if TYPE_CHECKING:
-    from celery import Celery
-
-_STOP_SECONDS_OVER_CALL = 5
-_CALLS_A_PROCESS, _MOST_THREADS = 8, 256
+_STOP_SECONDS_OVER_CALL = 7  # a worker needs 5 at most
 _JANITOR = (sys.executable, "-m", "worker.cli")
 _EXTRA = {"ignore_unknown_options": True}
 
@@ -49,7 +42,7 @@ def up(*, http: bool, http_port: int) -> int:
             import fastapi  # noqa: F401, PLC0415 -- is the extra installed?
 
             from worker.http.tokens import read_tokens  # noqa: PLC0415 -- not needed for --help
-        read_tokens(settings.tokens_file)  # told now, and not by a process that is started again and again
+        read_tokens(settings.tokens_file)  # reported now, and not by a process that is started again and again
     with embedded.lock(settings.state_dir):
         url = embedded.url(settings.state_dir)
         click.echo(f"state in {settings.state_dir}")
@@ -58,32 +51,21 @@ def up(*, http: bool, http_port: int) -> int:
 
 
 @click.command(context_settings=_EXTRA)
-@click.option("--pool", type=click.Choice(["threads", "prefork"]), default="threads", show_default=True)
-@click.option("--processes", type=click.IntRange(1, 64), help="Celery workers; as the cores and permits ask for.")
-@click.option("--threads", type=click.IntRange(1, 256), help="API calls at once in each; else JANITOR_THREADS.")
 @click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def worker(*, pool: str, processes: int | None, threads: int | None, celery_options: tuple[str, ...]) -> int:
-    """Run workers: `celery -A worker worker`, ready for this job.
+def worker(*, celery_options: tuple[str, ...]) -> int:
+    """Run a worker: `celery -A worker worker -P threads`. Further options go to Celery as they are.
 
-    One process does up to 8 API calls at once; where more are permitted, there are as many as the machine has
-    cores, each kept to one core, and the calls are shared among their threads. Further options go to Celery as
-    they are.
+    It makes up to JANITOR_THREADS API calls at once. More processes are more workers.
 
     \b
     janitor worker
-    janitor worker --processes 2 --threads 12
-    janitor worker --pool prefork --concurrency 2
+    JANITOR_THREADS=16 janitor worker --loglevel INFO
     """
     settings = load_settings()
     require_accounts(settings)
-    processes, threads = _fitted(settings, processes or (1 if pool == "prefork" else None), threads)
-    if processes > 1:
-        return _several(settings, processes, threads, ["--pool", pool, *celery_options])
-    from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
-
-    # Mingle and gossip carry revokes and clocks that nothing here uses, and slow a start by a second and more.
-    argv = ["worker", "--without-mingle", "--without-gossip", "--pool", pool, *celery_options]
-    return _celery(create_app(settings.model_copy(update={"threads": threads})), argv)
+    # Mingle and gossip exchange revokes and clocks that nothing here uses, and delay a start by over a second.
+    argv = ["worker", "--pool", "threads", "--without-mingle", "--without-gossip", *celery_options]
+    return _celery(settings, argv)
 
 
 @click.command(context_settings=_EXTRA)
@@ -94,9 +76,7 @@ def beat(*, celery_options: tuple[str, ...]) -> int:
     \b
     janitor beat
     """
-    from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
-
-    return _celery(create_app(load_settings()), ["beat", *celery_options])
+    return _celery(load_settings(), ["beat", *celery_options])
 
 
 @click.command()
@@ -130,58 +110,25 @@ def sandbox(
     return 0
 
 
-def _fitted(settings: Settings, processes: int | None, threads: int | None) -> tuple[int, int]:
-    """How many processes, and threads in each: what is not given follows from the cores and the permits."""
-    permits = settings.max_concurrent * len(settings.accounts)
-    if threads is None and "threads" in settings.model_fields_set:
-        threads = settings.threads
-    if processes is None:
-        processes = max(1, min(len(_cores()), permits // (threads or _CALLS_A_PROCESS)))
-    return processes, threads or min(-(-permits // processes), _MOST_THREADS)
-
-
-def _cores() -> list[int]:
-    return sorted(os.sched_getaffinity(0)) if sys.platform == "linux" else list(range(os.cpu_count() or 1))
-
-
-def _several(settings: Settings, processes: int, threads: int, celery_options: Sequence[str]) -> int:
-    from worker import supervise  # noqa: PLC0415 -- not needed for --help
-    from worker.connections import redis_url  # noqa: PLC0415
-
-    redis_url(settings)  # said once, and not by each
-    patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
-    argv = [*_JANITOR, "worker", "--processes", "1", "--threads", str(threads)]
-    cores = _cores()
-    specs = [
-        Spec(
-            f"worker {n + 1}",
-            [*argv, "--hostname", f"worker{n + 1}@%h", *celery_options],
-            stop_seconds=patience,
-            # Python runs one thread of a process at a time, and handing that turn to another core costs more than
-            # it gives. Only where each core has its process, so that none is crowded.
-            core=cores[n] if len(cores) == processes else None,
-        )
-        for n in range(processes)
-    ]
-    return supervise.supervise(specs, on_event=partial(click.echo, err=True), alike=True)
-
-
-def _celery(app: Celery, argv: list[str]) -> int:
+def _celery(settings: Settings, argv: list[str]) -> int:
     """Celery's own command, with its exit code: `app.start` does the same and loses it."""
     from celery.bin.celery import celery as command  # noqa: PLC0415 -- brings in Celery
 
-    command.params[0].default = app
+    from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
+
+    command.params[0].default = create_app(settings)
     return int(command.main(args=argv, standalone_mode=False) or 0)
 
 
 def _tree(settings: Settings, url: str, http_port: int | None) -> list[Spec]:
-    env = {**os.environ, "REDIS_URL": url, "JANITOR_STATE_DIR": str(settings.state_dir)}
+    """Redis, worker, beat, HTTP. Only the worker has the API keys in its environment."""
+    here = {"REDIS_URL": url, "JANITOR_STATE_DIR": str(settings.state_dir)}
     patience = settings.call_deadline.total_seconds() + _STOP_SECONDS_OVER_CALL
-    serve = [] if http_port is None else [Spec("http", [*_JANITOR, "serve", "--port", str(http_port)], env)]
+    keyless = supervise.without_keys(os.environ) | here
+    serve = [] if http_port is None else [Spec("http", [*_JANITOR, "serve", "--port", str(http_port)], keyless)]
     return [
         embedded.spec(settings.state_dir),
-        # With a moment more than the processes that this one may have under it.
-        Spec("worker", [*_JANITOR, "worker"], env, stop_seconds=patience + 2),
-        Spec("beat", [*_JANITOR, "beat"], env),
+        Spec("worker", [*_JANITOR, "worker"], {**os.environ, **here}, stop_seconds=patience),
+        Spec("beat", [*_JANITOR, "beat"], keyless),
         *serve,
     ]

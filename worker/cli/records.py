@@ -8,8 +8,8 @@ from datetime import datetime
 import click
 
 from tasks.ledger import Ledger
-from tasks.queries import Filter, get, list_deletions
-from tasks.records import check_account, check_finetune_id, check_state
+from tasks.ledger.queries import Filter, get, list_deletions
+from tasks.records import State, check_account, check_finetune_id, check_state
 from worker.cli.common import TIME, json_option, open_desk, timeout_option, wait_for
 from worker.cli.output import note, print_csv, print_deletions, print_json, print_table
 
@@ -20,7 +20,7 @@ _NOT_IN_TIME = 4
 @click.argument("id_", metavar="ID")
 @json_option
 def show(*, id_: str, as_json: bool) -> int:
-    """Show one record, by the id of the deletion or of any request in it.
+    """Show one record.
 
     \b
     janitor show 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10
@@ -36,8 +36,8 @@ def show(*, id_: str, as_json: bool) -> int:
 @click.option("--account", help="Only this account.")
 @click.option("--since", type=TIME, metavar="T", help="Only what was accepted at or after this time (ISO 8601).")
 @click.option("--until", type=TIME, metavar="T", help="Only what was accepted at or before this time.")
-@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most so many.")
-@click.option("--cursor", metavar="C", help="Go on where a list ended: what it said on stderr.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=50, show_default=True, help="At most this many.")
+@click.option("--cursor", metavar="C", help="Continue a list: the cursor that it printed on stderr.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print CSV with a heading.")
 @json_option
 def list_(
@@ -80,7 +80,7 @@ def list_(
 @timeout_option
 @json_option
 def wait(*, ids: tuple[str, ...], missing_ok: bool, timeout: float | None, as_json: bool) -> int:
-    """Wait until deletions are concluded, and show them.
+    """Wait until deletions have ended, and show them.
 
     \b
     janitor wait 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --timeout 60
@@ -89,15 +89,13 @@ def wait(*, ids: tuple[str, ...], missing_ok: bool, timeout: float | None, as_js
 
 
 def follow(
-    ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None, *, as_json: bool,
-    missing_ok: bool = False, created: Sequence[bool] = (),
-) -> int:  # fmt: skip
-    """Wait for these deletions and show them; the exit code, each judged as its request has it."""
+    ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None, *, as_json: bool, missing_ok: bool = False
+) -> int:
+    """Wait for these deletions and show them; the exit code: 0 if all ended as asked."""
     deletions, in_time = wait_for(ledger, ids, timeout_seconds)
-    print_deletions(deletions, as_json=as_json, created=created)
+    print_deletions(deletions, as_json=as_json)
     if not in_time:
-        note("not all ended in time: `janitor wait` goes on waiting")
+        note("not all ended in time: `janitor wait` waits on")
         return _NOT_IN_TIME
-    asked = [deletion.request(id_) for id_, deletion in zip(ids, deletions, strict=True)]
-    fine = [missing_ok or (request is not None and request.missing_ok) for request in asked]
-    return 0 if all(d.is_done(missing_ok=ok) for d, ok in zip(deletions, fine, strict=True)) else 1
+    done = [one.is_done or (missing_ok and one.state == State.NOT_FOUND) for one in deletions]
+    return 0 if all(done) else 1

@@ -16,9 +16,9 @@ host_option = click.option("--host", default="127.0.0.1", show_default=True, hel
 @click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="0 picks a free one.")
 @click.option("--new-token", metavar="NAME", help="Print a new token and its table for the file, and end.")
 def serve(*, host: str, port: int, new_token: str | None) -> int:
-    """Run the HTTP service, for those with a token in JANITOR_TOKENS_FILE.
+    """Run the HTTP service, for clients with a token in JANITOR_TOKENS_FILE.
 
-    It speaks plain HTTP: let a proxy that does TLS stand before it where others than this machine use it.
+    It speaks plain HTTP: if other machines use it, put a proxy that does TLS in front of it. It needs no API key.
 
     \b
     janitor serve --new-token billing
@@ -42,7 +42,7 @@ def serve(*, host: str, port: int, new_token: str | None) -> int:
 @host_option
 @click.option("--port", type=click.IntRange(0, 65535), default=9464, show_default=True, help="0 picks a free one.")
 def metrics(*, host: str, port: int) -> int:
-    """Serve Prometheus metrics, and nothing else, to whoever can reach the port.
+    """Serve Prometheus metrics, and nothing else, without a token.
 
     They are computed from Redis at each scrape: one such process is enough for any number of workers.
 
@@ -63,7 +63,7 @@ def metrics(*, host: str, port: int) -> int:
 def _show_new(secret: str, table: str) -> int:
     click.echo("the token, shown this once:", err=True)
     click.echo(secret)
-    click.echo("\nadd to the file JANITOR_TOKENS_FILE, with the scopes and accounts that are meant:\n", err=True)
+    click.echo("\nadd this to the file JANITOR_TOKENS_FILE, with the scopes and accounts you want:\n", err=True)
     click.echo(table, err=True)
     return 0
 

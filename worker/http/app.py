@@ -1,4 +1,4 @@
-"""The application: the routes, whether it lives and is ready, metrics; everything else is in its module."""
+"""The application: its routes, the probes for orchestrators, metrics."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from worker.http.tokens import Token
 from worker.metrics import registry
 
 _DESCRIPTION = (
-    "Deletes finetunes at the BFL API: asked for here, carried out by workers, every outcome on record. What is "
+    "Deletes finetunes at the BFL API: requested here, carried out by workers, every outcome on record. What is "
     "answered with 202 or 200 is on record; errors are problem details (RFC 9457)."
 )
 
@@ -41,23 +41,23 @@ def create_api(office: Office, tokens: Sequence[Token], version: str) -> FastAPI
 def _add_probes(app: FastAPI, office: Office) -> None:
     collected = registry(office.ledger)
 
-    @app.get("/healthz", tags=["probes"], operation_id="lives")
+    @app.get("/healthz", tags=["probes"], operation_id="isAlive")
     async def healthz() -> JSONResponse:
-        """The process lives."""
+        """The process runs."""
         return JSONResponse({"status": "ok"})
 
     @app.get("/readyz", tags=["probes"], operation_id="isReady", responses=documented(503))
     def readyz() -> JSONResponse:
-        """Redis answers."""
-        office.ledger.now_ms()
+        """Redis answers, and its ledger is one that this version works with."""
+        office.ledger.check_schema()
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics", tags=["probes"], operation_id="metrics", response_class=PlainTextResponse,
              responses=documented(401, 403))  # fmt: skip
     def metrics(caller: Reader) -> Response:
-        """Prometheus metrics, of all accounts: for tokens with `read` that are limited to none."""
+        """Prometheus metrics of all accounts, for tokens with `read` and all accounts."""
         if caller.limited_to:
             raise HTTPException(
-                403, f"the token {caller.name!r} is limited to accounts: metrics are of all of them"
+                403, f"the token {caller.name!r} is limited to some accounts: metrics are of all of them"
             )
         return Response(generate_latest(collected), media_type=CONTENT_TYPE_LATEST)

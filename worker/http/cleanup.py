@@ -1,16 +1,16 @@
-"""What is kept from cleanups, and their plans: reported, listed, applied."""
+"""Cleanups: reports of use, protection, and plans."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
-from tasks import inventory
+from tasks.cleanup import inventory
+from tasks.cleanup.plans import Plan, apply_plan, get_plan, list_plans
 from tasks.errors import UnknownPlan
-from tasks.plans import Plan, apply_plan, get_plan, list_plans
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.http.deletions import Enqueuer, Here, Reader
 from worker.http.guard import check_accounts, needs
@@ -22,22 +22,22 @@ Admin = Annotated[Token, Depends(needs("admin"))]
 router = APIRouter(prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 404, 422, 503))
 
 
-class Whose(BaseModel):
-    """Whose finetune it is."""
+class Where(BaseModel):
+    """The account that has the finetune."""
 
     model_config = ConfigDict(extra="forbid")
 
     account: str = DEFAULT_ACCOUNT
 
 
-class Protection(Whose):
-    """Whose finetune it is, and how long it is protected."""
+class Protection(Where):
+    """The account that has the finetune, and how long it is protected."""
 
-    until: Moment | None = Field(None, description="for good where it is not given")
+    until: Moment | None = Field(None, description="for good if it is not given")
 
 
 class Withdrawn(BaseModel):
-    """The deletions from which a cleanup's request was withdrawn at once."""
+    """The ids of cleanup deletions that are withdrawn by this."""
 
     withdrawn: list[str]
 
@@ -49,11 +49,16 @@ class Plans(BaseModel):
 
 
 class AppliedItem(BaseModel):
-    """What became of one deletion of a plan. kept: why the finetune is kept, where it is."""
+    """What became of one item of a plan.
 
+    kept: why the finetune is kept, if it is. error: why no deletion was asked for; then there is no record.
+    """
+
+    finetune_id: str
     created: bool
     kept: str | None
-    deletion: Deletion
+    error: str | None
+    deletion: Deletion | None
 
 
 class AppliedPlan(BaseModel):
@@ -63,25 +68,25 @@ class AppliedPlan(BaseModel):
 
 
 @router.post("/finetunes/{finetune_id:path}/touch", operation_id="touchFinetune", response_model=Withdrawn)
-def touch(finetune_id: str, office: Here, caller: Enqueuer, whose: Annotated[Whose, Query()]) -> JSONResponse:
+def touch(finetune_id: str, office: Here, caller: Enqueuer, where: Annotated[Where, Query()]) -> JSONResponse:
     """Report that a finetune is used, now."""
-    check_accounts(caller, [whose.account])
-    return JSONResponse({"withdrawn": inventory.touch(office.ledger, whose.account, [finetune_id])})
+    check_accounts(caller, [where.account])
+    return JSONResponse({"withdrawn": inventory.touch(office.ledger, where.account, [finetune_id])})
 
 
 @router.post("/finetunes/{finetune_id:path}/protect", operation_id="protectFinetune", response_model=Withdrawn)
-def protect(finetune_id: str, office: Here, caller: Admin, whose: Annotated[Protection, Query()]) -> JSONResponse:
+def protect(finetune_id: str, office: Here, caller: Admin, where: Annotated[Protection, Query()]) -> JSONResponse:
     """Keep a finetune from every cleanup."""
-    check_accounts(caller, [whose.account])
-    kept = inventory.protect(office.ledger, whose.account, [finetune_id], whose.until)
-    return JSONResponse({"withdrawn": kept})
+    check_accounts(caller, [where.account])
+    withdrawn = inventory.protect(office.ledger, where.account, [finetune_id], where.until)
+    return JSONResponse({"withdrawn": withdrawn})
 
 
 @router.post("/finetunes/{finetune_id:path}/unprotect", operation_id="unprotectFinetune", response_model=Withdrawn)
-def unprotect(finetune_id: str, office: Here, caller: Admin, whose: Annotated[Whose, Query()]) -> JSONResponse:
-    """Let cleanups have it again."""
-    check_accounts(caller, [whose.account])
-    inventory.unprotect(office.ledger, whose.account, [finetune_id])
+def unprotect(finetune_id: str, office: Here, caller: Admin, where: Annotated[Where, Query()]) -> JSONResponse:
+    """Allow cleanups to delete it again."""
+    check_accounts(caller, [where.account])
+    inventory.unprotect(office.ledger, where.account, [finetune_id])
     return JSONResponse({"withdrawn": []})
 
 
@@ -106,15 +111,13 @@ def show(plan_id: str, office: Here, caller: Reader) -> JSONResponse:
     responses=documented(409) | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
 )
 def apply(plan_id: str, office: Here, caller: Admin) -> JSONResponse:
-    """Ask for just the plan's deletions, each guarded by its fingerprint; twice applied is once applied.
+    """Ask for exactly the plan's deletions, each bound to what the plan saw. Repeating it is harmless.
 
-    409 where it is blocked, or older than 24 hours.
+    409 if the plan is blocked, or older than 24 hours.
     """
     plan = _visible(office, plan_id, caller)
     applied = apply_plan(office.ledger, office.intake, plan, requested_by=caller.name)
-    items: list[dict[str, Any]] = [
-        {"created": one.created, "kept": one.kept, "deletion": one.deletion.to_json()} for one in applied
-    ]
+    items = [one._asdict() | {"deletion": one.deletion.to_json() if one.deletion else None} for one in applied]
     return JSONResponse({"deletions": items}, 202 if any(one.created for one in applied) else 200)
 
 

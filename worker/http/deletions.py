@@ -1,12 +1,12 @@
-"""`/v1/deletions`: ask for them, follow them, list them, withdraw them.
+"""`/v1/deletions`: ask for deletions, follow, list and withdraw them.
 
-What calls the ledger is no coroutine: FastAPI runs it on a pool of 40 threads.
+What calls the ledger is not a coroutine: FastAPI runs it on a pool of 40 threads.
 """
 
 from __future__ import annotations
 
-import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -17,9 +17,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from tasks.errors import IdConflict, UnknownDeletion
-from tasks.intake import Intake, conflict
-from tasks.ledger import Ledger
-from tasks.queries import Filter, get, get_many, list_deletions
+from tasks.intake import Intake
+from tasks.ledger import Accepted, Ledger
+from tasks.ledger.queries import Filter, get, get_many, list_deletions
 from tasks.records import (
     MAX_REQUEST_ID_LENGTH,
     Deletion,
@@ -30,7 +30,7 @@ from tasks.records import (
     check_request_id,
 )
 from worker.http.guard import check_accounts, needs
-from worker.http.models import Answers, Listed, NewDeletions, Wanted
+from worker.http.models import Answers, Line, Listed, NewDeletions, Wanted
 from worker.http.problems import documented, problem
 from worker.http.tokens import Token
 from worker.http.waiting import Waiting
@@ -59,12 +59,12 @@ Key = Annotated[
     str | None,
     Header(
         alias="Idempotency-Key",
-        description="the same call again under the same key changes nothing; it is the request's id, and of "
-        "many, each id is made from it",
+        description="the same call again under the same key changes nothing and gets the same answer; keys of "
+        "other tokens do not matter",
         json_schema_extra={"minLength": 1, "maxLength": MAX_REQUEST_ID_LENGTH},
     ),
 ]
-Seconds = Annotated[int, Query(ge=0, le=60, description="wait so many seconds for the end")]
+Seconds = Annotated[int, Query(ge=0, le=60, description="seconds to wait for the end, at most")]
 
 router = APIRouter(prefix="/v1/deletions", tags=["deletions"], responses=documented(401, 403, 422, 503))
 
@@ -75,23 +75,20 @@ router = APIRouter(prefix="/v1/deletions", tags=["deletions"], responses=documen
     status_code=202,
     response_model=Answers,
     responses=documented(400, 408, 409, 413)
-    | {200: {"model": Answers, "description": "Nothing new: all were known or joined"}},
+    | {200: {"model": Answers, "description": "Nothing new: all were known"}},
 )
 def ask(body: NewDeletions, office: Here, caller: Enqueuer, key: Key = None) -> JSONResponse:
     """Ask for finetunes to be deleted: all are accepted or none. It is on record before this answers."""
     check_accounts(caller, [one.account for one in body.deletions])
     requests = body.requests(caller.name, check_request_id(key) if key is not None else None)
-    if key is not None:
-        office.intake.check(requests)  # what is refused has not used its key
-        _claim(office.ledger, key, f"{caller.name}\n{body.model_dump_json(exclude_defaults=True)}", requests)
-    accepted = office.intake.accept(requests)
+    accepted = _accept(office.intake, requests, key)
     found = get_many(office.ledger, [request.id for request in requests])
     answers = [
-        {"request_id": request.id, "created": answer.created, "deletion": deletion.to_json()}
-        for request, deletion, answer in zip(requests, found, accepted, strict=True)
+        {"created": one.answer == "accepted", "deletion": deletion.to_json()}
+        for one, deletion in zip(accepted, found, strict=True)
         if deletion
     ]
-    any_new = any(answer.created for answer in accepted)
+    any_new = any(one.answer == "accepted" for one in accepted)
     log.info("http.accepted", requested_by=caller.name, requests=len(requests), any_new=any_new)
     return JSONResponse({"deletions": answers}, 202 if any_new else 200)
 
@@ -115,12 +112,12 @@ def list_(office: Here, caller: Reader, wanted: Annotated[Wanted, Query()]) -> J
 async def show(
     deletion_id: str, request: Request, office: Here, caller: Reader, wait: Seconds = 0
 ) -> JSONResponse:
-    """The record, by the id of any request in it; with `wait`, once it has ended or the time is over."""
+    """The record; with `wait`, once it has ended or the time is over."""
     until = time.monotonic() + wait
     while True:
         deletion = await run_in_threadpool(_visible, office.ledger, deletion_id, caller)
         left = until - time.monotonic()
-        if deletion.state.is_final or left <= 0 or not await office.waiting.for_end(deletion.id, left, request):
+        if deletion.is_final or left <= 0 or not await office.waiting.for_end(deletion.id, left, request):
             return JSONResponse(deletion.to_json())
 
 
@@ -129,15 +126,18 @@ async def show(
     operation_id="cancelDeletion",
     response_model=Deletion,
     responses=documented(404, 409)
-    | {202: {"model": Deletion, "description": "A call may be under way: a look decides how it ended"}},
+    | {202: {"model": Deletion, "description": "A call may be under way: an observation decides how it ends"}},
 )
-def cancel(deletion_id: str, office: Here, caller: Enqueuer) -> JSONResponse:
-    """Withdraw a deletion, with all its requests, by the id of any of them; 409 where it had ended otherwise."""
+def cancel(
+    deletion_id: str, office: Here, caller: Enqueuer, reason: Annotated[Line | None, Query()] = None
+) -> JSONResponse:
+    """Withdraw one deletion; 409 if it had ended otherwise already. `reason` is kept on record."""
     _visible(office.ledger, deletion_id, caller)
-    ((answer, id_),) = office.ledger.cancel([deletion_id])
-    deletion = get(office.ledger, id_)
-    if answer == "final" and deletion.state is not State.CANCELLED:
-        return problem(409, f"the deletion {id_!r} had ended already: it is {deletion.state}")
+    # The Celery result of a request by name is written by a worker's maintenance.
+    (answer,), _ = office.ledger.cancel([deletion_id], by=caller.name, reason=reason)
+    deletion = get(office.ledger, deletion_id)
+    if answer == "final" and deletion.state != State.CANCELLED:
+        return problem(409, f"the deletion {deletion_id!r} had ended already: it is {deletion.state}")
     return JSONResponse(deletion.to_json(), 202 if answer == "requested" else 200)
 
 
@@ -149,11 +149,16 @@ def _visible(ledger: Ledger, deletion_id: str, caller: Token) -> Deletion:
     return deletion
 
 
-def _claim(ledger: Ledger, key: str, arguments: str, requests: list[NewRequest]) -> None:
-    """Raise `IdConflict` where the key was used for something else, by whoever: nothing is written then."""
-    known = get_many(ledger, [request.id for request in requests])
-    other = any(conflict(request, deletion) for request, deletion in zip(requests, known, strict=True))
-    if other or not ledger.claim_key(key, hashlib.sha256(arguments.encode()).hexdigest()):
-        raise IdConflict(
-            f"the Idempotency-Key {key!r} was used before, for something else: give each call its own"
-        )
+def _accept(intake: Intake, requests: Sequence[NewRequest], key: str | None) -> list[Accepted]:
+    """Accept all; raises `IdConflict` if the key was used for another body, before anything is written."""
+    intake.check(requests)
+    # Under a key, the first request has the same id in every body: it decides before the others are written.
+    first = 1 if key is not None else 0
+    accepted: list[Accepted] = []
+    for part in (requests[:first], requests[first:]):
+        accepted += intake.accept(part) if part else []
+        if any(one.answer == "conflict" for one in accepted):
+            raise IdConflict(
+                f"the Idempotency-Key {key!r} was used before, for another body: give each call its own"
+            )
+    return accepted

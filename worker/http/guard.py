@@ -1,4 +1,4 @@
-"""What stands before every request: no token, no service; and a body has its bounds."""
+"""Before every request: a known token is required, and a body is bounded in size and time."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _bearer = HTTPBearer(auto_error=False, description="a token from the file JANITO
 
 
 class Guard:
-    """Before anything of a request is read, so that whoever has no token learns nothing but that."""
+    """Refuses a request without a known token before anything of it is read."""
 
     def __init__(self, app: ASGIApp, tokens: Sequence[Token]) -> None:
         self._app = app
@@ -33,7 +33,7 @@ class Guard:
         if scope["type"] == "http" and scope["path"] not in _OPEN:
             kind, _, secret = Headers(scope=scope).get("Authorization", "").partition(" ")
             secret = secret.strip() if kind.lower() == "bearer" else ""
-            token = find(self._tokens, secret)
+            token = find(self._tokens, secret) if secret else None
             if token is None:
                 given = "a token that is not known" if secret else "no token"
                 refusal = problem(
@@ -57,7 +57,7 @@ def needs(scope: Scope) -> Callable[..., Awaitable[Token]]:
 
 
 def check_accounts(caller: Token, accounts: Sequence[str]) -> None:
-    """Raise a 403 where the token may not use one of these."""
+    """Raise a 403 if the token may not use one of these."""
     for account in accounts:
         if not caller.may_use(account):
             may = ", ".join(caller.accounts)
@@ -65,7 +65,7 @@ def check_accounts(caller: Token, accounts: Sequence[str]) -> None:
 
 
 def _bounded(receive: Receive) -> Receive:
-    """No client fills the memory, or holds a place open by sending its body byte by byte."""
+    """A client can neither fill the memory nor occupy the service by sending its body byte by byte."""
     until, left, whole = asyncio.get_running_loop().time() + BODY_SECONDS, MOST_BYTES, False
 
     async def receive_bounded() -> Message:
@@ -80,7 +80,9 @@ def _bounded(receive: Receive) -> Receive:
         whole = not message.get("more_body", False)
         left -= len(message.get("body", b""))
         if left < 0:
-            raise HTTPException(413, f"the body has more than {MOST_BYTES} bytes: send fewer deletions a call")
+            raise HTTPException(
+                413, f"the body has more than {MOST_BYTES} bytes: send fewer deletions in one call"
+            )
         return message
 
     return receive_bounded

@@ -1,4 +1,4 @@
-"""The shapes of what is sent and answered; the rules are `NewRequest.checked`'s, the record is `Deletion`'s."""
+"""The shapes of what is sent and answered; `NewRequest.checked` has the rules, `Deletion` is the record."""
 
 from __future__ import annotations
 
@@ -6,14 +6,17 @@ import uuid
 from datetime import datetime, timedelta
 from typing import Annotated
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
 from tasks.errors import InvalidRequest
-from tasks.intake import BULK
+from tasks.intake import BULK, digest_of
 from tasks.records import DEFAULT_ACCOUNT, MAX_ID_LENGTH, MAX_TEXT_LENGTH, Deletion, NewRequest, State
+from tasks.text import finetune_key
 
 MOST_AT_ONCE = 1000
+# Ids made from idempotency keys are below this one, each token's in a name space of its own.
+_IDS = uuid.UUID("5b0f0d0c-8f0e-4c53-9a55-6f6a3c1f2d11")
 
 
 def _moment(given: object) -> object:
@@ -22,7 +25,14 @@ def _moment(given: object) -> object:
     return parse_time(given)
 
 
+def _line(given: str) -> str:
+    if not given.isprintable():
+        raise InvalidRequest(f"give one line of at most {MAX_TEXT_LENGTH} printable characters")
+    return given
+
+
 Moment = Annotated[datetime, BeforeValidator(_moment)]
+Line = Annotated[str, Field(max_length=MAX_TEXT_LENGTH), AfterValidator(_line)]
 
 
 class NewDeletion(BaseModel):
@@ -31,24 +41,26 @@ class NewDeletion(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     finetune_id: str = Field(
-        description="whom to delete", json_schema_extra={"minLength": 1, "maxLength": MAX_ID_LENGTH}
+        description="the finetune to delete", json_schema_extra={"minLength": 1, "maxLength": MAX_ID_LENGTH}
     )
-    account: str = Field(DEFAULT_ACCOUNT, description="whose finetune it is")
+    account: str = Field(DEFAULT_ACCOUNT, description="the account that has it")
     reason: str | None = Field(None, description=f"one line, at most {MAX_TEXT_LENGTH} characters, kept on record")
-    due_at: Moment | None = Field(None, description="not before this time; in the past it counts as now")
+    due_at: Moment | None = Field(None, description="not before this time; a past time counts as now")
     delay_seconds: float | None = Field(
-        None, ge=0, le=LONGEST.total_seconds(), allow_inf_nan=False, description="not before so long from now"
+        None, ge=0, le=LONGEST.total_seconds(), allow_inf_nan=False, description="not before this many seconds"
     )
     requested_at: Moment | None = Field(
         None,
-        description="when it was asked for, where that is earlier than now: it decides who was meant by a name",
+        description="when it was asked for, if earlier than now: a finetune created later is not deleted",
     )
     missing_ok: bool = Field(default=False, description="it is fine if there is no such finetune")
 
-    def request(self, id_: str, requested_by: str, *, bulk: bool) -> NewRequest:
+    def request(self, id_: str, requested_by: str, digest: str, *, bulk: bool) -> NewRequest:
         fields = self.model_dump(exclude={"delay_seconds"})
         delay = timedelta(seconds=self.delay_seconds) if self.delay_seconds is not None else None
-        return NewRequest(id_, **fields, delay=delay, source="http", requested_by=requested_by, bulk=bulk)
+        return NewRequest(
+            id_, **fields, delay=delay, source="http", requested_by=requested_by, digest=digest, bulk=bulk
+        )
 
 
 class NewDeletions(BaseModel):
@@ -63,21 +75,25 @@ class NewDeletions(BaseModel):
 
     deletions: list[NewDeletion] = Field(min_length=1, max_length=MOST_AT_ONCE)
 
-    def requests(self, requested_by: str, key: str | None) -> list[NewRequest]:
-        """A request for each, its id made from the idempotency key where one is given."""
-        bulk = len(self.deletions) > BULK
-        names = [f"{one.account}/{one.finetune_id}" for one in self.deletions]
+    def requests(self, token: str, key: str | None) -> list[NewRequest]:
+        """A request for each. token: the name of the caller's. Raises `InvalidRequest` if one is there twice.
+
+        With an idempotency key, each id is made from the token's name, the key and the place in the list, and all
+        have the digest of the whole body: so the first one tells whether the key was used for another body.
+        """
+        names = [f"{one.account}/{finetune_key(one.finetune_id)}" for one in self.deletions]
         if len(set(names)) < len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise InvalidRequest(f"deletions has {twice!r} twice: name each finetune of an account once")
-        ids = _ids(key, names)
-        return [one.request(id_, requested_by, bulk=bulk) for id_, one in zip(ids, self.deletions, strict=True)]
+        digest = digest_of(names, None, self.model_dump(exclude_defaults=True))
+        bulk = len(self.deletions) > BULK
+        ids = [str(uuid.uuid5(_IDS, f"{token}/{n}/{key}") if key else uuid.uuid4()) for n in range(len(names))]
+        return [one.request(id_, token, digest, bulk=bulk) for id_, one in zip(ids, self.deletions, strict=True)]
 
 
 class Asked(BaseModel):
-    """What became of one request. `created` is false where it joined a deletion under way, or was known."""
+    """What became of one request: its record. `created` is false if the request was known already."""
 
-    request_id: str
     created: bool
     deletion: Deletion
 
@@ -99,7 +115,7 @@ class Wanted(BaseModel):
     since: Moment | None = Field(None, description="accepted at or after this time")
     until: Moment | None = Field(None, description="accepted at or before this time")
     limit: int = Field(50, ge=1, le=500)
-    cursor: str | None = Field(None, description="what the page before answered")
+    cursor: str | None = Field(None, description="that of the page before")
 
 
 class Listed(BaseModel):
@@ -107,12 +123,3 @@ class Listed(BaseModel):
 
     deletions: list[Deletion]
     cursor: str | None
-
-
-def _ids(key: str | None, names: list[str]) -> list[str]:
-    if key is None:
-        return [str(uuid.uuid4()) for _ in names]
-    if len(names) == 1:
-        return [key]
-    space = uuid.uuid5(uuid.NAMESPACE_OID, key)
-    return [str(uuid.uuid5(space, name)) for name in names]

@@ -20,7 +20,7 @@ log = structlog.get_logger()
 RETRY_AFTER = {"Retry-After": "5"}
 _STATUS: list[tuple[type[errors.JanitorError], int]] = [
     (errors.UnknownDeletion, 404), (errors.UnknownPlan, 404), (errors.IdConflict, 409), (errors.PlanRefused, 409),
-    (errors.InvalidRequest, 422), (errors.LedgerUnavailable, 503),
+    (errors.InvalidRequest, 422), (errors.LedgerUnavailable, 503), (errors.WrongLedger, 503),
 ]  # fmt: skip
 _MEANINGS = {
     400: "the body cannot be read",
@@ -31,7 +31,7 @@ _MEANINGS = {
     409: "it contradicts what is on record",
     413: "the body is larger than 1 MiB",
     422: "not acceptable; nothing was written",
-    503: "Redis cannot be reached; nothing was written, or the same again changes nothing",
+    503: "Redis cannot be reached, or is full: call again after `Retry-After`",
 }
 
 
@@ -61,7 +61,7 @@ def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 def install(app: FastAPI) -> None:
-    """Have every error of `app` answered so."""
+    """Have every error of `app` answered as a problem."""
 
     @app.exception_handler(errors.JanitorError)
     async def ours(_: Request, error: errors.JanitorError) -> JSONResponse:
@@ -87,7 +87,7 @@ def _one_line(error: RequestValidationError) -> str:
     where = ".".join(map(str, first["loc"]))
     given = first.get("input")
     if isinstance(given, bytes):
-        return "the body was not taken for JSON: send it with `Content-Type: application/json`"
+        return "the body was not read as JSON: send it with `Content-Type: application/json`"
     shown = "" if first["type"] in ("missing", "json_invalid") else f" is {_shown(given)}"
     also = f" (and {len(more)} more)" if more else ""
     return (

@@ -1,4 +1,4 @@
-"""The service as a process: one port, stopped without waiting for those who wait."""
+"""The service as a process on one port. A stop does not wait for long polls."""
 
 from __future__ import annotations
 
@@ -10,27 +10,30 @@ from collections.abc import Callable
 from importlib.metadata import version
 from typing import Any
 
+import structlog
 import uvicorn
 from prometheus_client import make_asgi_app
 
-from tasks.definitions import wake
-from tasks.errors import InvalidRequest
+from tasks.celery_tasks import wake
+from tasks.errors import InvalidRequest, LedgerUnavailable
 from tasks.intake import Intake
 from tasks.ledger import Ledger
 from worker.app import create_app
-from worker.connections import connect, redis_url, terms
 from worker.http.app import create_api
 from worker.http.deletions import Office
 from worker.http.tokens import Token
 from worker.http.waiting import Waiting
 from worker.metrics import registry
-from worker.settings import Settings
+from worker.redis_url import connect, redis_url
+from worker.settings import Settings, terms
+
+log = structlog.get_logger()
 
 STOP_SECONDS = 10
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket on this address; raises `InvalidRequest` where it cannot be had."""
+    """A socket on this address; raises `InvalidRequest` if it cannot be used."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)
@@ -38,18 +41,21 @@ def listen(host: str, port: int) -> socket.socket:
         raise InvalidRequest(
             f"{host} port {port} cannot be used: {error.strerror}; give another with --port"
         ) from None
-    # Inherited by each connection; asyncio does so only where the socket names its protocol. Without it every
+    # Inherited by each connection; asyncio sets it only if the socket names its protocol. Without it every
     # answer waits 40 ms for the client's delayed acknowledgement.
     listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listening
 
 
 def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> None:
-    """Serve on this socket until SIGINT or SIGTERM. Raises `LedgerUnavailable` where no Redis is named."""
+    """Serve on this socket until SIGINT or SIGTERM; needs no API key.
+
+    Raises `LedgerUnavailable` if no Redis is named, `WrongLedger` if another version wrote the ledger.
+    """
     url = redis_url(settings)
     celery = create_app(settings, url)
-    ledger = Ledger(connect(url, patient=False), terms(settings))  # who asks is told at once, and can ask again
-    intake = Intake(ledger, lambda wakeup: wake(celery, wakeup), settings.allow_org_ids)
+    ledger = _ledger(settings, url)
+    intake = Intake(ledger, lambda account: wake(celery, account), settings.allow_org_ids)
     office = Office(ledger, intake, Waiting(ledger))
     _allow_many_connections()
     _run(create_api(office, tokens, version("finetune-janitor")), listening, office.waiting.stop)
@@ -57,8 +63,18 @@ def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> 
 
 def serve_metrics(settings: Settings, listening: socket.socket) -> None:
     """Serve metrics alone, likewise."""
-    ledger = Ledger(connect(redis_url(settings), patient=False))
+    ledger = _ledger(settings, redis_url(settings))
     _run(make_asgi_app(registry(ledger)), listening)
+
+
+def _ledger(settings: Settings, url: str) -> Ledger:
+    """A ledger that does not retry: a client is told at once, and can call again. Raises `WrongLedger`."""
+    ledger = Ledger(connect(url, patient=False), terms(settings))
+    try:
+        ledger.check_schema()
+    except LedgerUnavailable as error:
+        log.warning("redis.away", error=str(error))  # /readyz checks it when Redis is back
+    return ledger
 
 
 def _run(app: Any, listening: socket.socket, before_stop: Callable[[], None] = lambda: None) -> None:

@@ -1,4 +1,4 @@
-"""Who may do what: bearer tokens, of which the file holds only the SHA-256, so that reading it gives no access."""
+"""Bearer tokens and what each may do. The file holds only their SHA-256, so that reading it gives no access."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class _Entry(BaseModel):
 
 
 class Token(_Entry):
-    """One token: its name is what the records call whoever used it."""
+    """One token; its name is `requested_by` in the records."""
 
     name: str
 
     @property
     def limited_to(self) -> tuple[str, ...]:
-        """The accounts it may see and use; empty where that is all."""
+        """The accounts it may see and use; empty if that is all of them."""
         return () if EVERY_ACCOUNT in self.accounts else self.accounts
 
     def may_use(self, account: str) -> bool:
@@ -45,9 +45,9 @@ class Token(_Entry):
 
 
 def read_tokens(file: Path | None) -> list[Token]:
-    """The tokens in `file`; raises `SettingsError` with one line where there is none, or one is not right."""
+    """The tokens in `file`; raises `SettingsError` with one line if there is none, or one is not right."""
     if file is None:
-        raise SettingsError(f"JANITOR_TOKENS_FILE is not set, and nobody is served without a token: {_HOW}")
+        raise SettingsError(f"JANITOR_TOKENS_FILE is not set, and no request is served without a token: {_HOW}")
     text = read_text("JANITOR_TOKENS_FILE", file)
     try:
         tables = tomllib.loads(text)
@@ -66,7 +66,7 @@ def read_tokens(file: Path | None) -> list[Token]:
 
 
 def find(tokens: Sequence[Token], secret: str) -> Token | None:
-    """Whose token `secret` is; the time it takes says nothing about any of them."""
+    """The token with this secret; the time it takes tells nothing about any of them."""
     digest = _digest(secret)
     matches = [token for token in tokens if hmac.compare_digest(token.sha256, digest)]
     return matches[0] if matches else None

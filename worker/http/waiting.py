@@ -1,4 +1,4 @@
-"""Long polls: one look at the ledger per tick for all who wait, so that a thousand cost little more than one."""
+"""Long polls: the ledger is asked once for all of them, so that a thousand cost little more than one."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from starlette.requests import Request
 
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
-from tasks.queries import ended
+from tasks.ledger.queries import ended
 
 _EVERY_SECONDS = 0.25
 
 
 class Waiting:
-    """Who waits for which deletion. All of it runs in one event loop, so nothing here is locked."""
+    """The clients that wait, by deletion. All of it runs in one event loop, so nothing here is locked."""
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._waiters: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
         self._poller: asyncio.Task[None] | None = None
-        self._thread = CapacityLimiter(1)  # of its own: what accepts must not wait for who waits
+        self._thread = CapacityLimiter(1)  # of its own: accepting must not wait for long polls
         self._stopped = False
 
     async def for_end(self, deletion_id: str, seconds: float, request: Request) -> bool:
-        """Return once it has ended, after `seconds`, when the client goes away or the service stops.
+        """Return once it has ended, after `seconds`, or when the client goes away or the service stops.
 
-        Whether asking again makes sense: false where the client is gone or the service stops.
+        Whether asking again makes sense: false if the client is gone or the service stops.
         """
         if self._stopped:
             return False
@@ -48,9 +48,9 @@ class Waiting:
                 del self._waiters[deletion_id]
 
     def stop(self) -> None:
-        """Let go of everyone: open long polls would hold up the end of the service."""
+        """Answer all of them now: open long polls would delay the end of the service."""
         self._stopped = True
-        self._let_go(set(self._waiters))
+        self._answer(set(self._waiters))
 
     async def _poll(self) -> None:
         while self._waiters:
@@ -59,15 +59,15 @@ class Waiting:
                 found = await to_thread.run_sync(ended, self._ledger, list(self._waiters), limiter=self._thread)
             except LedgerUnavailable:
                 continue  # it may be back before their time is over
-            self._let_go(found)
+            self._answer(found)
 
-    def _let_go(self, ids: set[str]) -> None:
+    def _answer(self, ids: set[str]) -> None:
         for end in [end for id_ in ids & self._waiters.keys() for end in self._waiters[id_]]:
             if not end.done():
                 end.set_result(None)
 
 
 async def _gone(request: Request) -> None:
-    with suppress(HTTPException):  # a body that is of no use here, and too large or too slow
+    with suppress(HTTPException):  # a body, which has no use here, was too large or too slow
         while (await request.receive())["type"] != "http.disconnect":
             pass

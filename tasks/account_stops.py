@@ -1,0 +1,23 @@
+"""Stops of a whole account that follow from an answer of the API."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from tasks.api.errors import Throttled
+from tasks.api.retry import COOL_DOWN
+from tasks.ledger import Ledger
+
+_MS = timedelta(milliseconds=1)
+
+
+def cool_down(ledger: Ledger, account: str, error: Throttled) -> timedelta:
+    """Let the account wait, for all workers, as long as the API asked; answers for how long.
+
+    If the API named no time, the wait starts short and doubles while one throttled answer soon follows another.
+    Raises `LedgerUnavailable`.
+    """
+    first, longest = COOL_DOWN.get(error.http_status or 0, COOL_DOWN[429])
+    asked_ms = None if error.retry_after is None else round(error.retry_after / _MS)
+    steps = {"step_ms": round(first / _MS), "most_ms": round(longest / _MS)}
+    return ledger.account(account, "cool", reason=str(error), ms=asked_ms, **steps) * _MS

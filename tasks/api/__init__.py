@@ -1,0 +1,1 @@
+"""The BFL API: the client, its errors, retry and back-off, observations and incarnations."""

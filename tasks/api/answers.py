@@ -1,0 +1,74 @@
+"""What the bodies of answers say: pure functions on bytes and JSON. No shape is taken for granted."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+_ID_FIELDS = ("finetune_id", "id", "name")
+_SPEAKS_OF_MORE = re.compile(r"next|cursor|more|truncated", re.IGNORECASE)
+_COUNTS = re.compile(r"total|count|pages", re.IGNORECASE)
+_HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs: JSON can hold one alone, nothing else can
+
+
+def parsed(raw: bytes) -> Any:
+    """The JSON in `raw`, None if it is not JSON."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError):
+        return None
+
+
+def listed_names(content: Any) -> list[str] | None:
+    """The names in an answer of `my_finetunes`, None if its shape is not known."""
+    items = content.get("finetunes") if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        return None
+    names = [_name(item) for item in items]
+    known = [name for name in names if name and not _HALVES.search(name)]
+    return known if len(known) == len(items) else None
+
+
+def is_whole(content: dict[str, Any], count: int) -> bool:
+    """Whether nothing beside `finetunes` speaks of more: a next page, a cursor, `has_more`, a larger total."""
+    beside = {name: value for name, value in content.items() if name != "finetunes"}
+    return not any(_is_more(name, value, count) for name, value in _leaves(beside))
+
+
+def detail(content: Any) -> str | None:
+    """The API's words in either of its error shapes: `detail` as a string, or as a list of problems."""
+    found = content.get("detail") if isinstance(content, dict) else None
+    if isinstance(found, list):
+        return "; ".join(map(_problem, found))
+    return (found if isinstance(found, str) else json.dumps(found)) if found else None
+
+
+def _name(item: Any) -> str | None:
+    if isinstance(item, str):
+        return item
+    ids = [item[field] for field in _ID_FIELDS if item.get(field) is not None] if isinstance(item, dict) else []
+    return ids[0] if ids and isinstance(ids[0], str) and all(one == ids[0] for one in ids) else None
+
+
+def _leaves(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values, those of one object deeper too: paging is often kept in one of its own."""
+    for name, value in content.items():
+        yield from value.items() if isinstance(value, dict) else [(name, value)]
+
+
+def _is_more(name: str, value: Any, count: int) -> bool:
+    if _SPEAKS_OF_MORE.search(name):
+        return bool(value)
+    if not _COUNTS.search(name) or not str(value).isdecimal():
+        return False
+    return float(str(value)) > (1 if "page" in name.lower() else count)
+
+
+def _problem(item: Any) -> str:
+    if not isinstance(item, dict):
+        return str(item)
+    where = item.get("loc") or ()
+    place = ".".join(map(str, where)) if isinstance(where, list | tuple) else str(where)
+    return f"{place}: {item.get('msg', '')}" if place else str(item.get("msg", ""))

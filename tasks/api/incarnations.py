@@ -1,0 +1,204 @@
+"""Which life of a name this is. BFL lets a name be used again, so details are compared over whatever they tell.
+
+1. Identity: a unique id and a creation time, over the fields that both observations have.
+2. Otherwise the settings known by name, then every other scalar; equal ones are believed for a limited time.
+3. Otherwise the two are not distinguishable.
+
+A field that only one of them has tells nothing. Moments are compared as moments, numbers as numbers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from decimal import Decimal
+from enum import StrEnum
+from typing import Any, Self
+
+from tasks.api.moments import Created, read_created
+from tasks.durations import format_duration
+from tasks.text import finetune_key, is_same_name, one_line
+
+MOST_FIELDS = 50
+_ID_FIELDS = ("id", "uuid", "uid")
+_CREATED_FIELDS = ("created_at", "created", "timestamp")
+# Letters of the last part of the name, so that `base_model`, `baseModel` and `config.base-model` are one.
+_SETTINGS = frozenset(
+    ("type", "finetunetype", "mode", "basemodel", "model", "precision", "trigger", "triggerword", "triggerphrase",
+     "iterations", "rate", "learningrate", "rank", "lorarank")
+)  # fmt: skip
+_FREE_TEXT = re.compile("comment|description|note", re.IGNORECASE)  # can hold personal data; never kept
+_NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_DEEPEST = 3
+_LONGEST_ID = 200
+
+
+class Verdict(StrEnum):
+    SAME = "same"
+    OTHER = "other"
+    UNKNOWN = "not distinguishable"
+
+
+@dataclass(frozen=True)
+class Incarnation:
+    """What is kept of a finetune's details: all that the rules compare, no comments, at most 50 other fields.
+
+    identity: unique ids and creation times (ISO 8601, UTC) by field. settings: values in clear, by field.
+    others: a short hash of each other scalar, by field.
+    """
+
+    identity: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str] = field(default_factory=dict)
+    others: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def unique_id(self) -> str | None:
+        return next((self.identity[name] for name in _ID_FIELDS if name in self.identity), None)
+
+    @property
+    def created(self) -> Created | None:
+        """The creation time, None if the API gives no sound one; a date alone included."""
+        return next((read_created(self.identity[name]) for name in _CREATED_FIELDS if name in self.identity), None)
+
+    def to_json(self) -> dict[str, Any]:
+        created = self.created
+        return {
+            "unique_id": self.unique_id,
+            "created_at": str(created) if created else None,
+            "identity": dict(self.identity),
+            "settings": dict(self.settings),
+            "others": dict(self.others),
+        }
+
+    def to_text(self) -> str:
+        """Compact JSON; `from_text` reads it back."""
+        return json.dumps(self.to_json(), separators=(",", ":"), sort_keys=True)
+
+    @classmethod
+    def from_text(cls, text: str) -> Self | None:
+        """What `to_text` wrote, in any version; None for an empty text. Raises `ValueError` if it is not JSON."""
+        if not text:
+            return None
+        kept = json.loads(text)
+        parts = {name: kept.get(name) for name in ("identity", "settings", "others")}
+        return cls(**{
+            name: {str(key): str(value) for key, value in part.items()}
+            for name, part in parts.items() if isinstance(part, dict)
+        })  # fmt: skip
+
+
+def incarnation_of(fields: Mapping[str, Any], finetune_id: str) -> Incarnation:
+    """What tells this incarnation of `finetune_id` from others; fields: its details as the API gave them."""
+    identity = {name: text for name in _ID_FIELDS if (text := _unique_id(fields.get(name), finetune_id))}
+    identity |= {name: str(made) for name in _CREATED_FIELDS if (made := read_created(fields.get(name)))}
+    told = [
+        (not _is_setting(path), one_line(path, most=60), text)
+        for path, text in _scalars(fields)
+        # A value that repeats the name is the same in every incarnation.
+        if path not in identity and not _FREE_TEXT.search(path) and not is_same_name(text, finetune_id)
+    ]
+    kept = sorted(told)[:MOST_FIELDS]
+    settings = {path: _in_clear(text) for is_other, path, text in kept if not is_other}
+    return Incarnation(identity, settings, {path: _hash(text) for is_other, path, text in kept if is_other})
+
+
+def compare(earlier: Incarnation, later: Incarnation, *, gap: timedelta, within: timedelta) -> tuple[Verdict, str]:
+    """Whether two observations show one incarnation, and why, in words for a person.
+
+    gap: time between the two. within: how long equal settings are believed.
+    """
+    same, changed = _identity(earlier, later)
+    if same and changed:
+        return Verdict.UNKNOWN, f"{same[0]} is the same, but {'; '.join(changed)}"
+    if changed:
+        return Verdict.OTHER, "; ".join(changed)
+    if same:
+        return Verdict.SAME, f"{' and '.join(same)} are the same" if len(same) > 1 else f"{same[0]} is the same"
+    return _by_fields(earlier, later, gap, within)
+
+
+def _identity(earlier: Incarnation, later: Incarnation) -> tuple[list[str], list[str]]:
+    """What is the same and what has changed, of the first unique id and the first creation time that both have."""
+    same, changed = [], []
+    one, other = earlier.identity, later.identity
+    for name in [name for name in _ID_FIELDS if name in one and name in other][:1]:
+        if is_same_name(one[name], other[name]):
+            same.append("the unique id")
+        else:
+            changed.append(f"the unique id changed from {one[name]} to {other[name]}")
+    for name in [name for name in _CREATED_FIELDS if name in one and name in other][:1]:
+        then, now = read_created(one[name]), read_created(other[name])
+        if then is None or now is None:
+            continue
+        if then.differs(now):
+            changed.append(f"the creation time changed from {then} to {now}")
+        elif not (then.is_date or now.is_date):
+            same.append("the creation time")
+    return same, changed
+
+
+def _by_fields(earlier: Incarnation, later: Incarnation, gap: timedelta, within: timedelta) -> tuple[Verdict, str]:
+    changed = _changed(earlier.settings, later.settings)
+    if changed:
+        told = [f"{name} changed from {earlier.settings[name]} to {later.settings[name]}" for name in changed]
+        return Verdict.OTHER, "; ".join(told)
+    changed = _changed(earlier.others, later.others)
+    if changed:
+        return Verdict.UNKNOWN, f"{', '.join(changed)} changed, which does not tell incarnations apart"
+    if not (earlier.settings.keys() & later.settings.keys() or earlier.others.keys() & later.others.keys()):
+        return Verdict.UNKNOWN, "the API's details have nothing that can be compared"
+    if gap > within:
+        ago = f"{format_duration(gap)} lie between the two, more than {format_duration(within)}"
+        return Verdict.UNKNOWN, f"all fields are equal, but there is no creation time, and {ago}"
+    return Verdict.SAME, "all fields are equal"
+
+
+def _changed(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
+    return sorted(name for name in one.keys() & other.keys() if one[name] != other[name])
+
+
+def _unique_id(value: object, finetune_id: str) -> str | None:
+    """`value` if it can be a unique id: one that contains the name is the same in every incarnation."""
+    text = finetune_key(str(value)) if value and isinstance(value, str | int) and value is not True else ""
+    is_usable = bool(text) and len(text) <= _LONGEST_ID and text == one_line(text)
+    return text if is_usable and finetune_id.lower() not in text.lower() else None
+
+
+def _scalars(fields: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, str]]:
+    """Paths such as `config.mode`, and values in one notation; lists are left out."""
+    for name, value in fields.items():
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and depth < _DEEPEST:
+            yield from _scalars(value, f"{path}.", depth + 1)
+        elif isinstance(value, str | int | float):
+            yield path, _plain(value)
+
+
+def _plain(value: str | float) -> str:
+    """One notation for a scalar: `300`, `"300"` and `300.0` are one number, and moments are in UTC, in seconds."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    if _NUMBER.fullmatch(text):
+        number = Decimal(text).normalize() + 0  # + 0: no negative zero
+        return f"{number:f}" if abs(number.adjusted()) < 30 else str(number)
+    moment = read_created(text)
+    return f"{moment.moment:%Y-%m-%dT%H:%M:%SZ}" if moment else text
+
+
+def _is_setting(path: str) -> bool:
+    return re.sub("[^a-z]", "", path.rpartition(".")[2].lower()) in _SETTINGS
+
+
+def _in_clear(text: str) -> str:
+    """One printable line of bounded length; two texts that look alike in it stay different."""
+    line = one_line(text, most=80)
+    return line if line == text else f"{line} #{_hash(text)}"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:12]

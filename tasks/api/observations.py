@@ -1,0 +1,105 @@
+"""Observations: what the API shows of a finetune at one moment, and whether it existed at another one.
+
+Absent takes two witnesses: details answers 404 with the API's own words, and a whole list lacks the name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
+
+from tasks.api import errors
+from tasks.api.client import BflReader
+from tasks.api.incarnations import Incarnation, incarnation_of
+
+TOLERANCE_WITH_DATE = timedelta(seconds=5)
+TOLERANCE_WITHOUT_DATE = timedelta(seconds=60)
+
+
+class Presence(StrEnum):
+    PRESENT = "present"
+    ABSENT = "absent"
+    UNLISTED = "unlisted"  # details does not work at all, and the list lacks the name
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the API showed.
+
+    incarnation: None if it is not present, or if details does not work. vantage: host and tag of the key.
+    date: the moment of the answer by the API's clock, None if it had no `Date`.
+    """
+
+    presence: Presence
+    incarnation: Incarnation | None
+    vantage: str
+    host: str
+    date: datetime | None
+    details_work: bool
+
+    @property
+    def tolerance(self) -> timedelta:
+        """How far ages by two clocks may be apart. Without a `Date`, our clock stands in for the API's."""
+        return TOLERANCE_WITH_DATE if self.date else TOLERANCE_WITHOUT_DATE
+
+    def age(self, now: datetime) -> timedelta | None:
+        """How old the incarnation was when observed; now: that moment on our clock.
+
+        None without a usable creation time: none is told, it is a date alone, or it lies in the future.
+        """
+        created = self.incarnation.created if self.incarnation else None
+        if created is None or created.is_date:
+            return None
+        age = (self.date or now) - created.moment
+        return age if age >= -self.tolerance else None
+
+
+def observe(api: BflReader, finetune_id: str, before_next: Callable[[], None]) -> Observation:
+    """Look at one finetune. Raises `ApiError` if the answers do not tell whether it is there.
+
+    If details does not work at all (405, or a 404 that is not the API's own), the list tells presence.
+    before_next: called before a second API call, which may come late; what it raises passes through.
+    """
+    try:
+        details = api.finetune_details(finetune_id)
+    except (errors.NotFound, errors.Refused) as error:
+        if isinstance(error, errors.Refused) and error.http_status != 405:
+            raise
+        works = isinstance(error, errors.NotFound) and error.from_api
+    else:
+        incarnation = incarnation_of(details.fields, finetune_id)
+        return Observation(
+            Presence.PRESENT, incarnation, api.vantage, api.host, date=details.date, details_work=True
+        )
+    before_next()
+    presence = _by_list(api, finetune_id, works=works)
+    return Observation(presence, None, api.vantage, api.host, date=None, details_work=works)
+
+
+def existed(observation: Observation, asked_at: datetime, now: datetime) -> bool | None:
+    """Whether the incarnation existed at `asked_at`: False only if it is clearly younger.
+
+    asked_at: a moment on our clock, such as that of a request or an attempt. now: the moment of the observation on
+    the same clock. Two clocks are never compared: both moments are ages. None without a usable creation time.
+    """
+    age = observation.age(now)
+    return None if age is None else age >= now - asked_at - observation.tolerance
+
+
+def created_after(observation: Observation, moment: datetime, now: datetime) -> bool | None:
+    """Whether the incarnation was clearly created after `moment`, such as an attempt of ours; None if unknown."""
+    there = existed(observation, moment, now)
+    return None if there is None else not there
+
+
+def _by_list(api: BflReader, finetune_id: str, *, works: bool) -> Presence:
+    listing = api.my_finetunes()
+    if listing.has(finetune_id):
+        if works:
+            raise errors.Unclear("details answers 404, but the list has it")
+        return Presence.PRESENT
+    if not listing.is_whole:
+        raise errors.Unclear("the list of finetunes is not whole, so it proves no absence")
+    return Presence.ABSENT if works else Presence.UNLISTED

@@ -1,0 +1,78 @@
+"""Requests in by-name messages: read with care, because callers are strangers."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+from typing import Any
+
+from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
+from tasks.errors import InvalidRequest
+from tasks.intake import BULK, digest_of
+from tasks.records import NewRequest, check_finetune_id
+
+_OPTIONS = ("account", "reason", "requested_by", "due_at", "delay_seconds", "requested_at", "missing_ok")
+
+
+def by_name(
+    request_id: str, finetune_id: Any, options: Mapping[str, Any], *, eta: str = "", bulk: bool = False
+) -> NewRequest:
+    """The request in a message; raises `InvalidRequest`.
+
+    options: as given; times are ISO 8601, the delay is in seconds. eta: Celery's eta or countdown, which is a
+    `due_at`; if both are given, the later one counts. Without a `requested_at` the request is then dated by it,
+    because nobody knows how long the message has waited.
+    """
+    unknown = sorted(set(options) - set(_OPTIONS))
+    if unknown:
+        raise InvalidRequest(f"{unknown[0]!r} is not an argument: accepted are {', '.join(_OPTIONS)}")
+    due_at, requested_at = (_time(name, options.get(name)) for name in ("due_at", "requested_at"))
+    if eta:
+        at = parse_time(eta)
+        due_at, requested_at = max(at, due_at or at), requested_at or at
+    plain = {
+        name: options[name] for name in ("account", "reason", "requested_by", "missing_ok") if name in options
+    }
+    return NewRequest(
+        request_id, finetune_id, source="name", due_at=due_at, requested_at=requested_at,
+        delay=_delay(options.get("delay_seconds")), bulk=bulk,
+        digest=digest_of(finetune_id, options.get("account"), {**options, "eta": eta}), **plain,
+    )  # fmt: skip
+
+
+def by_name_many(
+    task_id: str, finetune_ids: Any, options: Mapping[str, Any], *, eta: str = ""
+) -> list[NewRequest]:
+    """A request for each finetune, its id made from the task's: the same message again is the same requests."""
+    if not isinstance(finetune_ids, list | tuple) or not finetune_ids:
+        raise InvalidRequest("the finetune ids must be a list of at least one")
+    for finetune_id in finetune_ids:
+        check_finetune_id(finetune_id, allow_org_ids=True)
+    space = uuid.uuid5(uuid.NAMESPACE_OID, task_id)
+    unique = dict.fromkeys(finetune_ids)
+    bulk = len(unique) > BULK
+    return [by_name(str(uuid.uuid5(space, one)), one, options, eta=eta, bulk=bulk) for one in unique]
+
+
+def only(name: str, given: tuple[Any, ...], options: dict[str, Any]) -> Any:
+    """The one argument that may be given by position; it is taken out of `options` if it is given by name."""
+    if len(given) + (name in options) != 1:
+        raise InvalidRequest(f"{len(given)} arguments are given by position: give {name}, and all others by name")
+    return given[0] if given else options.pop(name)
+
+
+def _time(name: str, given: Any) -> datetime | None:
+    if given in (None, ""):
+        return None
+    if not isinstance(given, str):
+        raise InvalidRequest(f"{name} is {given!r}: give {ACCEPTED_TIME}")
+    return parse_time(given)
+
+
+def _delay(given: Any) -> timedelta | None:
+    if given is None:
+        return None
+    if not isinstance(given, int | float) or isinstance(given, bool) or not 0 <= given <= LONGEST.total_seconds():
+        raise InvalidRequest(f"delay_seconds is {given!r}: give a number of seconds, 0 or more, at most ten years")
+    return timedelta(seconds=given)

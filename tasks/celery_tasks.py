@@ -1,0 +1,253 @@
+"""The Celery tasks: public names, and thin functions over the rest. Nothing else in `tasks` knows Celery.
+
+A by-name request that is accepted ends its message with `Ignore`: its result stays PENDING until the deletion is
+finished, by any worker. `write_results` then writes the result. If the producer gave callbacks (link, chain,
+chord), the message is sent once more under the same id with them; it finds the outcome and returns it, and Celery
+itself runs them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import structlog
+from celery import Celery, Task, states
+from celery.exceptions import Ignore, Reject
+
+from tasks.by_name import by_name, by_name_many, only
+from tasks.cleanup.inventory import protected_among, report_use
+from tasks.errors import DeletionNotDone, IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
+from tasks.intake import Intake, conflict
+from tasks.ledger import dead_letters
+from tasks.ledger.queries import get, get_many
+from tasks.ledger.store import Ledger
+from tasks.maintenance import TOUCHES
+from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, check_request_id
+from tasks.runner import Runners
+
+log = structlog.get_logger()
+
+DELETIONS, WAKEUPS = "deletions", "wakeups"
+ETA_HEADER = "janitor_eta"  # what was Celery's eta; our transport moves it, so that no worker holds the message
+AGAIN_HEADER = "janitor_again"  # of a message that runs callbacks: the nonce that proves it is ours
+ROUTES = {
+    "finetunes.delete": {"queue": DELETIONS},
+    "finetunes.delete_many": {"queue": DELETIONS},
+    "finetunes.cancel": {"queue": DELETIONS},
+    "finetunes.touch": {"queue": TOUCHES},
+    "finetunes.work": {"queue": WAKEUPS},
+    "finetunes.tick": {"queue": WAKEUPS},
+}
+
+# Acknowledged after the run: if the worker dies before, the message is delivered again and changes nothing.
+# Both errors are answers to the producer, not faults of ours: no traceback in the worker's log.
+_ANSWERING: dict[str, Any] = {
+    "acks_late": True,
+    "ignore_result": False,
+    "shared": False,  # of this app alone: a process may make another
+    "throws": (DeletionNotDone, InvalidRequest),
+}
+# Nobody follows the events of a wake-up or a tick, and nobody asks for their results.
+_INNER: dict[str, Any] = {"shared": False, "send_events": False}
+_REQUEUE_AFTER_SECONDS = 1.0
+
+
+class Services(Protocol):
+    """What the tasks of one process work with."""
+
+    @property
+    def ledger(self) -> Ledger: ...
+    @property
+    def intake(self) -> Intake: ...
+    @property
+    def runners(self) -> Runners: ...
+    def tick(self) -> None: ...
+
+
+def register(app: Celery, services: Callable[[], Services]) -> None:
+    """Give `app` the tasks. services: what they work with, asked for at each call."""
+    runs_callbacks: set[str] = set()  # ids whose message has proved to be ours
+
+    class Delete(Task):  # type: ignore[type-arg] # generic only in its stubs
+        def after_return(self, *_: Any, **__: Any) -> None:
+            # Last of all, so that after a crash before it the callbacks run by another message.
+            if self.request.id in runs_callbacks:
+                services().ledger.results_written([self.request.id], callbacks_ran=True)
+
+    @app.task(name="finetunes.delete", bind=True, base=Delete, **_ANSWERING)
+    def delete(self: Any, *given: Any, **options: Any) -> dict[str, Any]:
+        id_, nonce, eta = self.request.id, _header(self.request, AGAIN_HEADER), _header(self.request, ETA_HEADER)
+        runs_callbacks.discard(id_)
+        with _accepting(services(), self.request):
+            if nonce and services().ledger.take_callbacks_nonce(id_, nonce):
+                runs_callbacks.add(id_)
+                return outcome(services().ledger, id_)
+            request = by_name(id_, only("finetune_id", given, options), options, eta=eta)
+            conflicts = accept(services(), [replace(request, callbacks=callbacks_of(self.request))])
+        _raise_first(app, id_, conflicts)
+        services().runners.run(request.account, begun=False)
+        raise Ignore
+
+    @app.task(name="finetunes.delete_many", bind=True, **_ANSWERING)
+    def delete_many(self: Any, *given: Any, **options: Any) -> list[str]:
+        id_, eta = self.request.id, _header(self.request, ETA_HEADER)
+        with _accepting(services(), self.request):
+            requests = by_name_many(id_, only("finetune_ids", given, options), options, eta=eta)
+            conflicts = accept(services(), requests, wake=True)
+        _raise_first(app, id_, conflicts)
+        return [request.id for request in requests]
+
+    @app.task(name="finetunes.cancel", bind=True, **_ANSWERING)
+    def cancel(self: Any, *given: Any, **options: Any) -> str:
+        with _accepting(services(), self.request):
+            deletion_id = check_request_id(only("deletion_id", given, options))
+            if options:
+                raise InvalidRequest(f"{min(options)!r} is not an argument: only deletion_id is accepted")
+            (answer,), due = services().ledger.cancel([deletion_id], nonce=self.request.id)
+            if answer == "unknown":
+                raise InvalidRequest(f"no deletion has the id {deletion_id!r}")
+        if due:
+            services().runners.write_results(due)
+        return answer
+
+    @app.task(name="finetunes.touch", bind=True, **{**_ANSWERING, "ignore_result": True})
+    def touch(self: Any, finetune_ids: Any, account: str = DEFAULT_ACCOUNT, **_: Any) -> None:
+        # Whatever else was given: a use that is not noted may cost a finetune.
+        ids = finetune_ids if isinstance(finetune_ids, list | tuple) else [finetune_ids]
+        with _accepting(services(), self.request):
+            report_use(services().ledger, account, ids)
+
+    @app.task(name="finetunes.work", acks_late=True, **_INNER)
+    def work(account: Any) -> None:
+        services().runners.run(str(account), begun=True)
+
+    @app.task(name="finetunes.tick", throws=(LedgerUnavailable,), **_INNER)
+    def tick() -> None:
+        services().tick()
+
+
+def accept(services: Services, requests: Sequence[NewRequest], *, wake: bool = False) -> list[IdConflict]:
+    """Accept by-name requests; the errors of those whose ids were used before with other arguments.
+
+    Without `wake` the caller goes on as a runner; if it has no key for the account, another worker is woken.
+    """
+    account, has_key = requests[0].account, str(requests[0].account) in services.runners.clients
+    accepted = services.intake.accept(requests, wake=wake or not has_key)
+    pairs = zip(requests, accepted, strict=True)
+    conflicts = [(request.id, conflict(request)) for request, one in pairs if one.answer == "conflict"]
+    for id_, error in conflicts:
+        services.intake.note_refused(id_, account, error)
+    for id_ in protected_among(services.ledger, account, [request.finetune_id for request in requests]):
+        log.warning("request.protected", finetune=id_, account=account)  # from cleanups: a request goes ahead
+    return [error for _, error in conflicts]
+
+
+def wake(app: Celery, account: str) -> None:
+    """Publish a wake-up: the account has work. Lost or doubled, it changes nothing."""
+    app.send_task("finetunes.work", args=[account], queue=WAKEUPS, ignore_result=True)
+
+
+def write_results(app: Celery, ledger: Ledger, ids: Sequence[str]) -> None:
+    """Write the Celery results of by-name requests whose deletions are final, and have their callbacks run.
+
+    A result that is not written is due again in a minute. Raises `LedgerUnavailable`.
+    """
+    done: list[str] = []
+    again: list[str] = []
+    for id_ in ids:
+        try:
+            (again if _write_result(app, ledger, id_) else done).append(id_)
+        except Exception as error:  # the next ones must not wait for this one
+            log.warning("result.not_written", deletion=id_, error=str(error))
+    if done:
+        ledger.results_written(done)
+    if again:
+        ledger.result_due_again(again)
+
+
+def _write_result(app: Celery, ledger: Ledger, id_: str) -> bool:
+    """Write one result; whether it is to be looked at again, because its callbacks have yet to run."""
+    deletion = get_many(ledger, [id_])[0]
+    if deletion is None or not deletion.is_final:
+        return False
+    state, result = _result(deletion)
+    app.backend.store_result(id_, result, state)
+    callbacks = ledger.callbacks(id_)
+    if not callbacks:
+        return False
+    nonce = ledger.new_callbacks_nonce(id_)
+    if nonce:
+        # By the queue of wake-ups, which is short: the proof is good for a minute.
+        app.send_task(
+            "finetunes.delete", args=[deletion.finetune_id], task_id=id_, queue=WAKEUPS,
+            headers={AGAIN_HEADER: nonce}, **callbacks,
+        )  # fmt: skip
+    return True
+
+
+def outcome(ledger: Ledger, id_: str) -> dict[str, Any]:
+    """The record, for the message that runs callbacks; raises `DeletionNotDone` with it."""
+    result = _result(get(ledger, id_))[1]
+    if isinstance(result, DeletionNotDone):
+        raise result
+    return result
+
+
+def callbacks_of(request: Any) -> dict[str, Any] | None:
+    """The callbacks in a message, as they must be given to send it again; None if there are none."""
+    if not (request.callbacks or request.errbacks or request.chain or request.chord):
+        return None
+    return {
+        "link": request.callbacks,
+        "link_error": request.errbacks,
+        "chain": request.chain,
+        "chord": request.chord,
+        "group_id": request.group,
+        "group_index": request.group_index,
+        "root_id": request.root_id,
+        "parent_id": request.parent_id,
+    }
+
+
+def _header(request: Any, name: str) -> str:
+    found = request.get(name) or (request.headers or {}).get(name)
+    return found if isinstance(found, str) else ""
+
+
+def _result(deletion: Deletion) -> tuple[str, dict[str, Any] | DeletionNotDone]:
+    record = deletion.to_json()
+    return (states.SUCCESS, record) if deletion.is_done else (states.FAILURE, DeletionNotDone(record))
+
+
+def _raise_first(app: Celery, id_: str, conflicts: Sequence[IdConflict]) -> None:
+    """A conflict is the result only if there is none yet: two requests of one id share it."""
+    if conflicts:
+        raise conflicts[0] if app.backend.get_state(id_) == states.PENDING else Ignore
+
+
+@contextmanager
+def _accepting(services: Services, request: Any) -> Iterator[None]:
+    """Note what is refused, since its sender may never ask; keep what cannot be written now.
+
+    While Redis is away nothing is accepted and nothing is lost: the message goes back to the end of its queue.
+    """
+    try:
+        yield
+    except InvalidRequest as error:
+        account = (request.kwargs or {}).get("account", DEFAULT_ACCOUNT)
+        services.intake.note_refused(request.id, account, error)
+        raise
+    except LedgerRefused as error:
+        # It would be refused again, and hold a slot each time.
+        message = {"task": request.task, "id": request.id, "args": request.args, "kwargs": request.kwargs}
+        dead_letters.keep(
+            services.ledger.redis, str(request.delivery_info.get("routing_key")), str(error), message
+        )
+        raise
+    except LedgerUnavailable as error:
+        log.warning("request.requeued", error=str(error))
+        services.runners.stopping.wait(_REQUEUE_AFTER_SECONDS)
+        raise Reject(str(error), requeue=True) from error

@@ -1,0 +1,265 @@
+"""What an account has, as the last survey saw it; its use and protection, as they are reported."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+import structlog
+
+from tasks.api.client import Details
+from tasks.api.incarnations import Incarnation, Verdict, compare, incarnation_of
+from tasks.api.observations import TOLERANCE_WITHOUT_DATE
+from tasks.cleanup.policies import Policy
+from tasks.cleanup.rules import Finetune, Item, select
+from tasks.durations import LONGEST
+from tasks.errors import InvalidRequest
+from tasks.ledger import Ledger
+from tasks.ledger.queries import each, known_accounts
+from tasks.ledger.redis_errors import unavailable
+from tasks.records import State, check_account, check_finetune_id, from_ms, moment, to_ms
+from tasks.text import finetune_key, is_same_name
+
+log = structlog.get_logger()
+
+USE_GAP = timedelta(days=1)  # use is reported without a gap as long as no day passes without a report
+BELIEVED_AFTER = timedelta(days=1)  # a list that has shrunk to half counts once it has stayed so
+_FOR_GOOD_MS = 9 * 10**15
+_CREATED = ("created_at", "created", "timestamp")  # where `tasks.api.incarnations` finds a creation time
+
+
+class Seen(NamedTuple):
+    """One incarnation, as a survey saw it. Times: ms on Redis's clock.
+
+    incarnation: its text form, None if it was not read or has nothing to compare. created: its creation time if
+    that is usable; unsound: why it is not, if the API gives one. first_seen: when a survey first saw it.
+    """
+
+    incarnation: str | None
+    created: int | None
+    unsound: str | None
+    first_seen: int
+    observed_at: int
+    vantage: str
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its age and its incarnation are known, so that its details need not be read again."""
+        return self.incarnation is not None and self.unsound is None
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """An account at `now`. use_since: use is reported without a gap since then; use_last: when it last was.
+
+    seen: by the id as listed. used, protected: as Redis has them. requested: those with an unfinished deletion.
+    listed_at, listed_count: the last list that was believed; shrunk_since: since when lists have been half of it.
+    """
+
+    account: str
+    now: datetime
+    seen: Mapping[str, Seen]
+    used: Mapping[str, int]
+    protected: Mapping[str, float]
+    use_since: datetime | None
+    use_last: datetime | None
+    listed_at: datetime | None = None
+    listed_count: int | None = None
+    shrunk_since: datetime | None = None
+    deleted_by_us: int = 0
+    requested: frozenset[str] = frozenset()
+
+    @property
+    def seen_before(self) -> int | None:
+        """How many the list must be measured against; None if there is nothing to measure it against."""
+        since = self.shrunk_since
+        return None if since and self.now - since >= BELIEVED_AFTER else self.listed_count
+
+    def select(self, policy: Policy) -> list[Item]:
+        """What `policy` would do with each of them, and why."""
+        return select(policy, self.finetunes(), use_since=self.use_since, use_last=self.use_last, now=self.now)
+
+    def finetunes(self) -> list[Finetune]:
+        """All of them, as the selection takes them."""
+        return [self._finetune(id_, seen) for id_, seen in self.seen.items()]
+
+    def _finetune(self, id_: str, seen: Seen) -> Finetune:
+        used, until = self.used.get(id_), self.protected.get(id_)
+        if used is not None and seen.created is not None and used < seen.created:
+            used = None  # of a finetune that had the name before
+        return Finetune(
+            id_, seen.incarnation, created=moment(seen.created), unsound=seen.unsound,
+            first_seen=from_ms(seen.first_seen), observed_at=from_ms(seen.observed_at), vantage=seen.vantage,
+            is_requested=id_ in self.requested, last_used=moment(used),
+            protected=moment(until) if until is None or until < _FOR_GOOD_MS else "for good",
+        )  # fmt: skip
+
+
+def touch(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
+    """Report use, now; answers the cleanup deletions that are withdrawn by it. Raises `InvalidRequest`."""
+    return _keep(ledger, "touch", account, ids)
+
+
+def report_use(ledger: Ledger, account: str, ids: Sequence[object]) -> None:
+    """`touch` if nobody waits for an answer: what cannot be noted is logged, and all else noted."""
+    fine: list[str] = []
+    for id_ in ids:
+        try:
+            fine.append(check_finetune_id(id_, allow_org_ids=True))
+        except InvalidRequest as error:
+            log.warning("use.refused", account=account, error=str(error))
+    try:
+        touch(ledger, account, fine)
+    except InvalidRequest as error:
+        log.warning("use.refused", account=account, error=str(error))
+
+
+def protect(ledger: Ledger, account: str, ids: Sequence[str], until: datetime | None = None) -> list[str]:
+    """Keep from every cleanup, for good unless `until` is given; answers like `touch`."""
+    return _keep(ledger, "protect", account, ids, until_ms=to_ms(until) if until else _FOR_GOOD_MS)
+
+
+def unprotect(ledger: Ledger, account: str, ids: Sequence[str]) -> None:
+    """Let cleanups have them again."""
+    _keep(ledger, "unprotect", account, ids)
+
+
+def _keep(ledger: Ledger, action: str, account: str, ids: Sequence[str], until_ms: int | None = None) -> list[str]:
+    for id_ in ids:
+        check_finetune_id(id_, allow_org_ids=True)
+    check_account(account, known_accounts(ledger))
+    return ledger.keep(action, account, [spelling for id_ in ids for spelling in _spellings(id_)], until_ms)
+
+
+def _spellings(finetune_id: str) -> list[str]:
+    """Both spellings of a UUID: use and protection are found by the id as the API lists it."""
+    lower, upper = finetune_id.lower(), finetune_id.upper()
+    return sorted({lower, upper}) if is_same_name(lower, upper) else [finetune_id]
+
+
+def protected_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
+    """Those of `ids` that are protected now."""
+    now = ledger.now_ms()
+    with unavailable():
+        found: Any = ledger.redis.hmget(ledger.keys.protected(account), [finetune_key(id_) for id_ in ids])
+    return [id_ for id_, until in zip(ids, found, strict=True) if until is not None and float(until) > now]
+
+
+def load(ledger: Ledger, account: str) -> Inventory:
+    """The inventory as the last survey left it, with what was reported since."""
+    asked = ("use_since", "use_last", "listed_at", "listed_count", "shrunk_since")
+    now, keys = ledger.now_ms(), ledger.keys
+    # Not in one transaction: a full Redis refuses those, also for reading.
+    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+        for key in (keys.inventory, keys.used, keys.protected):
+            pipe.hgetall(key(account))
+        pipe.hmget(keys.account(account), *asked)
+        seen, used, protected, (since, last, listed_at, count, shrunk_since) = pipe.execute()
+    reported = last is not None and now - int(last) <= USE_GAP / timedelta(milliseconds=1)
+    return Inventory(
+        account,
+        from_ms(now),
+        seen={id_: _seen(text) for id_, text in seen.items()},
+        used={id_: int(ms) for id_, ms in used.items()},
+        protected={id_: float(ms) for id_, ms in protected.items() if float(ms) > now},
+        use_since=moment(since) if reported else None, use_last=moment(last), listed_at=moment(listed_at),
+        listed_count=int(count) if count else None, shrunk_since=moment(shrunk_since),
+    )  # fmt: skip
+
+
+def save(ledger: Ledger, before: Inventory, inventory: Inventory, *, believed: bool) -> None:
+    """Keep what a survey saw, `before` being what was kept; what a believed list lacks is forgotten."""
+    keys, now = ledger.keys, to_ms(inventory.now)
+    account = keys.account(inventory.account)
+    with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
+        for id_, seen in inventory.seen.items():
+            if before.seen.get(id_) != seen:
+                pipe.hset(keys.inventory(inventory.account), id_, json.dumps(seen._asdict()))
+        if believed:
+            pipe.hset(account, mapping={"listed_at": now, "listed_count": len(inventory.seen)})
+            pipe.hdel(account, "shrunk_since")
+        else:
+            pipe.hsetnx(account, "shrunk_since", str(now))
+        pipe.execute()
+    if believed:
+        _forget(ledger, inventory)
+
+
+def _forget(ledger: Ledger, inventory: Inventory) -> None:
+    """What is no longer there. Not its use: a list may lack for once what is there, and it would look unused."""
+    long_ago = to_ms(inventory.now - LONGEST)  # longer than any `unused_for`
+    kept, used = ledger.keys.inventory(inventory.account), ledger.keys.used(inventory.account)
+    with unavailable():
+        known: Any = ledger.redis.hkeys(kept)
+        unused = [id_ for id_, at in inventory.used.items() if at < long_ago]
+        for key, ids in {kept: known, used: unused}.items():
+            if gone := [id_ for id_ in ids if id_ not in inventory.seen]:
+                ledger.redis.hdel(key, *gone)
+
+
+def read(
+    finetune_id: str, details: Details | None, before: Seen | None,
+    *, at: int, began: datetime, vantage: str, within: timedelta,
+) -> Seen:  # fmt: skip
+    """What details show of a finetune; its age starts with this survey unless `before` is the same incarnation.
+
+    details: None if they could not be read. at: when they were asked for, ms. began: when the survey began.
+    within: how long equal settings alone are believed (JANITOR_OBSERVE_WITHIN).
+    """
+    found = incarnation_of(details.fields, finetune_id) if details else Incarnation()
+    text = found.to_text() if _can_be_compared(found) else None
+    created, unsound = _creation(found, details, at)
+    first = before.first_seen if before and _is_same(before, found, at, within) else to_ms(began)
+    return Seen(text, created, unsound, first, at, vantage)
+
+
+def requested_among(ledger: Ledger, account: str, ids: Collection[str]) -> frozenset[str]:
+    """Those of `ids` that have an unfinished deletion, by this spelling or another."""
+    name = ledger.keys.unfinished
+    found = each(ledger, ids, lambda pipe, id_: pipe.exists(name(account, finetune_key(id_))))
+    return frozenset(id_ for id_, exists in zip(ids, found, strict=True) if exists)
+
+
+def deleted_by_us(ledger: Ledger, account: str, since: datetime, ids: Collection[str]) -> int:
+    """How many of `ids` the janitor has deleted since then."""
+    key = ledger.keys.deletion
+    with unavailable():
+        finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
+    rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(key(id_), "account", "state", "name"))
+    deleted = {name for where, state, name in rows if (where, state) == (account, State.DELETED)}
+    return len(deleted & set(map(finetune_key, ids)))
+
+
+def _seen(text: str) -> Seen:
+    """What `save` wrote; fields that this version does not know are ignored."""
+    stored = json.loads(text)
+    return Seen(**{name: stored[name] for name in Seen._fields})
+
+
+def _can_be_compared(found: Incarnation) -> bool:
+    """Whether there is something that can show later that this is the same one; a date alone cannot."""
+    created = found.created
+    return bool(found.unique_id or found.settings or (created and not created.is_date))
+
+
+def _is_same(before: Seen, found: Incarnation, at: int, within: timedelta) -> bool:
+    earlier = Incarnation.from_text(before.incarnation or "")
+    gap = timedelta(milliseconds=max(0, at - before.observed_at))
+    return earlier is not None and compare(earlier, found, gap=gap, within=within)[0] is Verdict.SAME
+
+
+def _creation(found: Incarnation, details: Details | None, at: int) -> tuple[int | None, str | None]:
+    """The creation time on our clock, ms, or why it is not sound; neither if there is none, or a date alone."""
+    created, now = found.created, from_ms(at)
+    if created is None or created.is_date:
+        told = details and not created and any(details.fields.get(name) not in (None, "") for name in _CREATED)
+        return None, "not readable, or before 2024" if told else None
+    by_api = (details and details.date) or now
+    if created.moment > by_api + TOLERANCE_WITHOUT_DATE:
+        return None, "in the future"
+    # Its age is what the API's clock says. Only a clock that is clearly off moves the time on ours.
+    ahead = by_api - now if abs(by_api - now) > TOLERANCE_WITHOUT_DATE else timedelta(0)
+    return to_ms(created.moment - ahead), None

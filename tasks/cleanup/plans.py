@@ -1,0 +1,179 @@
+"""Plans: what a policy would delete, kept with an id, and carried out exactly or not at all."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter
+
+from tasks.cleanup.inventory import Inventory
+from tasks.cleanup.policies import Policy
+from tasks.cleanup.rules import Item, blocked, unfitting
+from tasks.durations import format_duration
+from tasks.errors import PlanRefused, UnknownPlan
+from tasks.intake import Intake
+from tasks.ledger import Accepted, Ledger
+from tasks.ledger.queries import each, get_many
+from tasks.ledger.redis_errors import unavailable
+from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, moment, to_ms
+
+APPLY_WITHIN = timedelta(hours=24)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(Plain):
+    """What a policy would do with each finetune of its account.
+
+    created_at: when its survey began. blocked: why it must not be applied. warnings: what may be mistyped in the
+    policy.
+    """
+
+    id: str
+    policy: str
+    account: str
+    created_at: datetime
+    blocked: str | None = None
+    warnings: tuple[str, ...] = ()
+    applied_at: datetime | None = None
+    grace_seconds: float
+    deletions: int = 0
+    total: int = 0
+    items: tuple[Item, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return Plain.to_json(replace(self, warnings=())) | {"warnings": list(self.warnings)}
+
+    def summary(self) -> dict[str, Any]:
+        """The JSON form, without the items."""
+        whole = replace(self, items=()).to_json()
+        del whole["items"]
+        return whole
+
+
+_PLANS = TypeAdapter(Plan)
+
+
+class Applied(NamedTuple):
+    """What became of one item of an applied plan.
+
+    deletion: None if there is an error. created: whether it is new. kept: why the finetune is kept, if it is.
+    error: why no deletion was asked for.
+    """
+
+    finetune_id: str
+    deletion: Deletion | None
+    created: bool = False
+    kept: str | None = None
+    error: str | None = None
+
+
+def make_plan(policy: Policy, inventory: Inventory, plan_id: str) -> Plan:
+    """The plan of `policy` for what was surveyed. Pure."""
+    items = inventory.select(policy)
+    why = blocked(policy, items, seen_before=inventory.seen_before, deleted_by_us=inventory.deleted_by_us)
+    plan = empty_plan(policy, inventory.now, plan_id, blocked=why)
+    deletions = sum(item.action == "delete" for item in items)
+    warnings = unfitting(policy, inventory.seen)
+    return replace(plan, items=tuple(items), total=len(items), deletions=deletions, warnings=warnings)
+
+
+def empty_plan(policy: Policy, now: datetime, plan_id: str, *, blocked: str | None) -> Plan:
+    """A plan without items, as for a list that could not be read."""
+    return Plan(
+        id=plan_id, policy=policy.name, account=policy.account, created_at=now, blocked=blocked,
+        grace_seconds=policy.grace.total_seconds(),
+    )  # fmt: skip
+
+
+def store(ledger: Ledger, plan: Plan) -> Plan:
+    """Keep a plan as long as records; answers the one that is kept, the first under its id."""
+    key, index, life = ledger.keys.plan(plan.id), ledger.keys.plans, ledger.terms.retention
+    with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
+        pipe.hsetnx(key, "summary", json.dumps(plan.summary()))
+        pipe.hsetnx(key, "items", json.dumps(plan.to_json()["items"]))
+        pipe.pexpire(key, life)
+        pipe.zadd(index, {plan.id: to_ms(plan.created_at)}, nx=True)
+        pipe.zremrangebyscore(index, "-inf", to_ms(plan.created_at - life))
+        pipe.execute()
+    return get_plan(ledger, plan.id)
+
+
+def get_plan(ledger: Ledger, plan_id: str) -> Plan:
+    """The plan with this id; raises `UnknownPlan`."""
+    with unavailable():
+        stored: Any = ledger.redis.hgetall(ledger.keys.plan(plan_id))
+    if not stored:
+        raise UnknownPlan(f"no plan has the id {plan_id!r}: `janitor cleanup list` shows those there are")
+    return _plan(stored["summary"], stored.get("applied_at"), stored["items"])
+
+
+def list_plans(ledger: Ledger, *, limit: int = 50) -> list[Plan]:
+    """Plans, newest first, without their items."""
+    with unavailable():
+        ids: Any = ledger.redis.zrevrange(ledger.keys.plans, 0, limit - 1)
+    rows = each(ledger, ids, lambda pipe, id_: pipe.hmget(ledger.keys.plan(id_), "summary", "applied_at"))
+    return [_plan(*row) for row in rows if row[0]]
+
+
+def apply_plan(ledger: Ledger, intake: Intake, plan: Plan, *, requested_by: str | None) -> list[Applied]:
+    """Ask for exactly the plan's deletions, each once, however often it is applied. Raises `PlanRefused`.
+
+    What was used, protected, replaced or asked for since the plan was made is kept: its deletion is withdrawn at
+    once.
+    """
+    if plan.blocked:
+        raise PlanRefused(f"plan {plan.id} is blocked, nothing was written: {plan.blocked}")
+    age = from_ms(ledger.now_ms()) - plan.created_at
+    if age > APPLY_WITHIN:
+        old = format_duration(timedelta(minutes=age // timedelta(minutes=1)))
+        raise PlanRefused(
+            f"plan {plan.id} is {old} old, and the limit is {format_duration(APPLY_WITHIN)}: "
+            f"`janitor cleanup plan --policy {plan.policy}` makes a new one"
+        )
+    requests = [_request(plan, item, requested_by) for item in plan.items if item.action == "delete"]
+    accepted = intake.accept(requests) if requests else []
+    with unavailable():
+        ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
+    deletions = get_many(ledger, [request.id for request in requests])
+    return [_applied(*one) for one in zip(requests, accepted, deletions, strict=True)]
+
+
+def _request(plan: Plan, item: Item, requested_by: str | None) -> NewRequest:
+    source = f"cleanup:{plan.id}"
+    return NewRequest(
+        id=str(uuid.uuid5(uuid.UUID(plan.id), item.finetune_id)),
+        finetune_id=item.finetune_id, account=plan.account, source=source, requested_by=requested_by,
+        reason=f"{plan.policy}: {item.reason}"[:MAX_TEXT_LENGTH],
+        delay=timedelta(seconds=plan.grace_seconds), requested_at=plan.created_at,
+        incarnation=json.dumps(item.incarnation, separators=(",", ":"), sort_keys=True),
+        observed_at=item.observed_at, vantage=item.vantage,
+        # Not `requested_by`: the same plan applied by another person is the same request.
+        digest=f"{source} {plan.account} {item.finetune_id}",
+    )  # fmt: skip
+
+
+def _applied(request: NewRequest, accepted: Accepted, deletion: Deletion | None) -> Applied:
+    if accepted.answer == "conflict":
+        error = f"the request id {request.id} belongs to another request: make a new plan"
+        return Applied(request.finetune_id, None, error=error)
+    if deletion is None:
+        return Applied(request.finetune_id, None, error=f"the record {request.id} is missing or cannot be read")
+    return Applied(request.finetune_id, deletion, created=accepted.answer == "accepted", kept=_kept(deletion))
+
+
+def _kept(deletion: Deletion) -> str | None:
+    by_cleanup = deletion.cancelled_by == "cleanup" or (deletion.message or "").startswith("kept: ")
+    if deletion.state == State.CANCELLED:
+        return deletion.message if by_cleanup else None
+    if by_cleanup and not deletion.is_final:
+        return "if the call under way has not deleted it; an observation will show"
+    return None
+
+
+def _plan(summary: str, applied_at: str | None, items: str = "[]") -> Plan:
+    stored = {**json.loads(summary), "items": json.loads(items), "applied_at": moment(applied_at)}
+    return _PLANS.validate_python(stored)

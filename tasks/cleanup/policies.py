@@ -1,0 +1,187 @@
+"""Cleanup policies: which finetunes are stale. A TOML file, reviewed like code and checked whole before use."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from cronsim import CronSim, CronSimError
+from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
+
+from tasks.durations import ACCEPTED_DURATION, parse_duration
+from tasks.errors import InvalidRequest
+from tasks.records import DEFAULT_ACCOUNT, is_account
+
+_CLASS = re.compile(r"\[[^]]+\]")  # `[a-z0-9]*` matches all as well
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+# Anything else is in no id, or belongs to another notation (`{prod,demo}-*`, `^prod-.*$`, `!prod-*`): it would be
+# read as plain text, fit nothing and so protect nothing.
+_PATTERN = re.compile(r"(?:[A-Za-z0-9_/.?*-]|\[[A-Za-z0-9_-]+\])+")
+
+
+class PolicyError(InvalidRequest):
+    """A policy cannot be used; the message names the line and says what is accepted."""
+
+
+def read_policies(file: Path | None) -> tuple[Policy, ...]:
+    """The policies in `file`; raises `InvalidRequest` with the file, the line and the reason."""
+    if file is None:
+        raise InvalidRequest("no policies: set JANITOR_POLICY_FILE to a TOML file, or give --file")
+    try:
+        return parse_policies(file.read_text(encoding="utf-8"))
+    except PolicyError as error:
+        raise InvalidRequest(f"{file}: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise InvalidRequest(f"{file} cannot be read: {reason}") from None
+
+
+def parse_policies(text: str) -> tuple[Policy, ...]:
+    """The policies in a TOML text, `[[policy]]` tables; raises `PolicyError` for the first mistake in it."""
+    try:
+        document = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise PolicyError(f"not TOML: {error}") from None
+    tables = document.get("policy")
+    unknown = sorted(set(document) - {"policy"})
+    if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
+        raise PolicyError(f"{unknown[0] if unknown else 'policy'!r} is not accepted: give [[policy]] tables")
+    places = _Places(text)
+    policies = tuple(_policy(table, n, places) for n, table in enumerate(tables))
+    names = [policy.name for policy in policies]
+    for n, name in enumerate(names):
+        if name in names[:n]:
+            raise places.error(n, "name", f"two policies have the name {name!r}: give each its own")
+    return policies
+
+
+class _Places:
+    """The line of each key in the text: tomllib does not tell it."""
+
+    def __init__(self, text: str) -> None:
+        self._lines = text.splitlines()
+        heads = [i for i, line in enumerate(self._lines) if re.match(r"\s*\[\[\s*policy\s*\]\]", line)]
+        self._tables = list(pairwise([*heads, len(self._lines)]))
+
+    def error(self, n: int, key: str | None, why: str) -> PolicyError:
+        first, end = self._tables[n] if n < len(self._tables) else (0, len(self._lines))
+        wanted = re.compile(rf"\s*[\"']?{re.escape(key)}[\"']?\s*=") if key else None
+        found = [i for i in range(first, end) if wanted and wanted.match(self._lines[i])]
+        return PolicyError(f"line {(found or [first])[0] + 1}: {why}")
+
+
+def _policy(table: Mapping[str, Any], n: int, places: _Places) -> Policy:
+    try:
+        policy = _POLICIES.validate_python(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = str(first["loc"][0])
+        raise places.error(n, key, _in_words(key, first)) from None
+    matches_all = any(not _CLASS.sub("", pattern).strip("*?") for pattern in policy.match)
+    if matches_all and policy.older_than is None and policy.unused_for is None:
+        raise places.error(n, None, f"{policy.name!r} matches all and names no age: give older_than or unused_for")
+    return policy
+
+
+def _in_words(key: str, error: Any) -> str:
+    if error["type"] == "unexpected_keyword_argument":
+        return f"{key!r} is not known: accepted are {', '.join(one.name for one in fields(Policy))}"
+    if error["type"] == "missing":
+        return "this policy has no name: give one, such as name = 'tests'"
+    return f"{key}: {error['ctx']['error']}"
+
+
+def _text(fits: Callable[[str], object], accepted: str) -> BeforeValidator:
+    def read(value: object) -> object:
+        if not isinstance(value, str) or not fits(value):
+            raise InvalidRequest(f"{value!r} is not accepted: give {accepted}")
+        return value
+
+    return BeforeValidator(read)
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list) or not given:
+        raise InvalidRequest(f"{value!r} is not a list of patterns: give texts such as 'test-*'")
+    return tuple(_pattern(one) for one in given)
+
+
+def _pattern(value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest(f"{value!r} is not a pattern: give a text such as 'test-*'")
+    if ".*" in value or not _PATTERN.fullmatch(value):
+        accepted = "letters, digits, - _ . / and * (any text), ? (any character), [abc] (one of these)"
+        raise InvalidRequest(f"{value!r} is not a pattern: give {accepted}; several patterns are a list of texts")
+    if value[-1] in "-_" and not set(value) & set("?*["):
+        raise InvalidRequest(f"{value!r} has no wildcard, so it fits only itself: did you mean '{value}*'?")
+    return value
+
+
+def _age(value: object) -> timedelta:
+    age = _duration(value)
+    if age <= timedelta(0):
+        raise InvalidRequest(f"{value!r} is not accepted: give {ACCEPTED_DURATION}, longer than 0s")
+    return age
+
+
+def _duration(value: object) -> timedelta:
+    if not isinstance(value, str):
+        raise InvalidRequest(f"{value!r} is not a duration: give {ACCEPTED_DURATION}")
+    return parse_duration(value)
+
+
+def _whole(least: int, most: int) -> BeforeValidator:
+    def read(value: object) -> object:
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise InvalidRequest(f"{value!r} is not accepted: give a whole number from {least} to {most}")
+        return value
+
+    return BeforeValidator(read)
+
+
+def _schedule(value: object) -> str:
+    parts = value.split() if isinstance(value, str) else []
+    try:
+        next(CronSim(" ".join(parts if len(parts) == 5 else ()), datetime.now(UTC), reverse=True))
+    except (CronSimError, StopIteration):
+        raise InvalidRequest(f"{value!r} is not a cron schedule: give five fields, such as '0 3 * * *'") from None
+    return " ".join(parts)
+
+
+_Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
+_Age = Annotated[timedelta | None, BeforeValidator(_age)]
+
+
+@dataclass(frozen=True)
+class Policy:
+    """One rule. match, protect: patterns with `*`, `?` and `[abc]`; one of `match` must fit, none of `protect`.
+
+    older_than, unused_for: a finetune is stale if both hold. keep_newest: how many of those that match stay
+    whatever their age. grace: how long a deletion waits. max_deletions, max_percent: a plan beyond them deletes
+    nothing. schedule: cron, UTC.
+    """
+
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
+    name: Annotated[str, _text(_NAME.fullmatch, "lowercase letters, digits, - and _, at most 40")]
+    account: Annotated[str, _text(is_account, "lowercase letters, digits and _, at most 40")] = DEFAULT_ACCOUNT
+    match: _Patterns = ("*",)
+    older_than: _Age = None
+    unused_for: _Age = None
+    keep_newest: Annotated[int, _whole(0, 1_000_000)] = 0
+    protect: _Patterns = ()
+    grace: Annotated[timedelta, BeforeValidator(_duration)] = timedelta(hours=24)
+    max_deletions: Annotated[int, _whole(1, 1_000_000)] = 20
+    max_percent: Annotated[int, _whole(1, 100)] = 25
+    schedule: Annotated[str | None, BeforeValidator(_schedule)] = None
+    mode: Annotated[Literal["plan", "apply"], _text(("plan", "apply").__contains__, "'plan' or 'apply'")] = "plan"
+
+
+_POLICIES = TypeAdapter(Policy)

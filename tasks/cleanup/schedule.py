@@ -1,0 +1,135 @@
+"""Scheduled cleanups. The ledger decides what is due, however many beats and workers there are."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+import structlog
+from cronsim import CronSim
+
+from tasks.api.client import BflReader
+from tasks.api.errors import Reshaped
+from tasks.cleanup.inventory import Inventory
+from tasks.cleanup.plans import APPLY_WITHIN, Plan, apply_plan, empty_plan, make_plan, store
+from tasks.cleanup.policies import Policy
+from tasks.cleanup.survey import Advance, Surveyor, no_progress
+from tasks.errors import JanitorError
+from tasks.intake import Intake
+from tasks.ledger import Ledger
+from tasks.ledger.redis_errors import unavailable
+from tasks.records import check_account, from_ms, to_ms
+
+log = structlog.get_logger()
+
+_RUN_FOR = timedelta(minutes=10)  # a run whose process died is started again after this
+_PLANS = uuid.UUID("a1c2f9a4-7d0c-4c6e-9d36-3a2f0e6b7c11")
+
+
+@dataclass(frozen=True)
+class Cleaner:
+    """Makes plans and applies them. readers: clients without a delete method, by account.
+
+    max_concurrent, retry_budget, sleep, observe_within: see `tasks.cleanup.survey.Surveyor`.
+    """
+
+    ledger: Ledger
+    intake: Intake
+    readers: Mapping[str, BflReader]
+    max_concurrent: int
+    retry_budget: timedelta
+    sleep: Callable[[float], None]
+    observe_within: timedelta = timedelta(hours=1)
+
+    def survey(self, account: str, policies: Sequence[Policy], advance: Advance = no_progress) -> Inventory:
+        """What the account has now. Raises `InvalidRequest` if there is no key for it, `ApiError`."""
+        check_account(account, self.readers)
+        waits = (self.max_concurrent, self.retry_budget, self.sleep, self.observe_within)
+        return Surveyor(self.readers[account], self.ledger, account, *waits, advance).survey(policies)
+
+    def plan(self, policy: Policy, plan_id: str | None = None, advance: Advance = no_progress) -> Plan:
+        """Make a plan and keep it; a list that cannot be relied on makes a blocked one. Raises like `survey`."""
+        plan_id = plan_id or str(uuid.uuid4())
+        try:
+            plan = make_plan(policy, self.survey(policy.account, [policy], advance), plan_id)
+        except Reshaped as error:
+            plan = empty_plan(policy, from_ms(self.ledger.now_ms()), plan_id, blocked=str(error))
+        return store(self.ledger, plan)
+
+    def tick(self, policies: Sequence[Policy]) -> None:
+        """Run each policy that is due and whose key is here, once; one that fails is tried again at the next."""
+        now = from_ms(self.ledger.now_ms())
+        with unavailable():
+            self.ledger.redis.set(self.ledger.keys.tick, to_ms(now))
+        for policy in policies:
+            if policy.schedule is None or policy.account not in self.readers:
+                continue
+            window = last_window(policy.schedule, now)
+            try:
+                with self._turn(policy, window) as ours:
+                    if ours:
+                        self._run(policy, window, now)
+            except JanitorError as error:
+                log.warning("cleanup.failed", policy=policy.name, account=policy.account, error=str(error))
+
+    def _run(self, policy: Policy, window: datetime, now: datetime) -> None:
+        # Started again after a crash, it is the same plan and the same requests, unless the policy was edited
+        # meanwhile or the plan is too old to be applied.
+        run = f"{policy} {window.isoformat()} {(now - window) // APPLY_WITHIN}"
+        plan = self.plan(policy, str(uuid.uuid5(_PLANS, run)))
+        (log.warning if plan.blocked or plan.warnings else log.info)(
+            "cleanup.planned", policy=policy.name, account=policy.account, plan=plan.id, window=window.isoformat(),
+            deletions=plan.deletions, total=plan.total, blocked=plan.blocked, warnings=plan.warnings,
+        )  # fmt: skip
+        if policy.mode == "apply" and not plan.blocked:
+            applied = apply_plan(self.ledger, self.intake, plan, requested_by="schedule")
+            kept = sum(one.kept is not None for one in applied)
+            errors = [one.error for one in applied if one.error]
+            done = len(applied) - kept - len(errors)
+            log.info("cleanup.applied", policy=policy.name, plan=plan.id, deletions=done, kept=kept, errors=errors)
+
+    @contextmanager
+    def _turn(self, policy: Policy, window: datetime) -> Iterator[bool]:
+        """Whether this run is ours and was not made before; noted as made if all went well."""
+        keys, redis = self.ledger.keys, self.ledger.redis
+        lease = keys.policy_lease(policy.name)
+        with unavailable():
+            held = redis.set(lease, "1", nx=True, px=_RUN_FOR)
+            ours = bool(held) and self._is_due(policy, window)
+        try:
+            yield ours
+            if ours:
+                with unavailable():
+                    redis.hset(keys.policy_runs, policy.name, _note(policy, window))
+        finally:
+            if held:
+                with unavailable():
+                    redis.delete(lease)
+
+    def _is_due(self, policy: Policy, window: datetime) -> bool:
+        """Whether the run of this window is still to be made.
+
+        A policy that is new has no past, and one whose schedule was edited none either: its first run is the next
+        one. Else an edit to a time earlier today would delete at once.
+        """
+        runs, redis, note = self.ledger.keys.policy_runs, self.ledger.redis, _note(policy, window)
+        redis.hsetnx(runs, policy.name, note)
+        last_ms, _, schedule = str(redis.hget(runs, policy.name) or note).partition(" ")
+        if schedule != policy.schedule:
+            redis.hset(runs, policy.name, note)
+            log.info("cleanup.schedule_changed", policy=policy.name, before=schedule, now=policy.schedule)
+            return False
+        return int(last_ms) < to_ms(window)
+
+
+def _note(policy: Policy, window: datetime) -> str:
+    """What is kept of the last run: when it was due, and by which schedule."""
+    return f"{to_ms(window)} {policy.schedule}"
+
+
+def last_window(schedule: str, now: datetime) -> datetime:
+    """The last time at or before `now` that a cron schedule names, in UTC."""
+    return next(CronSim(schedule, now.replace(microsecond=0) + timedelta(seconds=1), reverse=True))

@@ -1,0 +1,185 @@
+"""What an observation means for a deletion: the one table of outcomes. Pure.
+
+`judge` is asked before each delete, after each unclear answer, and when no further attempt is allowed. It answers
+with how the deletion ends, or with `STAYS`: the finetune that was meant is there, as far as can be told.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+
+from tasks.api.incarnations import Incarnation, Verdict, compare
+from tasks.api.observations import Observation, Presence, existed
+from tasks.ledger.types import Claim, Finish, Try
+from tasks.records import Evidence, State, from_ms
+
+SETTLED_AFTER = timedelta(seconds=30)  # what an attempt did not remove by then, it did not remove
+
+
+@dataclass(frozen=True)
+class Known:
+    """What is known of the finetune that a deletion means.
+
+    incarnation: from earlier observations, None if there was none or it showed nothing. vantage: from where it
+    was last seen, "" if never. unclear_at: when an attempt was made that may have been applied, None if there is
+    none.
+    born_after: it was certainly created after this moment, on Redis's clock.
+    """
+
+    incarnation: Incarnation | None = None
+    observed_at: datetime | None = None
+    vantage: str = ""
+    unclear_at: datetime | None = None
+    born_after: datetime | None = None
+
+    def with_seen(self, seen: Observation, now: datetime) -> Known:
+        """What is known after another observation of the same incarnation.
+
+        An identity that was seen once stays known.
+        """
+        incarnation = seen.incarnation or self.incarnation
+        if incarnation and self.incarnation:
+            incarnation = replace(incarnation, identity={**self.incarnation.identity, **incarnation.identity})
+        age = seen.age(now)
+        born_after = self.born_after if age is None else now - age - seen.tolerance
+        unclear_at = None if is_settled(self, now) else self.unclear_at
+        return Known(incarnation, now, seen.vantage, unclear_at, born_after)
+
+
+@dataclass(frozen=True)
+class Stays:
+    """The finetune is there. is_same: the incarnation seen before, or the first one seen."""
+
+    is_same: bool
+
+
+STAYS = Stays(is_same=True)
+
+
+def judge(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:
+    """What `seen` means.
+
+    now: Redis's clock when the observation began. within: how long the name alone tells which finetune was meant
+    (`JANITOR_OBSERVE_WITHIN`).
+    """
+    if seen.presence is Presence.ABSENT:
+        return _absent(claim, known, seen)
+    if seen.presence is Presence.UNLISTED:
+        why = f"details does not work at {seen.host} and the list lacks it, which proves nothing"
+        return _undecided(claim, known, now, within, why)
+    if known.incarnation is None:
+        return _first_seen(claim, known, seen, now, within)
+    return _seen_again(claim, known, seen, now, within)
+
+
+def sibling_deleted(claim: Claim) -> Finish | None:
+    """The end of a deletion whose finetune a sibling has deleted, before any call; None if none has.
+
+    An attempt that was marked after this deletion was accepted met the finetune that this one meant, unless this
+    one has seen another incarnation, or the deleted one was created after it was asked for.
+    """
+    ours = Incarnation.from_text(claim.incarnation)
+    for try_ in sorted(claim.tries, key=lambda one: one.mark):
+        if try_.mark < claim.accepted or not (try_.result == "deleted" and try_.has_deleted):
+            continue
+        if _met_another(claim, ours, try_):
+            continue
+        return _by_sibling(try_)
+    return None
+
+
+def is_settled(known: Known, now: datetime) -> bool:
+    """Whether an observation that begins now tells if the last attempt was applied."""
+    return known.unclear_at is None or now - known.unclear_at >= SETTLED_AFTER
+
+
+def _absent(claim: Claim, known: Known, seen: Observation) -> Finish:
+    if known.vantage and known.vantage != seen.vantage:
+        why = f"not visible at {seen.vantage}, but it was last seen at {known.vantage}: key or host has changed"
+        return Finish(result=State.REVIEW, message=f"{why}, so whether it is deleted is not known")
+    if known.unclear_at and not known.vantage:
+        return Finish(
+            result=State.REVIEW, message="not visible after an attempt, but it never was: the attempt is unclear"
+        )
+    if known.unclear_at:
+        message = "not visible any more after an attempt that was not clearly answered"
+        return Finish(result=State.DELETED, evidence=Evidence.READ_BACK, message=message)
+    # An attempt of a sibling that ended after this was accepted may have removed what was meant.
+    for try_ in claim.tries:
+        if try_.finish > claim.accepted and not _met_another(claim, known.incarnation, try_):
+            if try_.has_deleted and try_.vantage == seen.vantage:
+                return _by_sibling(try_)
+            tried = f"an attempt of deletion {try_.by} at {try_.vantage or 'another one'} may have removed it"
+            why = f"not visible at {seen.vantage}, and {tried}: whether it has is not known"
+            return Finish(result=State.REVIEW, message=why)
+    return Finish(
+        result=State.NOT_FOUND, message=f"not visible at {seen.host} with the key of account {claim.account}"
+    )
+
+
+def _first_seen(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:
+    there_before = existed(seen, from_ms(claim.asked_at), now)
+    if there_before is False:
+        if known.unclear_at:
+            return Finish(
+                result=State.REVIEW, message="an attempt is unclear, and the name belongs to a newer finetune now"
+            )
+        why = "the name belongs to another finetune now: this one was created after the request"
+        return Finish(result=State.SUPERSEDED, message=why)
+    if there_before:
+        return STAYS
+    if any(try_.mark < claim.accepted < try_.finish for try_ in claim.tries):
+        why = "it was asked for while another deletion of it was carried out, and the API tells no creation time"
+        return Finish(result=State.REVIEW, message=f"{why}: whether this finetune was meant is not known")
+    return _undecided(claim, known, now, within, "the API tells no creation time")
+
+
+def _seen_again(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:
+    gap = now - known.observed_at if known.observed_at else timedelta.max
+    verdict, why = compare(
+        known.incarnation or Incarnation(), seen.incarnation or Incarnation(), gap=gap, within=within
+    )
+    if verdict is Verdict.SAME:
+        return STAYS
+    if verdict is Verdict.UNKNOWN:
+        return _undecided(claim, known, now, within, why)
+    if known.unclear_at is None:
+        return Finish(result=State.SUPERSEDED, message=f"the name belongs to another finetune now: {why}")
+    if existed(seen, known.unclear_at, now) is False:
+        message = f"another finetune, created after the attempt, has the name now: {why}"
+        return Finish(result=State.DELETED, evidence=Evidence.READ_BACK, message=message)
+    message = f"an attempt is unclear, and another finetune that may be older has the name: {why}"
+    return Finish(result=State.REVIEW, message=message)
+
+
+def _undecided(claim: Claim, known: Known, now: datetime, within: timedelta, why: str) -> Finish | Stays:
+    """Which finetune this is cannot be told: what is carried out right away goes on, nothing else does."""
+    if known.unclear_at:
+        return Finish(result=State.REVIEW, message=f"an attempt is unclear, and {why}")
+    if claim.cleanup:
+        return Finish(result=State.CANCELLED, message=f"kept: {why}")
+    if now - from_ms(claim.asked_at) <= within:
+        return Stays(is_same=known.incarnation is None)
+    return Finish(
+        result=State.REVIEW, message=f"it waited too long to tell whether this finetune was meant: {why}"
+    )
+
+
+def _by_sibling(try_: Try) -> Finish:
+    return Finish(
+        result=State.DELETED, evidence=Evidence.SIBLING, deleted_by=try_.by, incarnation=try_.incarnation,
+        vantage=try_.vantage, message="another deletion of the same finetune has deleted it",
+    )  # fmt: skip
+
+
+def _met_another(claim: Claim, ours: Incarnation | None, try_: Try) -> bool:
+    """Whether that attempt met another finetune than this deletion means: another incarnation, or a newer one."""
+    theirs = Incarnation.from_text(try_.incarnation)
+    return try_.born_after > claim.asked_at or (
+        ours is not None and theirs is not None and _is_other(ours, theirs)
+    )
+
+
+def _is_other(one: Incarnation, other: Incarnation) -> bool:
+    return compare(one, other, gap=timedelta(0), within=timedelta.max)[0] is Verdict.OTHER

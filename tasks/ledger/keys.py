@@ -1,0 +1,88 @@
+"""Every Redis key of the ledger, spelled once. The Lua scripts get the same names from here.
+
+All keys begin with `PREFIX`. `{name}` is the finetune as `tasks.text.finetune_key` spells it, so that two
+spellings of one UUID share a key. Scripts compute keys from the prefix, so Redis Cluster is not supported.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from types import SimpleNamespace
+
+PREFIX = "janitor:2:"
+SCHEMA = 1  # of what is below the prefix; a process that meets a greater number stops
+
+TEMPLATES = {
+    # the deletion
+    "deletion": "d:{id}",  # hash: the record
+    "attempts": "a:{id}",  # list: its attempts, each one line of JSON
+    "callbacks": "cb:{id}",  # string: the Celery callbacks of a request by name, until they ran
+    "callbacks_nonce": "cb-nonce:{id}",  # string: proves that a repeated message is ours; one minute
+    "sequence": "seq",  # counter: accept, mark and finish take their numbers from it
+    # where an unfinished deletion stands
+    "wait": "wait:{account}",  # zset: scheduled, by the time of the next try
+    "queue": "queue:{account}:{lane}",  # zset: queued, by due time
+    "siblings": "s:{account}:{name}",  # zset: queued behind a sibling that runs, by due time
+    "leases": "leases:{account}:{lane}",  # zset: running, by the end of the lease
+    "first": "first:{account}",  # zset: awaits its first observation, by the time of it
+    # the finetune, while it has an unfinished deletion
+    "unfinished": "u:{account}:{name}",  # set: ids of its unfinished deletions
+    "finetune": "f:{account}:{name}",  # hash: running, held, cleanup (ids), tries (JSON list of attempts)
+    "blocked": "blocked:{account}",  # zset: names that have siblings waiting, by when maintenance looked last
+    # the account
+    "accounts": "accounts",  # set: names
+    "account": "account:{account}",  # hash: permits, cool-down, parking, wake-up, lanes served, reports of use
+    "paused": "paused",  # hash: account or * -> reason
+    "permits": "permits:{account}",  # zset: calls that no lease covers (surveys, probes), by expiry
+    "verify": "verify:{account}",  # zset: deleted records to verify, by the time of the next look
+    "verify_lease": "verify-lease:{account}",  # string: one process verifies this account now
+    "stats": "stats:{account}",  # hash: counters for metrics
+    # lists and lookups
+    "index": "ix:{account}:{state}",  # zset: deletions by creation
+    "names": "names:{account}",  # zset: "finetune\ncreation\nid", in one order
+    "finished": "finished",  # zset: final deletions by when they finished
+    "results": "results",  # zset: requests by name whose Celery result is to be written, by when
+    # processes
+    "schema": "schema",  # string: SCHEMA of the process that wrote first
+    "workers": "workers",  # zset: worker processes, by when they count as gone
+    "maintained": "maintained",  # string: when maintenance last ran
+    "tick": "tick",  # string: when beat was last heard of
+    "reports_clear": "reports-clear",  # string: the last time when no report of use waited in the broker
+    "memo": "memo:{runner}",  # string: the last claim of a runner, to answer a repetition
+    # cleanup
+    "inventory": "inventory:{account}",  # hash: finetune -> what the last survey saw
+    "used": "used:{account}",  # hash: finetune -> when its use was last reported
+    "protected": "protected:{account}",  # hash: finetune -> until when no cleanup may have it
+    "plan": "plan:{id}",  # hash: a cleanup plan
+    "plans": "plans",  # zset: their ids by creation
+    "policy_runs": "policy-runs",  # hash: policy -> its last scheduled run
+    "policy_lease": "policy-lease:{policy}",  # string: one process runs this policy now
+    # elsewhere
+    "dead_letters": "dead-letters",  # list: messages that could not be read
+}
+LANES = ("resolve", "single", "bulk", "cleanup", "first")  # `first`: first observations
+
+
+def keys(prefix: str = PREFIX) -> SimpleNamespace:
+    """A function for each template: `keys().queue("default", "single")`; a plain string if it has no fields."""
+    return SimpleNamespace(**{name: _maker(prefix + text) for name, text in TEMPLATES.items()})
+
+
+def lua_table(names: Iterable[str]) -> str:
+    """The same for these names, as a Lua table `key` of functions; `P` is the prefix."""
+    return "local key = {\n" + "".join(_lua_function(name, TEMPLATES[name]) for name in sorted(names)) + "}\n"
+
+
+def _maker(text: str) -> object:
+    fields = re.findall(r"{\w+}", text)
+    if not fields:
+        return text
+    whole = re.sub(r"{\w+}", "{}", text)
+    return whole.format
+
+
+def _lua_function(name: str, text: str) -> str:
+    fields = re.findall(r"{(\w+)}", text)
+    body = "P .. '" + re.sub(r"{(\w+)}", r"' .. \1 .. '", text) + "'"
+    return f"  {name} = function({', '.join(fields)}) return {body.replace(' .. ' + repr(''), '')} end,\n"

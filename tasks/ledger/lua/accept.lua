@@ -1,0 +1,79 @@
+-- needs: record order siblings finish account cleanup
+-- Write requests, each a deletion of its own.
+-- Input: {requests = [{id, finetune_id, name, account, lane, source, digest, requested_at?, due_at?, delay_ms?, reason?,
+--   requested_by?, missing_ok?, by_name?, cleanup?, incarnation?, observed_at?, vantage?, retry_of?, callbacks?, record = {...}}],
+--   wake, first_after_ms, wakeup_ms, result_within_ms}; at most 500 requests.
+-- Answer: {answers = ['accepted' | 'known' | 'conflict', ...], wake = [accounts to publish a wake-up for]}.
+-- This script has no leave to write when Redis is full: what cannot be kept must not be accepted.
+
+-- A retry goes on with what the old deletion knew: which finetune was meant, and an attempt that may still be applied.
+local function continue_old(r, fields)
+  local old = given(r.retry_of) and read(r.retry_of)
+  if not old then return end
+  for _, name in ipairs({'asked_at', 'incarnation', 'observed_at', 'vantage', 'born_after', 'unclear_at', 'made', 'made_of'}) do
+    fields[name] = old[name]
+  end
+  fields.retry_of = old.id
+  set(old, {retried_by = r.id})
+end
+
+local function create(r)
+  local due = math.max(given(r.due_at) or (now + (given(r.delay_ms) or 0)), now)
+  local fields = given(r.record) or {}
+  fields.accepted, fields.created_at, fields.due_at, fields.next_try_at = next_number(), now, due, due
+  fields.asked_at = math.min(given(r.requested_at) or now, now)
+  fields.state = due > now and 'scheduled' or 'queued'
+  for _, name in ipairs({'finetune_id', 'name', 'account', 'lane', 'source', 'digest', 'incarnation', 'observed_at', 'vantage'}) do
+    fields[name] = given(r[name])
+  end
+  fields.by_name, fields.cleanup = given(r.by_name) and 1, given(r.cleanup) and 1
+  continue_old(r, fields)
+  local d = {id = r.id}
+  set(d, fields)
+  call('SADD', key.unfinished(d.account, d.name), d.id)
+  call('ZADD', key.names(d.account), 0, string.format('%s\n%015.0f\n%s', d.name, now, d.id))
+  enter(d, due)
+  if d.unclear_at then
+    hold(d)
+    remember_try(d, 'unclear')
+  end
+  if not d.incarnation then call('ZADD', key.first(d.account), now + input.first_after_ms, d.id) end
+  if given(r.callbacks) then call('SET', key.callbacks(d.id), r.callbacks) end
+  call('HINCRBY', key.stats(d.account), 'source:' .. string.match(r.source, '^[^:]*'), 1)
+  return d
+end
+
+-- A finetune has at most one unfinished cleanup deletion, and a cleanup leaves alone what somebody else wants deleted.
+local function other_unfinished(d)
+  for _, id in ipairs(call('SRANDMEMBER', key.unfinished(d.account, d.name), SCAN)) do
+    if id ~= d.id then
+      if call('EXISTS', key.deletion(id)) == 1 then return true end
+      call('SREM', key.unfinished(d.account, d.name), id)  -- its record is lost
+    end
+  end
+  return false
+end
+
+local function keep_from_cleanup(d)
+  local why = other_unfinished(d) and 'another deletion of it is unfinished' or reason_to_keep(d, tonumber(d.asked_at))
+  if why then withdraw(d, 'cleanup', why, '', 'kept: ' .. why)
+  else call('HSET', key.finetune(d.account, d.name), 'cleanup', d.id) end
+end
+
+local answers, accounts, wake = {}, {}, {}
+for i, r in ipairs(input.requests) do
+  local digest = call('HGET', key.deletion(r.id), 'digest')
+  if digest then
+    answers[i] = digest == r.digest and 'known' or 'conflict'
+  else
+    answers[i] = 'accepted'
+    local d = create(r)
+    if d.cleanup then keep_from_cleanup(d) end
+  end
+  accounts[r.account] = true
+end
+for name in pairs(accounts) do
+  call('SADD', key.accounts(), name)
+  if given(input.wake) and should_wake(account_of(name)) then wake[#wake + 1] = name end
+end
+return cjson.encode({answers = answers, wake = wake[1] and wake or nil})

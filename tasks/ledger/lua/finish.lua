@@ -1,0 +1,85 @@
+-- needs: record order siblings finish account
+-- Write what came of a claim.
+-- Input: {id, token, attempt, result, status, message, timestamp, evidence, deleted_by, incarnation, observed_at, vantage, unclear_at,
+--   last_try, not_founds, attempts, counts, delay_ms, counted, pause, result_within_ms, first_after_ms}.
+--   result: a final state, `back` (wait and try again) or `observed` (a first observation was made, or failed: then with delay_ms).
+--   attempt: which mark of this claim was the last whose call was made, '' if none was.
+-- Answer: {word, due}. word: done | late (it is no longer ours; what is certain was noted) | gone. due: whether the Celery result of
+--   this request is to be written now.
+-- Written twice, it recognises itself by its token.
+
+local attempt = input.token .. '/' .. input.attempt
+
+-- A late confirmation is a fact, whoever holds the deletion by now, and so is an alarm; nothing else counts without the
+-- lease. If the name had passed to another finetune (`superseded`), that one was probably deleted: a person must look.
+local function finish_late(d)
+  local noted = call('HGET', key.deletion(d.id), 'late_token')
+  if noted == input.token or noted == input.token .. ' changed' then return noted ~= input.token end
+  set(d, {late_token = input.token})
+  add_attempts(d, input.attempts, input.counts)
+  local outcome = input
+  if input.result == 'deleted' and input.evidence == 'response' and d.state ~= 'deleted' then
+    if d.state == 'superseded' then
+      outcome = {state = 'review', status = input.status, timestamp = input.timestamp,
+        message = 'a late answer says deleted, after the name had passed to another finetune: that one was probably deleted'}
+    elseif note_made(d, attempt) then
+      remember_try(d, 'deleted')
+    end
+  elseif not given(input.pause) or is_final(d.state) then
+    return false
+  end
+  finish(d, outcome)
+  set(d, {late_token = input.token .. ' changed'})
+  return true
+end
+
+local function go_back(d)
+  if d.cancel_requested_at and not d.unclear_at then
+    finish(d, {state = 'cancelled', message = given(input.cancelled_message) or WITHDRAWN})
+    return
+  end
+  local delay = given(input.delay_ms)
+  if delay and d.unclear_at and call('EXISTS', key.siblings(d.account, d.name)) == 1 then delay = math.min(delay, LONGEST_HOLD) end
+  hold(d)
+  observe_later(d)
+  await(d, delay and now + delay or time_to_go_back(d), {message = input.message, backoffs = (tonumber(d.backoffs) or 0) + (given(input.counted) and 1 or 0)})
+  let_sibling_try(d)
+end
+
+-- After a first observation it waits as before. If the observation failed, another one follows.
+local function go_back_observed(d)
+  if given(input.delay_ms) then call('ZADD', key.first(d.account), now + input.delay_ms, d.id) end
+  if d.cancel_requested_at then
+    finish(d, {state = 'cancelled', message = WITHDRAWN})
+    return
+  end
+  hold(d)
+  await(d, time_to_go_back(d), {})
+  let_sibling_try(d)
+end
+
+local d = read(input.id)
+if not d then return cjson.encode({word = 'gone', due = false}) end
+if d.finished_token == input.token then
+  return cjson.encode({word = 'done', due = is_final(d.state) and d.by_name and true or false})
+end
+if given(input.pause) then call('HSET', key.paused(), d.account, input.pause) end
+input.state = input.result
+if d.state ~= 'running' or d.token ~= input.token then
+  local changed = finish_late(d)
+  return cjson.encode({word = 'late', due = changed and d.by_name and true or false})
+end
+
+add_attempts(d, input.attempts, input.counts)
+-- A failover may have rolled the mark back: then siblings are told nothing.
+if given(input.attempt) and not note_made(d, attempt) then set(d, {made = '', made_of = ''}) end
+set(d, {
+  finished_token = input.token, calling = '', incarnation = input.incarnation, observed_at = input.observed_at,
+  vantage = input.vantage, unclear_at = input.unclear_at, born_after = input.born_after, not_founds = input.not_founds, last_try = given(input.last_try) or d.last_try,
+})
+local confirmed = input.result == 'deleted' and input.evidence ~= 'sibling'
+if d.made then remember_try(d, confirmed and 'deleted' or d.unclear_at and 'unclear' or nil) end
+if input.result == 'observed' then go_back_observed(d)
+elseif input.result == 'back' then go_back(d)
+else finish(d, input) end
+return cjson.encode({word = 'done', due = is_final(d.state) and d.by_name and true or false})

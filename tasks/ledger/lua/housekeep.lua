@@ -1,0 +1,26 @@
+-- needs: record order
+-- One round of maintenance for all accounts: which processes live, which Celery results are due, what is old.
+-- Input: {processes, alive_ms, retention_ms, again_ms, most}. Answer: {due?, pruned}. due: ids whose results the caller writes; another
+--   process gets them after again_ms. Work: at most `most` of each.
+
+call('SET', key.maintained(), digits(now))
+call('ZREMRANGEBYSCORE', key.workers(), '-inf', now)
+for _, process in ipairs(input.processes) do call('ZADD', key.workers(), now + input.alive_ms, process) end
+
+local function prune(id)
+  local d = read(id)
+  if d then
+    call('ZREM', key.index(d.account, d.state), id)
+    call('ZREM', key.verify(d.account), id)
+    call('ZREM', key.names(d.account), string.format('%s\n%015.0f\n%s', d.name, d.created_at, id))
+  end
+  call('DEL', key.deletion(id), key.attempts(id), key.callbacks(id))
+  call('ZREM', key.finished(), id)
+  call('ZREM', key.results(), id)
+end
+
+local old = call('ZRANGEBYSCORE', key.finished(), '-inf', now - input.retention_ms, 'LIMIT', 0, input.most)
+for _, id in ipairs(old) do prune(id) end
+local due = call('ZRANGEBYSCORE', key.results(), '-inf', now, 'LIMIT', 0, input.most)
+for _, id in ipairs(due) do call('ZADD', key.results(), now + input.again_ms, id) end
+return cjson.encode({due = due[1] and due or nil, pruned = #old})

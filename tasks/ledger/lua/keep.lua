@@ -1,0 +1,28 @@
+-- needs: record order siblings finish cleanup
+-- Use and protection of finetunes. Both withdraw the cleanup's deletion of a finetune, and nothing else.
+-- Input: {action, account, finetunes = [[id, name], ...], until_ms, result_within_ms}; at most 500. action: touch | protect | unprotect.
+-- Answer: {withdrawn = [deletion id, ...]}.
+
+local DAY = 86400000
+local stored = input.action == 'touch' and key.used(input.account) or key.protected(input.account)
+
+-- Use counts as reported without a gap as long as one report follows the other within a day.
+local function report_use()
+  local last = tonumber(call('HGET', key.account(input.account), 'use_last') or 0)
+  if now - last > DAY then call('HSET', key.account(input.account), 'use_since', now) end
+  call('HSET', key.account(input.account), 'use_last', now)
+end
+
+if input.action == 'touch' then report_use() end
+local withdrawn = {}
+for _, finetune in ipairs(input.finetunes) do
+  local id, name = finetune[1], finetune[2]
+  if input.action == 'unprotect' then
+    call('HDEL', stored, id)
+  else
+    call('HSET', stored, id, digits(given(input.until_ms) or now))
+    local why = input.action == 'touch' and 'it was used after the plan was made' or 'it is protected'
+    withdrawn[#withdrawn + 1] = withdraw_cleanup(input.account, name, why)
+  end
+end
+return cjson.encode({withdrawn = withdrawn[1] and withdrawn or nil})

@@ -1,0 +1,61 @@
+-- What holds for a whole account: permits, stops, wake-ups.
+
+local function account_of(name)
+  local values = call('HMGET', key.account(name), 'max_concurrent', 'parked_at', 'cool_until', 'cool_ms', 'wakeup_until')
+  return {
+    name = name, limit = tonumber(values[1]) or 1, parked_at = given(values[2]), cool_until = tonumber(values[3]) or 0,
+    cool_ms = tonumber(values[4]) or 0, wakeup_until = tonumber(values[5]) or 0,
+  }
+end
+
+-- Why no attempt may start for the account now, and for how long if that is known.
+-- A cool-down never lasts longer than it was given for, even if Redis's clock is set back.
+local function stopped(account)
+  if account.parked_at then return 'parked', 0 end
+  local left = account.cool_until - now
+  if left > 0 and left <= account.cool_ms then return 'cooling', left end
+  local paused = call('HMGET', key.paused(), account.name, '*')
+  if paused[1] or paused[2] then return 'paused', 0 end
+  return nil, 0
+end
+
+-- A running deletion is a permit in use, whatever it does. Other calls take permits that expire.
+local function in_flight(name)
+  local n = call('ZCOUNT', key.permits(name), now, '+inf')
+  for _, lane in ipairs(LANES) do n = n + call('ZCARD', key.leases(name, lane)) end
+  return n
+end
+
+-- Cleanups wait while a report of use may be waiting in the broker: only what was due before the last time when none was.
+local function cleanup_limit()
+  return '(' .. digits(tonumber(call('GET', key.reports_clear()) or 0))
+end
+
+local function count_waiting(name, lane)
+  if lane == 'first' then return call('ZCOUNT', key.first(name), '-inf', now) end
+  if lane == 'cleanup' then return call('ZCOUNT', key.queue(name, lane), '-inf', cleanup_limit()) end
+  return call('ZCARD', key.queue(name, lane))
+end
+
+local function is_open(lane, why)
+  return not why or (why == 'paused' and (lane == 'resolve' or lane == 'first'))
+end
+
+-- How many deletions a claim could take now.
+local function count_due(name, why)
+  local due = is_open('single', why) and call('ZCOUNT', key.wait(name), '-inf', now) or 0
+  for _, lane in ipairs(LANES) do
+    if is_open(lane, why) then due = due + count_waiting(name, lane) end
+  end
+  return due
+end
+
+-- Whether to publish a wake-up: work is due, a permit is free, and no wake-up is on its way.
+local function should_wake(account)
+  local left = account.wakeup_until - now
+  if left > 0 and left <= input.wakeup_ms then return false end
+  local why = stopped(account)
+  if count_due(account.name, why) == 0 or in_flight(account.name) >= account.limit then return false end
+  call('HSET', key.account(account.name), 'wakeup_until', digits(now + input.wakeup_ms))
+  return true
+end

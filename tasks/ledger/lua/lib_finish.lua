@@ -1,0 +1,95 @@
+-- How a deletion ends, or goes back to wait.
+
+local WITHDRAWN = 'withdrawn before anything was deleted'
+
+-- The next finetune of this name is another one, even if it looks the same: its age starts now.
+local function end_incarnation(d)
+  local seen = call('HGET', key.inventory(d.account), d.finetune_id)
+  if not seen then return end
+  seen = cjson.decode(seen)
+  seen.first_seen = now
+  call('HSET', key.inventory(d.account), d.finetune_id, cjson.encode(seen))
+end
+
+-- Write a final state. Everything that an unfinished deletion occupies is given back here: its place, its lease and so
+-- its permit, the finetune's marks. outcome: {state, status, message, timestamp, evidence, deleted_by}.
+local function finish(d, outcome)
+  local was_final = is_final(d.state)
+  local evidence = given(outcome.evidence)
+  move(d, outcome.state, now, {
+    status = outcome.status, message = outcome.message, timestamp = outcome.timestamp, evidence = evidence or '',
+    deleted_by = outcome.deleted_by, finished_at = was_final and d.finished_at or now, calling = '', next_try_at = '',
+  })
+  if outcome.state == 'deleted' or outcome.state == 'not_found' then end_incarnation(d) end
+  if outcome.state == 'deleted' then call('ZADD', key.verify(d.account), now, d.id) end
+  if d.by_name then call('ZADD', key.results(), now + input.result_within_ms, d.id) end
+  call('ZREM', key.first(d.account), d.id)
+  local finetune, unfinished = key.finetune(d.account, d.name), key.unfinished(d.account, d.name)
+  if call('HGET', finetune, 'cleanup') == d.id then call('HDEL', finetune, 'cleanup') end
+  call('SREM', unfinished, d.id)
+  if call('EXISTS', unfinished) == 0 then
+    call('DEL', finetune, key.siblings(d.account, d.name))
+    call('ZREM', key.blocked(d.account), d.name)
+    return
+  end
+  if call('HGET', finetune, 'held') == d.id then call('HDEL', finetune, 'held') end
+  let_sibling_try(d)
+end
+
+-- One that goes back without having been observed awaits its first observation again.
+local function observe_later(d)
+  if not (d.observed_at or d.incarnation) then call('ZADD', key.first(d.account), now + input.first_after_ms, d.id) end
+end
+
+-- When one that goes back may run: what was claimed to run is due, even if Redis's clock was set back since; a first
+-- observation moves nothing.
+local function time_to_go_back(d)
+  local at = tonumber(d.next_try_at or d.due_at)
+  return d.running_lane == 'first' and not d.cancel_requested_at and at or math.min(at, now)
+end
+
+-- What a worker that is gone held: another one goes on with it. If the worker was lost during a call, that attempt may
+-- have been applied, and only an observation can tell.
+local MOST_CRASHES = 5
+
+local function reclaim(d)
+  if d.calling then
+    local lost = {at = tonumber(d.calling), mark = tonumber(d.mark), sent = true, error = 'WorkerLost',
+      message = 'the worker was lost; whether the call was sent or applied is not known'}
+    add_attempts(d, {cjson.encode(lost)}, {['call:none:none'] = 1})
+    set(d, {crashes = (tonumber(d.crashes) or 0) + 1, unclear_at = d.calling, calling = ''})
+    note_made(d, d.mark_of)
+    remember_try(d, 'unclear')
+  end
+  if (tonumber(d.crashes) or 0) >= MOST_CRASHES then
+    finish(d, {state = 'review', message = 'given up: ' .. MOST_CRASHES .. ' workers were lost during its call'})
+    return
+  end
+  if d.cancel_requested_at and not d.unclear_at then
+    finish(d, {state = 'cancelled', message = WITHDRAWN})
+    return
+  end
+  hold(d)
+  observe_later(d)
+  await(d, time_to_go_back(d), {})
+  let_sibling_try(d)
+end
+
+-- Withdraw a deletion: at once if no attempt can be under way, else an observation decides. Answers which.
+local function withdraw(d, by, reason, nonce, message)
+  local open_attempt = d.unclear_at or (d.state == 'running' and d.calling)
+  -- It leaves its place first: a cancel changes the lane in which it stands.
+  local changes = {cancel_requested_at = now, cancelled_by = by, cancel_reason = reason, cancel_nonce = nonce}
+  if open_attempt and d.state == 'running' then
+    set(d, changes)
+    return 'requested'
+  end
+  if open_attempt then
+    await(d, now, changes)
+    return 'requested'
+  end
+  leave(d)
+  set(d, changes)
+  finish(d, {state = 'cancelled', message = message})
+  return 'cancelled'
+end

@@ -1,0 +1,54 @@
+-- Where an unfinished deletion stands. It is always in exactly one of: `wait` (scheduled), `queue` or the finetune's own
+-- list `siblings` (queued), `leases` (running). One that awaits its first observation is in `first` as well.
+
+-- The lane in which a deletion queues. One that may only be observed goes before all others.
+local function lane_of(d)
+  return (d.cancel_requested_at or d.last_try) and 'resolve' or d.lane
+end
+
+local function drop_empty_list(account, name)
+  if call('EXISTS', key.siblings(account, name)) == 0 then call('ZREM', key.blocked(account), name) end
+end
+
+local function leave(d)
+  if d.state == 'scheduled' then
+    call('ZREM', key.wait(d.account), d.id)
+  elseif d.state == 'running' then
+    call('ZREM', key.leases(d.account, d.running_lane or d.lane), d.id)
+    if call('HGET', key.finetune(d.account, d.name), 'running') == d.id then
+      call('HDEL', key.finetune(d.account, d.name), 'running')
+    end
+  elseif d.state == 'queued' and call('ZREM', key.queue(d.account, lane_of(d)), d.id) == 0 then
+    call('ZREM', key.siblings(d.account, d.name), d.id)
+    drop_empty_list(d.account, d.name)
+  end
+end
+
+local function enter(d, score)
+  if d.state == 'scheduled' then call('ZADD', key.wait(d.account), score, d.id)
+  elseif d.state == 'queued' then call('ZADD', key.queue(d.account, lane_of(d)), score, d.id)
+  elseif d.state == 'running' then call('ZADD', key.leases(d.account, d.running_lane), score, d.id)
+  else call('ZADD', key.finished(), score, d.id) end
+  call('ZADD', key.index(d.account, d.state), d.created_at, d.id)
+end
+
+-- The only way from one state to another. Fields that decide where it stands (lane, cancel, last try) change with it,
+-- after it has left its old place.
+local function move(d, state, score, changes)
+  if is_final(d.state) and AFTER_FINAL[d.state] ~= state then
+    error('a deletion cannot go from ' .. d.state .. ' to ' .. state .. ': ' .. d.id)
+  end
+  leave(d)
+  call('ZREM', key.index(d.account, d.state), d.id)
+  if is_final(d.state) then call('ZREM', key.finished(), d.id) end
+  changes.state = state
+  set(d, changes)
+  enter(d, score)
+end
+
+-- Wait until its next try: scheduled if that is still to come, queued if it is due.
+local function await(d, at, changes)
+  changes.next_try_at = at
+  changes.calling = ''
+  move(d, at > now and 'scheduled' or 'queued', at, changes)
+end

@@ -1,0 +1,27 @@
+-- needs: record account
+-- The last question before a delete: may the call start now?
+-- Input: {id, token, attempt, made, incarnation, observed_at, vantage, unclear_at, born_after, attempts, counts, lease_ms}. attempt: which
+--   mark of this claim. made: the last one before whose call was made, '' if none. attempts: earlier ones, as lines of JSON.
+-- Answer: {word, wait_ms, now}. word: go | lost | cancelled | paused | parked | cooling.
+-- It renews the lease, keeps what was observed, and notes that a call may be under way. A mark whose call is not made is
+-- taken back by the next mark or by the finish. The attempt takes its number from the counter that orders siblings;
+-- sent twice, it keeps the number.
+
+local d = read(input.id)
+if not d or d.state ~= 'running' or d.token ~= input.token then return cjson.encode({word = 'lost', wait_ms = 0, now = now}) end
+if d.cancel_requested_at then return cjson.encode({word = 'cancelled', wait_ms = 0, now = now}) end
+local why, wait_ms = stopped(account_of(d.account))
+if why then return cjson.encode({word = why, wait_ms = wait_ms, now = now}) end
+
+call('ZADD', key.leases(d.account, d.running_lane), now + input.lease_ms, d.id)
+local mark_of = input.token .. '/' .. input.attempt
+if d.mark_of ~= mark_of then
+  if given(input.made) then note_made(d, input.token .. '/' .. input.made) end
+  add_attempts(d, input.attempts, input.counts)
+  set(d, {mark = next_number(), mark_of = mark_of})
+end
+set(d, {
+  calling = now, incarnation = input.incarnation, observed_at = input.observed_at, vantage = input.vantage,
+  unclear_at = input.unclear_at, born_after = input.born_after,
+})
+return cjson.encode({word = 'go', wait_ms = 0, now = now})

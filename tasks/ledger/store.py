@@ -1,0 +1,353 @@
+"""`Ledger`: every change of state, each one atomic script. The scripts are in `lua/`, the keys in `keys.py`."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+
+import redis
+
+from tasks.errors import LedgerFull, WrongLedger
+from tasks.ledger.keys import PREFIX, SCHEMA, keys
+from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.scripts import Scripts
+from tasks.ledger.types import (
+    Accepted,
+    Claim,
+    Claimed,
+    Finish,
+    Finished,
+    Maintained,
+    Progress,
+    Terms,
+    Verdict,
+    claimed_from,
+)  # fmt: skip
+from tasks.records import NewRequest, to_ms
+from tasks.text import finetune_key
+
+T = TypeVar("T")
+BATCH = 500  # requests, cancels, touches in one script
+CALL_SECONDS = (
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1,
+    2.5,
+    5,
+    10,
+    20,
+)  # the buckets of call times in `stats`; longer ones are `inf`
+_RESULT_WITHIN = timedelta(
+    seconds=5
+)  # the process that finished writes the Celery result; after this another one does
+_RESULT_AGAIN = timedelta(seconds=60)
+_WAKEUP = timedelta(seconds=5)  # after this a wake-up counts as lost
+_LEAST_FREE = 16 << 20  # bytes
+
+
+class Ledger:
+    """The changes of state; `tasks.ledger.queries` reads.
+
+    client: a Redis client with `decode_responses=True`. now_ms: a clock for tests instead of Redis's own.
+    Every method raises `LedgerUnavailable` if Redis cannot be reached or refuses to write.
+    """
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        terms: Terms | None = None,
+        *,
+        now_ms: Callable[[], int] | None = None,
+        prefix: str = PREFIX,
+    ) -> None:
+        self.redis = client
+        self.terms = terms or Terms()
+        self.keys = keys(prefix)
+        self._now_ms = now_ms
+        constants = {**_CONSTANTS, "first_after_ms": _ms(self.terms.first_observation_after)}
+        self._scripts = Scripts(client, prefix, constants, now_ms)
+
+    def check_schema(self) -> None:
+        """Raise `WrongLedger` if this ledger was written by a version that this one cannot work with."""
+        with unavailable():
+            found: Any = self.redis.get(self.keys.schema)
+            if found is None:
+                if self.redis.exists("janitor:accounts"):
+                    raise WrongLedger(
+                        "this Redis holds a ledger of finetune-janitor 0.1, which this version cannot read: "
+                        "use another Redis database, or delete the keys janitor:*"
+                    )
+                self.redis.set(self.keys.schema, SCHEMA, nx=True)
+                return
+        if int(found) > SCHEMA:
+            raise WrongLedger(
+                f"the ledger has schema {found}, and this version reads up to {SCHEMA}: "
+                "install the newer version here, too"
+            )
+
+    def accept(self, requests: Sequence[NewRequest], *, wake: bool = True) -> tuple[list[Accepted], list[str]]:
+        """Write checked requests; what became of each, and the accounts to publish a wake-up for.
+
+        Raises `LedgerFull` before anything is written if too little memory is free.
+        """
+        self.check_room()
+        accepted: list[Accepted] = []
+        woken: dict[str, None] = {}
+        for part in _parts(requests):
+            found = self._json("accept", requests=[_request(one) for one in part], wake=wake)
+            accepted += [Accepted(one.id, answer) for one, answer in zip(part, found["answers"], strict=True)]
+            woken |= dict.fromkeys(found.get("wake", ()))
+        return accepted, list(woken)
+
+    def claim(self, account: str, runner: str, call: int, *, begun: bool = False) -> Claimed:
+        """A deletion that can start now. runner, call: name this claim; asked again, it gives the same answer.
+
+        begun: whether a wake-up led here.
+        """
+        return claimed_from(self._run("claim", **self._claim(account, runner, call, begun=begun)), account)
+
+    def mark(self, claim: Claim, progress: Progress) -> Verdict:
+        """Just before a delete: renew the lease and note the attempt, or say why the call may not start."""
+        found = self._json("mark", **_progress(claim, progress), lease_ms=_ms(self.terms.lease))
+        return Verdict(found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]))
+
+    def finish(self, claim: Claim, finish: Finish, progress: Progress) -> Finished:
+        """Write what came of a claim."""
+        return _finished(self._run("finish", **self._finish(claim, finish, progress)))
+
+    def finish_and_claim(
+        self, claim: Claim, finish: Finish, progress: Progress, runner: str, call: int
+    ) -> tuple[Finished, Claimed]:
+        """Both in one round trip; the next claim is for the same account."""
+        finished, claimed = self._scripts.run_all(
+            ("finish", self._finish(claim, finish, progress)),
+            ("claim", self._claim(claim.account, runner, call, begun=False)),
+        )
+        return _finished(finished), claimed_from(claimed, claim.account)
+
+    def renew(self, claims: Iterable[Claim]) -> set[str]:
+        """Renew the leases of these claims; the ids of those that are no longer held."""
+        held = [{"id": claim.id, "token": claim.token} for claim in claims]
+        return set(self._json("renew", claims=held, lease_ms=_ms(self.terms.lease)).get("lost", ()))
+
+    def cancel(
+        self, ids: Sequence[str], *, by: str | None = None, reason: str | None = None, nonce: str | None = None
+    ) -> tuple[list[str], list[str]]:
+        """`cancelled`, `requested`, `final` or `unknown` for each id, and whose Celery results are due.
+
+        nonce: names this cancel; asked again, it gives the same answers.
+        """
+        nonce = nonce or uuid.uuid4().hex
+        answers: list[str] = []
+        due: list[str] = []
+        for part in _parts(ids):
+            found = self._json("cancel", ids=list(part), by=by, reason=reason, nonce=nonce)
+            answers += found["answers"]
+            due += found.get("due", ())
+        return answers, due
+
+    def keep(self, action: str, account: str, ids: Sequence[str], until_ms: int | None = None) -> list[str]:
+        """`touch`, `protect` or `unprotect` finetunes; the cleanup deletions that were withdrawn by it."""
+        withdrawn: list[str] = []
+        for part in _parts(ids):
+            finetunes = [[id_, finetune_key(id_)] for id_ in part]
+            found = self._json("keep", action=action, account=account, finetunes=finetunes, until_ms=until_ms)
+            withdrawn += found.get("withdrawn", ())
+        return withdrawn
+
+    def account(self, account: str, action: str, **details: Any) -> int:
+        """Cool an account down, park or unpark it, pause or resume it, or ask to probe it: see `account.lua`."""
+        return int(self._run("account", account=account, action=action, **details))
+
+    def permit(self, account: str, holder: str, max_concurrent: int, *, probe: bool = False) -> Verdict:
+        """A permit for a call that no lease covers: `go`, `full`, `cooling` or `parked`. It expires by itself."""
+        found = self._json(
+            "permit", account=account, holder=holder, max_concurrent=max_concurrent, probe=probe,
+            permit_ms=_ms(self.terms.call_deadline),
+        )  # fmt: skip
+        return Verdict(found["word"], timedelta(milliseconds=found["wait_ms"]))
+
+    def release(self, account: str, holder: str) -> None:
+        """Give back what `permit` gave."""
+        with unavailable():
+            self.redis.zrem(self.keys.permits(account), holder)
+
+    def maintain(
+        self,
+        account: str,
+        max_concurrent: int,
+        *,
+        stale: Sequence[Sequence[Any]] = (),
+        stale_permits: Sequence[str] = (),
+    ) -> Maintained:
+        """One round of maintenance for one account.
+
+        stale: leases that were not renewed, by this process's own clock.
+        """
+        found = self._json(
+            "maintain", account=account, max_concurrent=max_concurrent, stale=list(stale),
+            stale_permits=list(stale_permits), lease_ms=_ms(self.terms.lease),
+        )  # fmt: skip
+        return Maintained(
+            int(found["reclaimed"]), bool(found["wake"]), tuple(found.get("dropped", ())),
+            tuple((lane, id_, int(ends)) for lane, id_, ends in found.get("leases", ())),
+            tuple((holder, int(ends)) for holder, ends in found.get("permits", ())),
+        )  # fmt: skip
+
+    def housekeep(self, processes: Sequence[str], alive_for: timedelta, most: int = 100) -> tuple[list[str], int]:
+        """One round for all accounts: the requests whose Celery results are due.
+
+        And how many records were pruned.
+        """
+        found = self._json(
+            "housekeep", processes=list(processes), alive_ms=_ms(alive_for),
+            retention_ms=_ms(self.terms.retention), again_ms=_ms(_RESULT_AGAIN), most=most,
+        )  # fmt: skip
+        return list(found.get("due", ())), int(found["pruned"])
+
+    def verify(self, account: str, findings: Sequence[Mapping[str, Any]], message: str) -> list[str]:
+        """Write what a verification found; the records that turned into `review`: see `verify.lua`."""
+        return list(
+            self._json("verify", account=account, findings=list(findings), message=message).get("review", ())
+        )
+
+    def results_written(self, ids: Sequence[str], *, callbacks_ran: bool = False) -> None:
+        """The Celery results of these requests are written; with `callbacks_ran` their callbacks are done too."""
+        with unavailable():
+            self.redis.zrem(self.keys.results, *ids)
+            if callbacks_ran:
+                self.redis.delete(*(self.keys.callbacks(id_) for id_ in ids))
+
+    def result_due_again(self, ids: Sequence[str]) -> None:
+        """Look at these results again in a minute: their callbacks have yet to run."""
+        at = self.now_ms() + _ms(_RESULT_AGAIN)
+        with unavailable():
+            self.redis.zadd(self.keys.results, dict.fromkeys(ids, at), xx=True)
+
+    def callbacks(self, id_: str) -> dict[str, Any] | None:
+        """The Celery callbacks stored with a request by name; None if there are none, or they ran."""
+        with unavailable():
+            stored: Any = self.redis.get(self.keys.callbacks(id_))
+        return json.loads(stored) if stored else None
+
+    def new_callbacks_nonce(self, id_: str) -> str | None:
+        """A secret for the message that runs the callbacks of a request; None if one is on its way already."""
+        nonce = uuid.uuid4().hex
+        with unavailable():
+            return (
+                nonce if self.redis.set(self.keys.callbacks_nonce(id_), nonce, nx=True, px=_RESULT_AGAIN) else None
+            )
+
+    def take_callbacks_nonce(self, id_: str, nonce: str) -> bool:
+        """Whether a message proves by this nonce that it is ours; true once."""
+        with unavailable():
+            return self.redis.get(self.keys.callbacks_nonce(id_)) == nonce and bool(
+                self.redis.set(self.keys.callbacks_nonce(id_), "taken", xx=True, px=_RESULT_AGAIN)
+            )
+
+    def check_room(self) -> None:
+        """Raise `LedgerFull` if Redis may soon refuse to write, so that what is accepted can also be finished."""
+        free, least = self.free_memory()
+        if free is not None and free < least:
+            raise LedgerFull(
+                f"Redis has {max(free, 0) >> 10} KiB of memory left, and {least >> 10} KiB are kept for what was "
+                "accepted before: give it more memory (maxmemory) and send this again"
+            )
+
+    def free_memory(self) -> tuple[int | None, int]:
+        """(bytes left, bytes that must stay free); None if Redis has no limit, or evicts instead of refusing."""
+        with unavailable():
+            found: Any = self.redis.info("memory")
+        limit = int(found.get("maxmemory") or 0)
+        if not limit or found.get("maxmemory_policy") != "noeviction":
+            return None, 0
+        return limit - int(found["used_memory"]), min(_LEAST_FREE, limit // 10)
+
+    def now_ms(self) -> int:
+        """Redis's clock, in milliseconds since the epoch."""
+        if self._now_ms is not None:
+            return self._now_ms()
+        with unavailable():
+            seconds, micros = self.redis.time()
+        return int(seconds) * 1000 + int(micros) // 1000
+
+    def _claim(self, account: str, runner: str, call: int, *, begun: bool) -> dict[str, Any]:
+        return {
+            "account": account,
+            "runner": runner,
+            "call": call,
+            "begun": begun,
+            "lease_ms": _ms(self.terms.lease),
+        }
+
+    def _finish(self, claim: Claim, finish: Finish, progress: Progress) -> dict[str, Any]:
+        given = {
+            "result": finish.result, "message": finish.message, "status": finish.status, "timestamp":
+            finish.timestamp, "evidence": finish.evidence, "deleted_by": finish.deleted_by, "counted":
+            finish.counted, "delay_ms": _ms(finish.delay) if finish.delay is not None else None, "pause":
+            finish.pause, "last_try": "1" if finish.last_try else "", "not_founds": progress.not_founds or "",
+        }  # fmt: skip
+        taken_over = {"incarnation": finish.incarnation, "vantage": finish.vantage}
+        kept = {name: value for name, value in taken_over.items() if value is not None}
+        return _progress(claim, progress) | given | kept
+
+    def _json(self, script: str, **given: Any) -> Any:
+        return json.loads(self._run(script, **given))
+
+    def _run(self, script: str, **given: Any) -> Any:
+        return self._scripts.run(script, **given)
+
+
+def _ms(duration: timedelta) -> int:
+    return round(duration.total_seconds() * 1000)
+
+
+_CONSTANTS = {"wakeup_ms": _ms(_WAKEUP), "result_within_ms": _ms(_RESULT_WITHIN)}
+
+
+def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for start in range(0, len(items), BATCH):
+        yield items[start : start + BATCH]
+
+
+def _finished(answer: str) -> Finished:
+    found = json.loads(answer)
+    return Finished(found["word"], bool(found["due"]))
+
+
+def _progress(claim: Claim, progress: Progress) -> dict[str, Any]:
+    found = progress.findings
+    return {
+        "id": claim.id, "token": claim.token, "attempt": progress.attempt or "", "made": progress.made or "",
+        "attempts": list(progress.lines), "counts": dict(progress.counts), "incarnation": found.incarnation,
+        "observed_at": found.observed_at or "", "vantage": found.vantage, "unclear_at": found.unclear_at or "",
+        "born_after": found.born_after or "",
+    }  # fmt: skip
+
+
+def _request(request: NewRequest) -> dict[str, Any]:
+    """What `accept.lua` takes; `record` are fields that it writes as they are."""
+    record = {
+        "requested_by": request.requested_by,
+        "reason": request.reason,
+        "missing_ok": request.missing_ok and "1",
+    }
+    given = {
+        "id": request.id, "finetune_id": request.finetune_id, "name": finetune_key(request.finetune_id),
+        "account": request.account, "lane": request.lane, "source": request.source, "digest": request.digest or
+        "-", "requested_at": _moment(request.requested_at), "due_at": _moment(request.due_at), "delay_ms":
+        _ms(request.delay) if request.delay else None, "by_name": request.source == "name", "cleanup":
+        request.is_cleanup, "incarnation": request.incarnation, "observed_at": _moment(request.observed_at),
+        "vantage": request.vantage, "retry_of": request.retry_of, "callbacks": json.dumps(request.callbacks) if
+        request.callbacks else None, "record": {name: text for name, text in record.items() if text},
+    }  # fmt: skip
+    return {name: value for name, value in given.items() if value}
+
+
+def _moment(moment: datetime | None) -> int | None:
+    return to_ms(moment) if moment else None

@@ -1,0 +1,216 @@
+"""Maintenance: what each worker does once a second beside its runners.
+
+Wake-ups, expired leases, results that are due, pruning, memory, reports of use. Any number of workers may do this
+at once: what a round does is decided in the ledger. Calls to the API may take long, so they have their own thread.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from typing import Any
+
+import structlog
+
+from tasks.account_stops import cool_down
+from tasks.api import errors
+from tasks.api.client import BflReader
+from tasks.deletion import PROBE_EVERY
+from tasks.errors import LedgerRefused, LedgerUnavailable
+from tasks.ledger.queries import each
+from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.store import Ledger
+from tasks.ledger.types import Maintained
+from tasks.verification import verify_round
+
+log = structlog.get_logger()
+
+TOUCHES = "touches"  # the queue of reports of use
+# How kombu 5.7 spells its keys: a list for each priority of a queue, and a hash of what is delivered and not yet
+# acknowledged.
+_REPORTS = (TOUCHES, *(f"{TOUCHES}\x06\x16{priority}" for priority in (3, 6, 9)))
+_UNACKNOWLEDGED = "unacked"
+
+
+@dataclass
+class _Seen:
+    """Since when leases and permits of one account were seen unchanged, on this process's own clock.
+
+    A lease is (lane, id, end), a permit (holder, end): a renewal makes another one.
+    """
+
+    leases: dict[tuple[str, str, int], float] = field(default_factory=dict)
+    permits: dict[tuple[str, int], float] = field(default_factory=dict)
+
+    def note(self, found: Maintained, now: float) -> None:
+        self.leases = {one: self.leases.get(one, now) for one in found.leases}
+        self.permits = {one: self.permits.get(one, now) for one in found.permits}
+
+
+class Maintenance:
+    """Two threads that run until `stopping` is set.
+
+    readers: API clients by account. process: this worker's name in the list of workers. consume: called each
+    second with whether new requests may be taken from the broker; it must be quick. clock: monotonic seconds.
+    """
+
+    def __init__(
+        self, *, ledger: Ledger, readers: Mapping[str, BflReader], max_concurrent: int, process: str,
+        wake: Callable[[str], None], write_results: Callable[[Sequence[str]], None],
+        consume: Callable[[bool], None], every: timedelta, stopping: threading.Event,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:  # fmt: skip
+        self.ledger = ledger
+        self.readers = readers
+        self.max_concurrent = max_concurrent
+        self.process = process
+        self.every = every
+        self.stopping = stopping
+        self._wake = wake
+        self._write_results = write_results
+        self._consume = consume
+        self._clock = clock
+        self._seen: dict[str, _Seen] = defaultdict(_Seen)
+        self._is_full = False
+        self._clear_since: int | None = None
+        self._failing: set[str] = set()
+
+    def start(self) -> None:
+        """Start both threads."""
+        for name, once in (("maintenance", self.round), ("maintenance-api", self.api_round)):
+            threading.Thread(target=self._repeat, args=(name, once), name=name, daemon=True).start()
+
+    def round(self) -> None:
+        """One round. Raises `LedgerUnavailable` if Redis is away; what else fails stops nothing but itself."""
+        self._step("memory", self.watch_memory)
+        for account in self.readers:
+            self._step(f"account {account}", partial(self._maintain, account))
+        self._step("reports of use", self._look_for_reports)
+        self._step("housekeeping", self._housekeep)
+
+    def api_round(self) -> None:
+        """One round of what needs the API: parked accounts, and verification. Raises like `round`."""
+        for account, api in self.readers.items():
+            self._step(f"parking of {account}", partial(self._probe, account, api))
+            verify = partial(verify_round, self.ledger, account, api, self.max_concurrent)
+            self._step(f"verification of {account}", verify)
+
+    def watch_memory(self) -> None:
+        """Take no new requests from the broker while Redis may be unable to keep them."""
+        free, least = self.ledger.free_memory()
+        was_full = self._is_full
+        if free is None or free >= least * 1.5:
+            self._is_full = False
+        elif free < least:
+            self._is_full = True
+        if self._is_full != was_full:
+            event = "redis.full" if self._is_full else "redis.has_room"
+            log.warning(event, free_bytes=free, least_bytes=least, consuming=not self._is_full)
+        self._consume(not self._is_full)
+
+    def _maintain(self, account: str) -> None:
+        seen, now, after = self._seen[account], self._clock(), 2 * self.ledger.terms.lease.total_seconds()
+        stale = [lease for lease, since in seen.leases.items() if now - since > after]
+        holders = [holder for (holder, _), since in seen.permits.items() if now - since > after]
+        found = self.ledger.maintain(account, self.max_concurrent, stale=stale, stale_permits=holders)
+        seen.note(found, now)
+        if found.reclaimed:
+            log.warning("leases.reclaimed", account=account, deletions=found.reclaimed)
+        for id_ in found.dropped:
+            log.error("deletion.dropped", deletion=id_, account=account, message="it has no readable record")
+        if found.wake:
+            self._wake(account)
+
+    def _look_for_reports(self) -> None:
+        """Let cleanups go on that were due before a moment at which no report of use was in the broker.
+
+        kombu takes a message from its queue and notes it in `unacked` a moment later, so one look can miss it. If
+        two looks in a row see no report, the moment before the first of them counts.
+        """
+        keys = [self.ledger.keys.queue(account, "cleanup") for account in self.readers]
+        if not any(each(self.ledger, keys, lambda pipe, key: pipe.zcard(key))):
+            self._clear_since = None
+            return
+        before = self.ledger.now_ms()
+        with unavailable():
+            if self._has_reports():
+                self._clear_since = None
+                return
+            if self._clear_since is not None:
+                self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since)
+        self._clear_since = before
+
+    def _has_reports(self) -> bool:
+        redis: Any = self.ledger.redis
+        if redis.exists(*_REPORTS):
+            return True
+        for _, text in redis.hscan_iter(_UNACKNOWLEDGED):
+            if f'"{TOUCHES}"' in text:
+                _, exchange, routing_key = json.loads(text)
+                if TOUCHES in (exchange, routing_key):
+                    return True
+        return False
+
+    def _housekeep(self) -> None:
+        alive_for = max(self.every * 5, timedelta(seconds=10))
+        due, pruned = self.ledger.housekeep([self.process], alive_for)
+        if pruned:
+            log.info("records.pruned", records=pruned)
+        if due:
+            self._write_results(due)
+
+    def _probe(self, account: str, api: BflReader) -> None:
+        """Ask whether a parked account's key is accepted again, if it is this process's turn."""
+        holder = f"probe:{account}"
+        if not self.ledger.account(account, "probe", probe_ms=PROBE_EVERY // timedelta(milliseconds=1)):
+            return
+        if self.ledger.permit(account, holder, self.max_concurrent, probe=True).word != "go":
+            return
+        try:
+            api.my_finetunes()
+        except errors.ApiError as error:
+            # Without an answer nothing is known of the key.
+            if isinstance(error, errors.KeyRefused) or error.http_status is None:
+                log.warning("account.parked", account=account, error=str(error))
+                return
+            if isinstance(error, errors.Throttled):
+                cool_down(self.ledger, account, error)
+        finally:
+            self.ledger.release(account, holder)
+        self.ledger.account(account, "unpark")
+        log.warning("account.unparked", account=account)
+
+    def _repeat(self, name: str, once: Callable[[], None]) -> None:
+        is_away = stopped = False
+        while not stopped:
+            try:
+                once()
+                if is_away:
+                    log.warning("maintenance.goes_on", thread=name)
+                is_away = False
+            except LedgerUnavailable as error:
+                if not is_away:
+                    log.warning("maintenance.waits", thread=name, error=str(error))
+                is_away = True
+            stopped = self.stopping.wait(self.every.total_seconds())
+
+    def _step(self, name: str, step: Callable[[], None]) -> None:
+        """Run one step of a round; log once if it begins to fail, and once when it works again."""
+        try:
+            step()
+        except Exception as error:
+            if isinstance(error, LedgerUnavailable) and not isinstance(error, LedgerRefused):
+                raise  # all other steps would wait for Redis, too
+            if name not in self._failing:
+                log.exception("maintenance.fails", step=name)
+            self._failing.add(name)
+        else:
+            if name in self._failing:
+                self._failing.discard(name)
+                log.warning("maintenance.works_again", step=name)

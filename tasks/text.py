@@ -1,0 +1,27 @@
+"""Text from elsewhere, made safe to print and store; and when two names mean one finetune."""
+
+from __future__ import annotations
+
+import re
+
+_UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+
+
+def one_line(text: str, *, most: int = 500) -> str:
+    """`text` as one printable line of at most `most` characters; a longer one ends in `...`.
+
+    Control characters, escapes, line breaks, invisible characters, direction overrides and halves of surrogate
+    pairs become a space, so a terminal, a table or a log shows the line as it is.
+    """
+    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def finetune_key(finetune_id: str) -> str:
+    """The one spelling of a finetune's name: a hyphenated UUID in lower case, any other name as it is."""
+    return finetune_id.lower() if _UUID.fullmatch(finetune_id) else finetune_id
+
+
+def is_same_name(one: str, other: str) -> bool:
+    """Whether two names mean one finetune: equal, or two spellings of one hyphenated UUID."""
+    return finetune_key(one) == finetune_key(other)

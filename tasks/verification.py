@@ -1,0 +1,157 @@
+"""Verification: a 200 is only a statement, so deleted finetunes are looked for in the list afterwards.
+
+`finding` decides about one record, `verify_round` asks the API for one account. A record is `gone` as soon as the
+list lacks it. It needs a person only if the same incarnation is there ten minutes and again an hour after the
+deletion; everything else ends after a day without a result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+import structlog
+
+from tasks.account_stops import cool_down
+from tasks.api import errors
+from tasks.api.client import BflReader
+from tasks.api.incarnations import Incarnation, Verdict, compare, incarnation_of
+from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.store import BATCH, Ledger
+from tasks.records import from_ms, to_ms
+
+log = structlog.get_logger()
+
+FIRST_AFTER = timedelta(minutes=10)  # a list may lag behind for so long
+SECOND_AFTER = timedelta(minutes=50)
+AGAIN_AFTER = timedelta(hours=1)
+GIVE_UP_AFTER = timedelta(days=1)
+STILL_THERE = "the API said it was deleted, but the same finetune is still there after an hour"
+_ROUND_EVERY = timedelta(seconds=55)
+_MOST_DETAILS = 20  # calls in one round
+_FIELDS = ("finetune_id", "finished_at", "vantage", "incarnation", "verify_hits")
+
+
+@dataclass(frozen=True)
+class Unverified:
+    """A deleted record to verify. hits: how often the same incarnation was found after the deletion."""
+
+    id: str
+    finetune_id: str
+    finished_at: datetime
+    vantage: str
+    incarnation: str
+    hits: int
+
+
+def finding(record: Unverified, now: datetime, *, listed: bool | None, is_same: bool) -> dict[str, Any]:
+    """What an observation means for a record, as `verify.lua` takes it.
+
+    listed: whether the list has it; None if nobody can tell from here. is_same: whether its details show the
+    incarnation that was deleted, by its unique id or creation time.
+    """
+    if listed is False:
+        return _found(record, "gone")
+    age = now - record.finished_at
+    if listed and is_same and age >= FIRST_AFTER:
+        if record.hits:
+            return _found(record, "still_there")
+        return _found(record, "again", at=now + SECOND_AFTER, hits=1)
+    if age >= GIVE_UP_AFTER:
+        return _found(record, "end")
+    if listed and age < FIRST_AFTER:
+        return _found(record, "again", at=record.finished_at + FIRST_AFTER)
+    return _found(record, "again", at=min(now + AGAIN_AFTER, record.finished_at + GIVE_UP_AFTER))
+
+
+def verify_round(ledger: Ledger, account: str, api: BflReader, max_concurrent: int) -> None:
+    """Ask once for what is unverified in an account, if this process is the first of its minute.
+
+    Raises `LedgerUnavailable`; an API that does not answer is asked again in the next round.
+    """
+    now_ms, lease = ledger.now_ms(), ledger.keys.verify_lease(account)
+    with unavailable():
+        is_due = ledger.redis.zcount(ledger.keys.verify(account), "-inf", now_ms)
+        if not is_due or not ledger.redis.set(lease, "1", nx=True, px=_ROUND_EVERY):
+            return
+    try:
+        found = _findings(_due(ledger, account, now_ms), ledger, account, api, max_concurrent)
+    except errors.Throttled as error:
+        cool_down(ledger, account, error)
+        return
+    except errors.ApiError as error:
+        log.warning("verification.waits", account=account, error=str(error))
+        return
+    for id_ in ledger.verify(account, found, STILL_THERE) if found else ():
+        log.error("verification.failed", deletion=id_, account=account, message=STILL_THERE)
+
+
+def _due(ledger: Ledger, account: str, now_ms: int) -> list[Unverified]:
+    with unavailable():
+        ids: Any = ledger.redis.zrangebyscore(ledger.keys.verify(account), "-inf", now_ms, 0, BATCH)
+        with ledger.redis.pipeline(transaction=False) as pipe:
+            for id_ in ids:
+                pipe.hmget(ledger.keys.deletion(id_), _FIELDS)
+            rows = pipe.execute()
+    return [_record(id_, dict(zip(_FIELDS, row, strict=True))) for id_, row in zip(ids, rows, strict=True)]
+
+
+def _record(id_: str, row: Mapping[str, str | None]) -> Unverified:
+    return Unverified(
+        id_, row["finetune_id"] or "", from_ms(row["finished_at"] or 0), row["vantage"] or "",
+        row["incarnation"] or "", int(row["verify_hits"] or 0),
+    )  # fmt: skip
+
+
+def _findings(
+    records: Sequence[Unverified], ledger: Ledger, account: str, api: BflReader, max_concurrent: int
+) -> list[dict[str, Any]]:
+    """A finding for each record that could be looked at in this round."""
+    holder = f"verify:{account}"
+
+    def may_call() -> bool:  # a permit expires with the longest call, so each call takes it again
+        return ledger.permit(account, holder, max_concurrent).word == "go"
+
+    try:
+        if not may_call():
+            return []
+        listing = api.my_finetunes()
+        now, details, found = from_ms(ledger.now_ms()), 0, []
+        for record in records:
+            has = listing.has(record.finetune_id)
+            can_tell = record.vantage == api.vantage and (has or listing.is_whole)
+            is_same = False
+            if can_tell and has and now - record.finished_at >= FIRST_AFTER:
+                details += 1
+                if details > _MOST_DETAILS or not may_call():
+                    continue  # the next round looks at it
+                is_same = _is_same(record, api)
+            found.append(finding(record, now, listed=has if can_tell else None, is_same=is_same))
+        return found
+    finally:
+        ledger.release(account, holder)
+
+
+def _is_same(record: Unverified, api: BflReader) -> bool:
+    """Whether the details show the incarnation that was deleted; equal settings alone are no proof."""
+    try:
+        deleted = Incarnation.from_text(record.incarnation)
+        details = api.finetune_details(record.finetune_id)
+    except errors.Throttled:
+        raise
+    except (errors.ApiError, ValueError):
+        return False
+    if deleted is None:
+        return False
+    seen = incarnation_of(details.fields, record.finetune_id)
+    by_identity = (Incarnation(identity=one.identity) for one in (deleted, seen))
+    return compare(*by_identity, gap=timedelta(0), within=timedelta(0))[0] is Verdict.SAME
+
+
+def _found(record: Unverified, word: str, at: datetime | None = None, hits: int | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = {"id": record.id, "finished_at": to_ms(record.finished_at), "word": word}
+    if at is not None:
+        found |= {"at": to_ms(at), "hits": record.hits if hits is None else hits}
+    return found

@@ -1,0 +1,164 @@
+"""A worker process: what it refuses to start with, a Redis without room, and how it stops."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import pytest
+
+from tasks.ledger.keys import keys
+from tests.processes import KEY, ROOT, environment, producer, until, worker
+from worker.embedded import running
+from worker.redis_url import connect
+from worker.sandbox import Sandbox
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@pytest.fixture
+def client(redis_url):
+    with connect(redis_url) as client:
+        client.flushall()
+        client.config_set("appendonly", "no")  # nothing has to outlive the module
+        yield client
+        client.config_set("maxmemory", 0)
+
+
+@pytest.fixture
+def api():
+    with Sandbox(keys={KEY}, latency_seconds=0.01) as sandbox:
+        yield sandbox
+
+
+def env_of(redis_url, api, **more):
+    return environment(redis_url, api.url, **more)
+
+
+def celery(env, *arguments):
+    """Run Celery's command to its end."""
+    argv = [sys.executable, "-m", "celery", "-A", "worker", *arguments]
+    return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["-P", "prefork"], "only the threads pool is supported"),
+        (["--pool=prefork"], "only the threads pool is supported"),
+        (["-P", "solo"], "only the threads pool is supported"),
+        (["-P", "threads", "-c", "11"], "--concurrency 11 is too low for JANITOR_THREADS=8"),
+    ],
+)
+def test_a_worker_that_could_not_work_as_designed_is_refused_in_one_line(client, redis_url, api, options, line):
+    done = celery(env_of(redis_url, api), "worker", *options)
+    errors = [one for one in done.stderr.splitlines() if one.startswith("Error: ")]
+    assert (done.returncode, len(errors)) == (2, 1)
+    assert line in errors[0]
+
+
+@pytest.mark.parametrize("command", [("worker", "-P", "threads"), ("beat",)])
+@pytest.mark.parametrize(
+    ("key", "value", "line"),
+    [
+        (keys().schema, "99", "the ledger has schema 99"),
+        ("janitor:accounts", "x", "a ledger of finetune-janitor 0.1"),
+    ],
+)
+def test_no_process_works_on_a_ledger_of_another_version(client, redis_url, api, command, key, value, line):
+    client.set(key, value)
+    done = celery(env_of(redis_url, api), *command)
+    assert done.returncode == 2
+    assert line in done.stderr
+
+
+@contextmanager
+def little_room(client):
+    """Redis with less memory free than is kept for what was accepted before: 8 MiB of more than 200."""
+    for n in range(200):
+        client.set(f"ballast-{n}", "x" * MIB)
+    used = client.info("memory")["used_memory"]
+    client.config_set("maxmemory-policy", "noeviction")
+    client.config_set("maxmemory", used + 8 * MIB)
+    try:
+        yield
+    finally:
+        client.config_set("maxmemory", 0)
+
+
+def waiting(client, queue="deletions"):
+    return client.llen(queue)
+
+
+def test_a_worker_takes_no_request_while_redis_has_no_room_and_goes_on_afterwards(
+    client, redis_url, api, tmp_path
+):
+    app, env = producer(redis_url), env_of(redis_url, api)
+    ids = [f"ft-{n}" for n in range(30)]
+    for id_ in ids:
+        api.create(id_)
+
+    def ask(some):
+        return [app.send_task("finetunes.delete", args=[one], queue="deletions") for one in some]
+
+    # Given requests in a Redis that has no room before the worker starts,
+    with little_room(client):
+        results = ask(ids[:10])
+        with worker(env, tmp_path / "first.log"):
+            time.sleep(3)  # long enough to take them, if it took any
+            assert (waiting(client), client.hlen("unacked")) == (10, 0)
+            # when there is room again, then they are taken.
+            client.config_set("maxmemory", 0)
+            until(lambda: waiting(client) == 0, what="the requests are taken", seconds=10)
+            assert [one.get(timeout=20)["state"] for one in results] == ["deleted"] * 10
+            # And when Redis fills up while the worker runs, then it stops taking them.
+            with little_room(client):
+                log = tmp_path / "first.log"
+                until(lambda: log.read_bytes().count(b"redis.full") == 2, what="the warning", seconds=10)
+                time.sleep(2)  # what Celery had asked for before is over
+                results = ask(ids[10:])
+                time.sleep(2)
+                assert (waiting(client), client.hlen("unacked")) == (20, 0)
+            assert [one.get(timeout=30)["state"] for one in results] == ["deleted"] * 20
+    assert len(api.deletes()) == 30
+
+
+def test_a_queue_that_this_worker_was_not_to_take_stays_so(client, redis_url, api, tmp_path):
+    log = tmp_path / "wakeups.log"
+    with little_room(client), worker(env_of(redis_url, api), log, "-Q", "wakeups"):
+        producer(redis_url).send_task("finetunes.delete", args=["ft"], queue="deletions")
+        until(lambda: b"redis.full" in log.read_bytes(), what="the warning", seconds=10)
+        client.config_set("maxmemory", 0)
+        until(lambda: b"redis.has_room" in log.read_bytes(), what="room again", seconds=10)
+        time.sleep(2)
+        assert waiting(client) == 1
+
+
+def test_a_stop_ends_within_the_call_deadline_and_five_seconds(client, redis_url, api, tmp_path):
+    # Given calls that hang, and more work behind them,
+    limits = {"JANITOR_READ_TIMEOUT": "2s", "JANITOR_CALL_DEADLINE": "3s", "JANITOR_CONNECT_TIMEOUT": "1s"}
+    app = producer(redis_url)
+    for n in range(30):
+        api.create(f"ft-{n}")
+    api.fault("hang", call="finetune_details", times=None)
+    with worker(env_of(redis_url, api, **limits), tmp_path / "worker.log") as child:
+        for n in range(30):
+            app.send_task("finetunes.delete", args=[f"ft-{n}"], queue="deletions")
+        until(lambda: len(api.journal()) >= 8, what="all threads call", seconds=10)
+        began = time.monotonic()
+        os.kill(child.process.pid, signal.SIGTERM)
+        child.process.wait(timeout=20)
+        assert (child.process.returncode, time.monotonic() - began < 8) == (0, True)
+    # then nothing is lost: all that was sent is in the ledger or still in its queue.
+    ledger = keys()
+    kept = sum(1 for _ in client.scan_iter(ledger.deletion("*")))
+    assert kept + waiting(client) + client.hlen("unacked") >= 30
+    assert client.zcard(ledger.leases("default", "single")) == 0

@@ -1,0 +1,312 @@
+"""Maintenance: what each round does, and that nothing ends its threads."""
+
+import json
+import threading
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from tasks.api import errors
+from tasks.errors import LedgerRefused, LedgerUnavailable
+from tasks.ledger.types import Maintained, Terms
+from tasks.maintenance import Maintenance
+from tests.conftest import accept, asking, claim
+
+LEASE = timedelta(seconds=30)
+
+
+class Clock:
+    def __init__(self):
+        self.seconds = 1000.0
+
+    def __call__(self):
+        return self.seconds
+
+
+class FakeApi:
+    def __init__(self, answer: Exception | None = None):
+        self.answer = answer
+        self.calls = 0
+
+    def my_finetunes(self):
+        self.calls += 1
+        if self.answer:
+            raise self.answer
+
+
+def maintenance(ledger, *accounts, **more):
+    woken: list[str] = []
+    written: list[str] = []
+    allowed: list[bool] = []
+    usual: dict[str, Any] = {
+        "ledger": ledger, "readers": dict.fromkeys(accounts or ["default"], FakeApi()), "max_concurrent": 8,
+        "process": "host:1 0.2", "wake": woken.append, "write_results": written.extend, "consume": allowed.append,
+        "every": timedelta(seconds=1), "stopping": threading.Event(), "clock": Clock(),
+    }  # fmt: skip
+    made = Maintenance(**{**usual, **more})
+    return made, woken, written, allowed
+
+
+def test_a_round_registers_the_account_and_wakes_it_for_what_is_due(clocked):
+    ledger = clocked()
+    made, woken, _, allowed = maintenance(ledger, "default", "eu")
+    made.round()
+    assert woken == []
+    ledger.accept([asking(account="eu")], wake=False)
+    made.round()
+    made.round()
+    assert (woken, allowed) == (["eu"], [True] * 3)
+    assert ledger.redis.zrange(ledger.keys.workers, 0, -1) == ["host:1 0.2"]
+
+
+def test_a_result_that_nobody_wrote_is_written(clocked, ledger):
+    accept(ledger, asking(id="d-1", source="name"))
+    ledger.cancel(["d-1"])
+    made, _, written, _ = maintenance(ledger)
+    made.round()
+    assert written == []
+    clocked.after(seconds=6)
+    made.round()
+    assert written == ["d-1"]
+
+
+def test_expired_leases_are_reclaimed_and_logged(clocked, ledger):
+    accept(ledger, asking())
+    assert claim(ledger)
+    clocked.after(seconds=31)
+    made, woken, *_ = maintenance(ledger)
+    with capture_logs() as logs:
+        made.round()
+    assert [line["deletions"] for line in logs if line["event"] == "leases.reclaimed"] == [1]
+    assert woken == ["default"]
+
+
+class FakeLedger:
+    """Only `maintain`: answers with what it is told, and keeps what it was given."""
+
+    terms = Terms(lease=LEASE)
+
+    def __init__(self):
+        self.answer = Maintained(0, wake=False)
+        self.stale: list[Any] = []
+
+    def maintain(self, account, max_concurrent, *, stale, stale_permits):
+        self.stale.append((list(stale), list(stale_permits)))
+        return self.answer
+
+
+def test_what_is_seen_unchanged_for_two_lease_lengths_on_our_own_clock_counts_as_expired():
+    ledger, clock = FakeLedger(), Clock()
+    made, *_ = maintenance(ledger, clock=clock)
+    # Given a lease that is renewed, one that is not, and a permit, all with ends far ahead on Redis's clock,
+    for seconds in range(0, 90, 30):
+        clock.seconds = 1000 + seconds
+        leases = (("single", "kept", 10**13 + seconds), ("single", "dead", 10**13))
+        ledger.answer = Maintained(0, wake=False, leases=leases, permits=(("survey", 10**13),))
+        made._maintain("default")
+    assert ledger.stale == [([], [])] * 3
+    # when two lease lengths have passed, then the two are given as stale.
+    clock.seconds = 1061
+    made._maintain("default")
+    assert ledger.stale[-1] == ([("single", "dead", 10**13)], ["survey"])
+
+
+@pytest.fixture
+def broker(redis_client):
+    """Puts reports of use where kombu has them."""
+
+    class Broker:
+        def queue(self, priority=0):
+            redis_client.lpush("touches" + (f"\x06\x16{priority}" if priority else ""), "a report")
+
+        def take(self, *, queue="touches"):
+            redis_client.delete("touches")
+            body = json.dumps([{"body": '"touches"'}, "", queue])
+            redis_client.hset("unacked", "tag", body)
+
+        def acknowledge(self):
+            redis_client.delete("unacked")
+
+        def clear(self):
+            redis_client.delete("touches", *(f"touches\x06\x16{n}" for n in (3, 6, 9)), "unacked")
+
+    return Broker()
+
+
+@pytest.fixture
+def cleaning(clocked, ledger):
+    """One due cleanup; `look()` is one look a second later, and whether a claim gets the cleanup."""
+    made, *_ = maintenance(ledger)
+    accept(ledger, asking(source="cleanup:plan"))
+
+    class Cleaning:
+        def look(self, times=1):
+            for _ in range(times):
+                clocked.after(seconds=1)
+                made._look_for_reports()
+
+        def starts(self):
+            return claim(ledger) is not None
+
+    clocked.after(seconds=1)
+    return Cleaning()
+
+
+def test_a_cleanup_starts_after_two_looks_without_a_report(cleaning):
+    assert not cleaning.starts()
+    cleaning.look()
+    assert not cleaning.starts()
+    cleaning.look()
+    assert cleaning.starts()
+
+
+@pytest.mark.parametrize("priority", [0, 3, 6, 9])
+def test_a_cleanup_waits_for_a_report_of_any_priority(cleaning, broker, priority):
+    broker.queue(priority)
+    cleaning.look(5)
+    assert not cleaning.starts()
+    broker.clear()
+    cleaning.look(2)
+    assert cleaning.starts()
+
+
+def test_a_cleanup_waits_for_a_report_that_a_worker_has_taken_and_not_acknowledged(cleaning, broker):
+    broker.take()
+    cleaning.look(5)
+    assert not cleaning.starts()
+    broker.acknowledge()
+    cleaning.look(2)
+    assert cleaning.starts()
+
+
+def test_a_report_that_one_look_cannot_see_is_seen_by_the_next(cleaning, broker):
+    # Given a report that kombu has popped and not noted yet at the time of the first look,
+    cleaning.look()
+    broker.take()
+    cleaning.look()
+    assert not cleaning.starts()
+
+
+def test_a_cleanup_that_became_due_after_the_first_look_waits_for_a_third(clocked, ledger):
+    made, *_ = maintenance(ledger)
+    accept(ledger, asking(source="cleanup:plan", delay=timedelta(milliseconds=1500)))
+    accept(ledger, asking("other", source="cleanup:plan"))
+    clocked.after(milliseconds=900)
+    for starts in ([], ["other"], ["my-finetune"]):
+        clocked.after(milliseconds=500)
+        made._look_for_reports()
+        found = iter(lambda: claim(ledger), None)
+        assert [one.finetune_id for one in found] == starts
+
+
+def test_other_messages_hold_no_cleanup_back(cleaning, broker):
+    broker.take(queue="deletions")
+    cleaning.look(2)
+    assert cleaning.starts()
+
+
+def test_without_a_due_cleanup_the_broker_is_not_asked(ledger):
+    made, *_ = maintenance(ledger)
+    made._has_reports = lambda: pytest.fail("asked")
+    made._look_for_reports()
+
+
+PARKED = [
+    (None, True),
+    (errors.KeyRefused("no", http_status=401), False),
+    (errors.KeyRefused("no", http_status=403), False),
+    (errors.Throttled("slower", http_status=429), True),
+    (errors.Unclear("error", http_status=500), True),
+    (errors.Refused("no such call", http_status=405), True),
+    (errors.Unclear("the connection broke"), False),
+    (errors.NotSent("refused"), False),
+]
+
+
+@pytest.mark.parametrize(("answer", "is_unparked"), PARKED)
+def test_any_answer_but_a_refused_key_unparks_the_account(clocked, ledger, answer, is_unparked):
+    ledger.account("default", "park", reason="as the test says", probe_ms=30_000)
+    api = FakeApi(answer)
+    made, *_ = maintenance(ledger, readers={"default": api})
+    made.api_round()
+    assert api.calls == 0  # it was parked just now
+    clocked.after(seconds=31)
+    made.api_round()
+    made.api_round()
+    assert api.calls == 1
+    assert (ledger.redis.hget(ledger.keys.account("default"), "parked_at") is None) is is_unparked
+    assert ledger.redis.zcard(ledger.keys.permits("default")) == 0
+
+
+MIB = 1 << 20
+
+
+@pytest.mark.parametrize(
+    ("free", "allowed"),
+    [
+        ([None], [True]),
+        ([16 * MIB], [True]),
+        ([16 * MIB - 1], [False]),
+        ([15 * MIB, 20 * MIB, 24 * MIB - 1, 24 * MIB, 17 * MIB], [False, False, False, True, True]),
+    ],
+)
+def test_with_little_memory_left_no_requests_are_taken_until_there_is_half_as_much_again(ledger, free, allowed):
+    made, _, _, told = maintenance(ledger)
+    with capture_logs() as logs:
+        for one in free:
+            ledger.free_memory = lambda one=one: (one, 16 * MIB)
+            made.watch_memory()
+    assert told == allowed
+    changes = sum(before != after for before, after in zip([True, *allowed], allowed, strict=False))
+    assert [line["log_level"] for line in logs] == ["warning"] * changes
+
+
+def rounds(made, count, each=lambda n: None):
+    """Run the loop of a thread for so many rounds."""
+    done: list[int] = []
+
+    def once():
+        each(len(done))
+        done.append(1)
+        if len(done) == count:
+            made.stopping.set()
+        made.round()
+
+    with capture_logs() as logs:
+        made._repeat("maintenance", once)
+    return [line["event"] for line in logs]
+
+
+def test_one_account_that_fails_stops_nothing_else_and_is_logged_once(ledger):
+    made, woken, *_ = maintenance(ledger, "bad", "default", every=timedelta(0))
+    usual = ledger.maintain
+
+    def maintain(account, *given, **more):
+        if account == "bad":
+            raise LedgerRefused("as the test says")
+        return usual(account, *given, **more)
+
+    ledger.maintain = maintain
+    ledger.accept([asking()], wake=False)
+
+    def heal(n):
+        if n == 3:
+            ledger.maintain = usual
+
+    assert rounds(made, 5, heal) == ["maintenance.fails", "maintenance.works_again"]
+    assert woken == ["default"]
+
+
+def test_an_outage_of_redis_is_logged_once_and_once_when_it_is_over(ledger):
+    made, *_ = maintenance(ledger, every=timedelta(0))
+    usual = ledger.free_memory
+
+    def away():
+        raise LedgerUnavailable("as the test says")
+
+    def outage(n):
+        ledger.free_memory = away if 1 <= n < 4 else usual
+
+    assert rounds(made, 6, outage) == ["maintenance.waits", "maintenance.goes_on"]

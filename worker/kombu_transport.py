@@ -1,0 +1,183 @@
+"""kombu's Redis transport, with deliveries that can neither end nor deafen the worker.
+
+As it comes, kombu 5.7 ends the worker on an envelope that it cannot read, and loses the message. The differences:
+
+- Each message is checked whole before Celery sees it (`worker.message_check`); what fails becomes a dead letter.
+- An acknowledgement that Redis did not answer frees its slot all the same: the note in `unacked` stays, so the
+  message comes again after the visibility timeout, and a repeated request changes nothing.
+- A message that Redis is too full to note in `unacked` goes back to its queue; kombu has popped it and forgets it.
+- A server that is no longer the master is left (`worker.redis_url.following`).
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty
+from typing import Any
+
+import redis
+import structlog
+from celery import concurrency
+from celery.app import backends
+from kombu.transport import TRANSPORT_ALIASES, virtual
+from kombu.transport import redis as kombu_redis
+from kombu.utils.json import dumps
+from redis.exceptions import RedisError, ResponseError
+
+from worker.message_check import QUEUES, RefusedMessage, check_message, read
+from worker.redis_url import following
+
+log = structlog.get_logger()
+
+# A script that begins with a DEL may write when Redis is full (tasks.ledger.scripts).
+_GIVE_BACK = "redis.call('DEL', KEYS[1] .. ':nothing') return redis.call('RPUSH', KEYS[1], ARGV[1])"
+
+Keep = Callable[[redis.Redis, str, str, object], None]
+
+
+def install(keep: Keep) -> None:
+    """Use it for all Redis URLs of this process, with our result backend and our threads pool.
+
+    keep: writes a dead letter (client, queue, reason, message). Celery has settings for these, but they reach
+    neither `redis+socket://` nor `-P threads`, so its tables of names are changed.
+    """
+    _Deliveries.keep = staticmethod(keep)
+    for scheme in ("redis", "rediss"):
+        TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
+        backends.BACKEND_ALIASES[scheme] = "worker.result_backend:Backend"
+    TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
+    concurrency.ALIASES["threads"] = "worker.thread_pool:TaskPool"  # type: ignore[attr-defined] # not in the stubs
+
+
+def set_aside(client: redis.Redis, queue: str, reason: str, message: object) -> bool:
+    """Make a dead letter of a message; False if not even that works, which the log says."""
+    log.warning("message.dead_letter", queue=queue, reason=reason)
+    try:
+        _Deliveries.keep(client, queue, reason, message)
+    # Whatever a hostile message does to its own copy, the worker goes on.
+    except Exception as error:
+        log.error("message.lost", queue=queue, reason=reason, error=type(error).__name__)
+        return False
+    return True
+
+
+class Client(redis.Redis):
+    """A client whose BRPOP answers only with what kombu can decode: kombu does so before anybody is asked."""
+
+    def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
+        answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call] # redis-py has no types here
+        if command_name != "BRPOP" or not answer:
+            return answer
+        queue, item = answer
+        try:
+            read(item)
+        except RefusedMessage as error:
+            # A client of its own: this one's connection is the one that BRPOP waits on.
+            client = redis.Redis(connection_pool=self.connection_pool)
+            set_aside(client, queue.decode(errors="backslashreplace"), str(error), item)
+            return None  # as if nothing had been there
+        return answer
+
+
+class Unacknowledged(kombu_redis.QoS):
+    """Counts the deliveries that are not acknowledged; a failed acknowledgement does not keep its slot."""
+
+    def ack(self, delivery_tag: str) -> None:
+        self._freeing(delivery_tag, super().ack, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 -- kombu's signature
+        self._freeing(delivery_tag, super().reject, delivery_tag, requeue)
+
+    def _freeing(self, delivery_tag: str, settle: Callable[..., Any], *arguments: Any) -> None:
+        try:
+            settle(*arguments)
+        except Exception:
+            virtual.QoS.ack(self, delivery_tag)
+            raise
+
+
+class _Deliveries:
+    """What our channels do differently from kombu's."""
+
+    keep: Keep
+    connection: Any
+    qos: Any
+    _pool: Any
+    _async_pool: Any
+    QoS: Any = Unacknowledged
+
+    def _get_client(self) -> type[Client]:
+        return Client
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:  # noqa: FBT001, FBT002 -- kombu's signature
+        if self.connection is None or self.connection.client is None:
+            # kombu 5.7 gives messages back over channels that it has closed; its AttributeError ends the worker.
+            raise redis.ConnectionError("this channel is closed: its messages come again")
+        params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc] # of kombu's channel
+        params["connection_class"] = following(params["connection_class"], self._drop_idle)
+        return params
+
+    def _drop_idle(self) -> None:
+        for pool in filter(None, (self._pool, self._async_pool)):
+            pool.disconnect(inuse_connections=False)
+
+    def _receive_one(self, client: Any) -> Any:
+        try:
+            return super()._receive_one(client)  # type: ignore[misc] # of kombu's channel
+        except RecursionError:  # an event or command nested too deep; kombu expects only bad JSON
+            raise Empty from None
+
+    def basic_consume(self, queue: str, *arguments: Any, **options: Any) -> Any:
+        super().basic_consume(queue, *arguments, **options)  # type: ignore[misc] # of kombu's channel
+        callbacks = self.connection._callbacks
+        deliver = callbacks[queue]
+
+        def delivered(raw: Any) -> None:
+            tag = str(uuid.uuid4())  # ours: a sender's own could be that of another message
+            try:
+                message = check_message(raw, queue) if queue in QUEUES else raw
+                message["properties"]["delivery_tag"] = tag
+                deliver(message)
+            except ResponseError:
+                _give_back(self, queue, raw)
+                raise
+            except (RedisError, OSError):
+                raise  # the connection's trouble, not the message's
+            except Exception as error:
+                reason = str(error) if isinstance(error, RefusedMessage) else f"{type(error).__name__}: {error}"
+                self._set_aside(queue, reason, raw, tag)
+
+        callbacks[queue] = delivered
+
+    def _set_aside(self, queue: str, reason: str, raw: Any, tag: str) -> None:
+        with self.conn_or_acquire() as client:  # type: ignore[attr-defined] # of kombu's channel
+            set_aside(client, queue, reason, raw)
+        if tag in self.qos._delivered:
+            self.qos.ack(tag)
+
+
+def _give_back(channel: Any, queue: str, raw: Any) -> None:
+    with channel.conn_or_acquire() as client, suppress(RedisError):
+        client.eval(_GIVE_BACK, 1, queue, dumps(raw))
+
+
+class Channel(_Deliveries, kombu_redis.Channel):
+    """kombu's channel, made safe."""
+
+
+class SentinelChannel(_Deliveries, kombu_redis.SentinelChannel):
+    """kombu's channel that asks sentinels for the master, made safe."""
+
+
+class Transport(kombu_redis.Transport):
+    """kombu's, with this channel."""
+
+    Channel = Channel
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):
+    """The same behind Sentinel."""
+
+    Channel = SentinelChannel

@@ -1,0 +1,148 @@
+"""What is checked before a worker or beat starts, and what starts and stops with a worker."""
+
+from __future__ import annotations
+
+import _thread
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from celery import Celery, signals
+from redis.exceptions import RedisError
+
+from tasks.celery_tasks import DELETIONS
+from tasks.cleanup.policies import read_policies
+from tasks.errors import JanitorError, LedgerUnavailable
+from tasks.ledger.store import Ledger
+from tasks.maintenance import TOUCHES
+from worker.kombu_transport import set_aside
+from worker.logs import configure as configure_logs
+from worker.server_checks import check_server
+from worker.settings import Settings, SettingsError, require_accounts
+from worker.thread_pool import TaskPool
+
+if TYPE_CHECKING:
+    from worker.app import Services
+
+log = structlog.get_logger()
+
+_SLOTS_BESIDE_RUNNERS = 4  # they accept, cancel and note use while all threads carry deletions out
+
+
+def slots(settings: Settings) -> int:
+    """How many tasks a worker runs at once."""
+    return settings.threads + _SLOTS_BESIDE_RUNNERS
+
+
+@dataclass
+class Consumption:
+    """Whether this worker takes new requests from the broker; wake-ups it always takes. consumer: Celery's."""
+
+    app: Celery
+    consumer: Any
+    _stopped: set[str] = field(default_factory=set)
+
+    def allow(self, is_allowed: bool) -> None:  # noqa: FBT001 -- it is told nothing else
+        """Stop or go on, from any thread: Celery's own loop does it before it asks the broker again."""
+        if self._stopped or not is_allowed:
+            self.consumer.call_soon(self._go_on if is_allowed else self._stop)
+
+    def _stop(self) -> None:
+        for queue in {DELETIONS, TOUCHES} & set(self.app.amqp.queues.consume_from):
+            self._stopped.add(queue)
+            self.consumer.cancel_task_queue(queue)
+
+    def _go_on(self) -> None:
+        # Only what was stopped here: `-Q` may have left a queue to other workers.
+        while self._stopped:
+            self.consumer.add_task_queue(self._stopped.pop())
+
+
+def follow(services: Services) -> None:
+    """Check before a worker or beat starts, start maintenance with a worker, and stop all waiting with it."""
+
+    @signals.celeryd_after_setup.connect(weak=False)
+    def check(instance: Any = None, **_: Any) -> None:
+        with _exiting_on_error():
+            _check_worker(services, instance)
+
+    @signals.beat_init.connect(weak=False)
+    def check_beat(**_: Any) -> None:
+        with _exiting_on_error():
+            _check_schema(services.ledger)
+
+    @signals.worker_ready.connect(weak=False)
+    def ready(sender: Any = None, **_: Any) -> None:
+        maintenance = services.maintenance(Consumption(services.app, sender).allow)
+        with _exiting_on_error():
+            _check_schema(services.ledger)  # Redis may have been away before
+        # Before the first message is taken.
+        with suppress(LedgerUnavailable):
+            maintenance.watch_memory()
+        maintenance.start()
+
+    @signals.worker_shutting_down.connect(weak=False)
+    def stop(**_: Any) -> None:
+        # A second signal may interrupt this handler: within `set` it would wait for a lock of its own thread.
+        _thread.start_new_thread(services.stopping.set, ())
+
+    @signals.task_unknown.connect(weak=False)
+    @signals.task_rejected.connect(weak=False)
+    def unreadable(message: Any, exc: Exception | None = None, **_: Any) -> None:
+        queue = str((message.delivery_info or {}).get("routing_key"))
+        reason = f"refused by Celery: {exc or 'no task in it'}"
+        set_aside(services.ledger.redis, queue, reason, {"headers": message.headers, "body": message.body})
+
+    @signals.setup_logging.connect(weak=False)
+    def logs(**_: Any) -> None:
+        configure_logs(services.settings.log_level)
+
+
+@contextmanager
+def _exiting_on_error() -> Iterator[None]:
+    """One line and exit code 2; Celery swallows any other error of a signal's receiver."""
+    try:
+        yield
+    except JanitorError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _check_worker(services: Services, instance: Any) -> None:
+    settings = services.settings
+    require_accounts(settings)
+    if instance.pool_cls is not TaskPool:
+        raise SettingsError("only the threads pool is supported: leave out -P, or give -P threads")
+    if instance.concurrency < slots(settings):
+        raise SettingsError(
+            f"--concurrency {instance.concurrency} is too low for JANITOR_THREADS={settings.threads}: leave it"
+            f" out, or give {slots(settings)} or more, so that requests are accepted while all threads are busy"
+        )
+    if settings.policy_file:
+        read_policies(settings.policy_file)
+    _check_redis(services, strict=settings.strict)
+    _check_schema(services.ledger)
+    services.cleaner  # noqa: B018 -- made here, before any thread asks for it
+
+
+def _check_schema(ledger: Ledger) -> None:
+    """Raise `WrongLedger`; a worker waits for a Redis that is away."""
+    with suppress(LedgerUnavailable):
+        ledger.check_schema()
+
+
+def _check_redis(services: Services, *, strict: bool) -> None:
+    """Warn of a Redis that may lose what it was given; with JANITOR_STRICT refuse it, by a `SettingsError`."""
+    try:
+        found = [finding for finding in check_server(services.ledger.redis) if finding.level != "ok"]
+    except RedisError as error:
+        if strict:
+            raise SettingsError(f"JANITOR_STRICT is set, and Redis cannot be checked: {error}") from None
+        return
+    for finding in found:
+        if strict and finding.level == "error":
+            raise SettingsError(f"JANITOR_STRICT is set, and {finding.message}")
+        log.warning("redis.unsafe", check=finding.check, message=finding.message)

@@ -1,0 +1,173 @@
+"""A message is checked whole before Celery sees it.
+
+Callers are strangers. Celery reads a message partly outside its own error handling: a field of an unexpected type
+ends the consumer's loop, or raises in a pool thread that then never gives its slot back. `check_message` accepts
+only what Celery 5.7 can carry through, and says of the rest what the sender has to change. Source: Celery's
+`worker/strategy.py`, `worker/request.py`, `app/trace.py` and `canvas.py`. Pure functions, no I/O.
+"""
+
+from __future__ import annotations
+
+import base64
+import bz2
+import re
+import zlib
+from typing import Any
+
+from celery.app.task import Context
+from kombu.utils.json import loads
+
+from tasks.durations import iso, parse_time
+from worker.message_callbacks import QUEUES, check_signatures
+from worker.message_fields import (
+    ENCODING,
+    ETA_HEADER,
+    HEADERS,
+    PROPERTIES,
+    RefusedMessage,
+    as_object,
+    check_fields,
+    shown,
+)
+
+__all__ = ["ETA_HEADER", "QUEUES", "TASKS", "RefusedMessage", "check_message", "read"]
+
+DEFERRABLE = ("finetunes.delete", "finetunes.delete_many")  # may have an eta
+TASKS = (*DEFERRABLE, "finetunes.cancel", "finetunes.touch", "finetunes.work", "finetunes.tick")
+
+MOST_BYTES = 16 * 1024 * 1024  # of one message as it lies in its queue
+MOST_DECOMPRESSED = 1024 * 1024
+MOST_DEPTH = 50  # far below Python's own limit, which a pool thread would hit outside Celery's error handling
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_GZIP = ("application/x-gzip", "gzip", "zlib")
+_BZIP2 = ("application/x-bz2", "bzip2", "bzip")
+
+
+def read(item: bytes) -> Any:
+    """What kombu makes of `item`: JSON with kombu's typed values; raises `RefusedMessage`."""
+    if len(item) > MOST_BYTES:
+        raise RefusedMessage(f"the message has {len(item):,} bytes: at most {MOST_BYTES:,} are accepted")
+    return _from_json(item, "the message")
+
+
+def check_message(raw: Any, queue: str) -> dict[str, Any]:
+    """The message as kombu and Celery can take it; raises `RefusedMessage`.
+
+    raw: the envelope of kombu's virtual transports, out of its JSON. queue: where it lay. What comes back has its
+    `eta` as the header `janitor_eta`, so that Celery holds it in no timer; a body that is not compressed; and
+    `queue` as the place to which it is given back, whatever the sender wrote there.
+    """
+    envelope = as_object(raw, "the message")
+    properties = as_object(envelope.get("properties"), "properties")
+    headers = dict(as_object(envelope.get("headers"), "headers"))
+    check_fields(properties, PROPERTIES, "the property", needed=("delivery_tag",))
+    if "task" not in headers:
+        raise RefusedMessage("the headers name no task: send Celery's message protocol 2 (task_protocol = 2)")
+    check_fields(headers, HEADERS, "the header", needed=("task", "id"))
+    for name in headers.keys() - HEADERS.keys():
+        # Celery makes headers into attributes of the task's request, over its methods and the embedded options.
+        if name.startswith("_") or hasattr(Context, name):
+            raise RefusedMessage(f"the header {shown(name)} is a name of Celery's own: choose another one")
+    if headers["task"] not in TASKS:
+        raise RefusedMessage(f"the task {shown(headers['task'])} is not one of {', '.join(TASKS)}")
+    body = _check_body(envelope, properties, headers)
+    _move_eta(headers)
+    place = as_object(properties.get("delivery_info") or {}, "delivery_info")
+    return {
+        **body,
+        "headers": headers,
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "properties": {
+            **{name: properties.get(name) for name in PROPERTIES},
+            "body_encoding": "base64" if headers.pop("compression", None) else properties.get("body_encoding"),
+            # Without an exchange, it goes back to the queue by name: a forged one would lead to another key.
+            "delivery_info": {
+                "exchange": "",
+                "routing_key": queue,
+                "redelivered": bool(place.get("redelivered")),
+            },
+        },
+    }
+
+
+def _check_body(envelope: dict[str, Any], properties: dict[str, Any], headers: dict[str, Any]) -> dict[str, Any]:
+    """The part of the message that is its body, readable without `compression`; raises `RefusedMessage`."""
+    kind, encoding, text = (envelope.get(name) for name in ("content-type", "content-encoding", "body"))
+    if kind != "application/json":
+        raise RefusedMessage(f"the content type is {shown(kind)}: application/json is accepted")
+    check_fields({"content-encoding": encoding}, {"content-encoding": ENCODING}, "the field")
+    if not isinstance(text, str):
+        raise RefusedMessage("the body is not text: give JSON, in base64 if body_encoding says so")
+    try:
+        body = base64.b64decode(text, validate=True) if properties.get("body_encoding") else text.encode()
+    except ValueError:
+        raise RefusedMessage("the body is not the base64 that body_encoding announces") from None
+    compression = headers.get("compression")
+    if compression:
+        body = _decompressed(body, compression)
+    _check_triple(_from_json(body, "the body"))
+    return {"body": base64.b64encode(body).decode() if compression else text}
+
+
+def _decompressed(body: bytes, compression: str) -> bytes:
+    if compression in _GZIP:
+        unpack: Any = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib's own header, which kombu writes, or gzip's
+    elif compression in _BZIP2:
+        unpack = bz2.BZ2Decompressor()
+    else:
+        raise RefusedMessage(f"the compression {shown(compression)} is not accepted: use gzip, bzip2 or none")
+    try:
+        plain: bytes = unpack.decompress(body, MOST_DECOMPRESSED + 1)
+    except (zlib.error, OSError, ValueError):
+        raise RefusedMessage(f"the body is not compressed with {compression}, as the header says") from None
+    if len(plain) > MOST_DECOMPRESSED:
+        raise RefusedMessage(
+            f"the body has more than {MOST_DECOMPRESSED:,} bytes decompressed: send smaller parts"
+        )
+    if not unpack.eof or unpack.unused_data:
+        raise RefusedMessage("the compressed body is cut, or something follows it")
+    return plain
+
+
+def _check_triple(body: Any) -> None:
+    if not (isinstance(body, list) and len(body) == 3 and isinstance(body[0], list) and isinstance(body[1], dict)):
+        raise RefusedMessage("the body is not [arguments, keyword arguments, options]")
+    check_signatures(as_object(body[2] or {}, "the third element of the body"))
+
+
+def _move_eta(headers: dict[str, Any]) -> None:
+    eta, deferred = headers.pop("eta", None), headers.pop(ETA_HEADER, None)
+    if eta or deferred:
+        if headers["task"] not in DEFERRABLE:
+            raise RefusedMessage(f"{headers['task']} takes no eta or countdown: send it when it is to happen")
+        headers[ETA_HEADER] = iso(parse_time(eta or deferred))
+    if headers.get("expires"):
+        headers["expires"] = iso(parse_time(headers["expires"]))
+
+
+def _from_json(data: bytes, what: str) -> Any:
+    try:
+        value = loads(data)
+    # A typed value of kombu's can raise anything.
+    except Exception as error:
+        raise RefusedMessage(f"{what} is not JSON: {type(error).__name__}: {str(error)[:100]}") from None
+    _check_depth(value, what)
+    return value
+
+
+def _check_depth(value: Any, what: str) -> None:
+    """Neither too deep for Python nor with half characters, which cannot be written as UTF-8."""
+    level, depth = [value], 0
+    while level:
+        if depth > MOST_DEPTH:
+            raise RefusedMessage(f"{what} is nested more than {MOST_DEPTH} levels deep")
+        inner: list[Any] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner += [*one.keys(), *one.values()]
+            elif isinstance(one, list):
+                inner += one
+            elif isinstance(one, str) and not one.isascii() and _SURROGATE.search(one):
+                raise RefusedMessage(f"{what} has half of a surrogate pair, which is no character")
+        level, depth = inner, depth + 1

@@ -1,0 +1,274 @@
+"""Redis: which one, and how every connection to it is bounded in time.
+
+One URL serves redis-py, kombu and Celery's result backend. Each of them reads a URL in its own way, so it is taken
+apart here and each is told in its own words. What one of the three could not use is refused at the start.
+
+`REDIS_URL` is one of
+
+- `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS,
+- `unix:///path/of/the/socket[?db=0]`,
+- `sentinel://[user:password@]host[:port][,host[:port] ...][/db]?service=NAME`: user and password are those of
+  Redis; those of the sentinels are the options `sentinel_username` and `sentinel_password`; no TLS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+import redis
+from redis.backoff import ExponentialBackoff
+from redis.exceptions import ReadOnlyError, ResponseError
+from redis.retry import Retry
+from redis.sentinel import Sentinel
+
+from tasks.errors import LedgerUnavailable
+from worker.settings import Settings, SettingsError, read_text
+
+CONNECT_SECONDS = 2.0
+SOCKET_SECONDS = 10.0
+# A script takes milliseconds; a worker that is to stop waits for one answer twice at most.
+LEDGER_SECONDS, LEDGER_RETRIES = 4.0, 1
+ACCEPTED = (
+    "give redis://[user:password@]host[:port]/db, rediss://..., unix:///path?db=0 or "
+    "sentinel://host:26379,host:26379/db?service=NAME, with special characters of a password percent-encoded"
+)
+_PORTS = {"redis": 6379, "rediss": 6379, "unix": 0, "sentinel": 26379}
+# Options in seconds, which redis-py and kombu know by the same name: Celery's setting, and the most accepted.
+_SECONDS = {
+    "socket_timeout": ("redis_socket_timeout", SOCKET_SECONDS),
+    "socket_connect_timeout": ("redis_socket_connect_timeout", SOCKET_SECONDS),
+    "health_check_interval": ("redis_backend_health_check_interval", 3600.0),
+}
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
+_OPTIONS = ("db", "username", "password", *_SECONDS)
+_MORE_OPTIONS = {
+    "rediss": (*_FILES, "ssl_cert_reqs", "ssl_check_hostname"),
+    "sentinel": ("service", "sentinel_username", "sentinel_password"),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """`REDIS_URL`, taken apart. hosts: Redis, or the sentinels; seconds, tls: options by redis-py's names."""
+
+    scheme: str
+    hosts: tuple[tuple[str, int], ...]
+    path: str
+    db: int
+    login: dict[str, str] = field(repr=False)
+    seconds: dict[str, float]
+    tls: dict[str, Any]
+    service: str
+    sentinel_login: dict[str, str] = field(repr=False)
+
+
+def redis_url(settings: Settings) -> str:
+    """`REDIS_URL`, or the Redis of a running `janitor up`; raises `LedgerUnavailable` if there is neither."""
+    if settings.redis_url is not None:
+        return with_password(checked_url(settings.redis_url.get_secret_value()), settings.redis_password_file)
+    from worker.embedded import find_running  # noqa: PLC0415 -- only if no other Redis is named
+
+    url = find_running(settings.state_dir)
+    if url is None:
+        raise LedgerUnavailable(
+            f"no Redis: REDIS_URL is not set and no `janitor up` runs in {settings.state_dir}; do one of the two"
+        )
+    return url
+
+
+def checked_url(url: str) -> str:
+    """`url` if redis-py, kombu and Celery can all use it; raises `SettingsError`, without the password."""
+    parse(url)
+    return url
+
+
+def with_password(url: str, file: Path | None) -> str:
+    """`url` with the password that `file` holds, so that a secret stays a file; raises `SettingsError`."""
+    if file is None:
+        return url
+    parts = urlsplit(url)
+    login = parse(url).login
+    if "password" in login:
+        raise SettingsError("REDIS_URL and REDIS_PASSWORD_FILE both give a password: keep one of them")
+    password = read_text("REDIS_PASSWORD_FILE", file).strip()
+    _, _, place = parts.netloc.rpartition("@")
+    return urlunsplit(parts._replace(netloc=f"{_login(login | {'password': password})}{place}"))
+
+
+def connect(url: str, *, patient: bool = True) -> redis.Redis:
+    """A client of the ledger. patient: for workers, which ride out a short absence; commands say so at once.
+
+    Every script can be sent again: the ledger's scripts recognise their own repetition. Raises `SettingsError`.
+    """
+    place = parse(url)
+    options: dict[str, Any] = {
+        "decode_responses": True,
+        "retry": Retry(ExponentialBackoff(cap=0.5, base=0.05), LEDGER_RETRIES if patient else 0),
+        "socket_timeout": LEDGER_SECONDS if patient else CONNECT_SECONDS,
+        "socket_connect_timeout": CONNECT_SECONDS,
+        "socket_keepalive": True,
+        "health_check_interval": 30 if patient else 0,
+        "db": place.db,
+        **place.login,
+        **place.seconds,
+    }
+    client = _client(place, options)
+    pool = client.connection_pool
+    pool.connection_class = following(pool.connection_class, lambda: pool.disconnect(inuse_connections=False))
+    return client
+
+
+def celery_url(url: str) -> str:
+    """The URL as Celery takes it, without options: those are `celery_options` and `celery_settings`."""
+    place = parse(url)
+    login = _login(place.login)
+    if place.scheme == "unix":
+        return f"redis+socket://{login}{quote(place.path)}?virtual_host={place.db}"
+    hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in place.hosts]
+    tls = place.tls and {**place.tls, "ssl_cert_reqs": f"CERT_{place.tls['ssl_cert_reqs'].upper()}"}
+    query = f"?{urlencode(tls)}" if tls else ""
+    return ";".join(f"{place.scheme}://{login}{host}/{place.db}{query}" for host in hosts)
+
+
+def celery_options(url: str) -> dict[str, Any]:
+    """What Celery has to be told beside the URL, as transport options of broker and result backend."""
+    place = parse(url)
+    if place.scheme != "sentinel":
+        return dict(place.seconds)
+    return {**place.seconds, "master_name": place.service, "sentinel_kwargs": place.sentinel_login}
+
+
+def celery_settings(url: str) -> dict[str, Any]:
+    """The options of the URL as settings of Celery, for its result backend; they win over our own."""
+    return {_SECONDS[name][0]: value for name, value in parse(url).seconds.items()}
+
+
+def following(base: type[Any], drop: Callable[[], None]) -> type[Any]:
+    """A class of redis-py connections that leave a server which is no longer the master.
+
+    If master and replica swap roles behind one name, open connections stay on the replica, which answers READONLY
+    for ever. The connection closes itself and calls `drop`, which closes the idle ones of its pool, so that each
+    connects again by name. The caller sees a `redis.ConnectionError`, which redis-py, kombu and Celery retry.
+    """
+
+    class Following(base):  # type: ignore[misc] # redis-py has one class for each kind of connection
+        def read_response(self, *arguments: Any, **options: Any) -> Any:
+            try:
+                return super().read_response(*arguments, **options)
+            except ResponseError as error:
+                # Redis 6.2 wraps the READONLY that a script meets; UNBLOCKED ends a BRPOP when the roles swap.
+                if not (isinstance(error, ReadOnlyError) or re.search(r"-READONLY |^UNBLOCKED ", str(error))):
+                    raise
+            self.disconnect()
+            drop()
+            raise redis.ConnectionError("this Redis is a read-only replica now: connecting again")
+
+    return Following
+
+
+def parse(url: str) -> Place:
+    """`url`, taken apart; raises `SettingsError`, which repeats no part of the URL that may be a secret."""
+    try:
+        parts = urlsplit(url)
+        login, _, hosts = parts.netloc.rpartition("@")
+        places = tuple(_address(host, _PORTS[parts.scheme]) for host in (hosts.split(",") if hosts else ()))
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except (ValueError, KeyError):
+        raise _malformed() from None
+    unix, options = parts.scheme == "unix", dict(pairs)
+    path_fits = parts.path.strip("/") if unix else re.fullmatch(r"(/[0-9]*)?", parts.path)
+    one_place = not places if unix else len(places) == 1 or (places and parts.scheme == "sentinel")
+    # An @ further on, or a fragment, is the end of a password that was not percent-encoded.
+    stray = parts.fragment or "@" in parts.path + parts.query or re.search(r"\s", url)
+    if stray or not path_fits or not one_place:
+        raise _malformed()
+    _check_names(parts.scheme, [name for name, _ in pairs])
+    user, _, password = login.partition(":")
+    by_position = {"username": unquote(user), "password": unquote(password)}
+    database = options.get("db") or ("" if unix else parts.path.strip("/")) or "0"
+    if not re.fullmatch(r"[0-9]{1,9}", database):
+        raise SettingsError("REDIS_URL: db must be the number of a database")
+    return Place(
+        scheme=parts.scheme,
+        hosts=places,
+        path=unquote(parts.path) if unix else "",
+        db=int(database),
+        login={name: value for name in by_position if (value := options.get(name) or by_position[name])},
+        seconds={name: _seconds(name, options[name]) for name in _SECONDS if name in options},
+        tls=_tls(options) if parts.scheme == "rediss" else {},
+        service=options.get("service", ""),
+        sentinel_login={name[9:]: options[name] for name in options if name.startswith("sentinel_")},
+    )
+
+
+def _client(place: Place, options: dict[str, Any]) -> redis.Redis:
+    if place.scheme == "unix":
+        return redis.Redis(unix_socket_path=place.path, **options)
+    if place.scheme != "sentinel":
+        host, port = place.hosts[0]
+        return redis.Redis(host=host, port=port, ssl=place.scheme == "rediss", **place.tls, **options)
+    timeouts = {name: value for name, value in options.items() if name.startswith("socket_")}
+    # redis-py has no types here
+    sentinels: Any = Sentinel(list(place.hosts), sentinel_kwargs={**timeouts, **place.sentinel_login})  # type: ignore[no-untyped-call]
+    client: redis.Redis = sentinels.master_for(place.service, **options)
+    return client
+
+
+def _malformed() -> SettingsError:
+    return SettingsError(f"REDIS_URL is not a URL of a Redis: {ACCEPTED}")
+
+
+def _address(text: str, port: int) -> tuple[str, int]:
+    parts = urlsplit(f"//{text}")
+    port = port if parts.port is None else parts.port
+    if not port or not re.fullmatch(r"[\w.:-]+", parts.hostname or ""):
+        raise ValueError(text)
+    return parts.hostname or "", port
+
+
+def _check_names(scheme: str, names: list[str]) -> None:
+    accepted = (*_OPTIONS, *_MORE_OPTIONS.get(scheme, ()))
+    for name in names:
+        if name not in accepted:
+            shown = name if re.fullmatch(r"[a-z_]{1,40}", name) else "an unreadable name"
+            raise SettingsError(
+                f"REDIS_URL has the option {shown}, which is not accepted: accepted are {', '.join(accepted)}"
+            )
+        if names.count(name) > 1:
+            raise SettingsError(f"REDIS_URL has the option {name} twice: keep one of them")
+    if scheme == "sentinel" and "service" not in names:
+        raise SettingsError("REDIS_URL has no option service: give sentinel://host:26379/db?service=NAME")
+
+
+def _login(login: dict[str, str]) -> str:
+    user, password = (quote(login.get(name, ""), safe="") for name in ("username", "password"))
+    return f"{user}{password and ':' + password}@" if login else ""
+
+
+def _seconds(name: str, text: str) -> float:
+    most = _SECONDS[name][1]
+    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or not 0 < float(text) <= most:
+        raise SettingsError(f"REDIS_URL: {name} must be a number of seconds, more than 0 and at most {most:g}")
+    return float(text)
+
+
+def _tls(options: dict[str, str]) -> dict[str, Any]:
+    # redis-py checks certificates unless told otherwise; Celery wants to be told.
+    required = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+    if required not in ("none", "optional", "required"):
+        raise SettingsError("REDIS_URL: ssl_cert_reqs must be required, optional or none")
+    tls: dict[str, Any] = {"ssl_cert_reqs": required}
+    if "ssl_check_hostname" in options:
+        check = options["ssl_check_hostname"].lower()
+        if check not in ("true", "false"):
+            raise SettingsError("REDIS_URL: ssl_check_hostname must be true or false")
+        tls["ssl_check_hostname"] = check == "true"
+    for name in set(_FILES) & set(options):
+        read_text(f"REDIS_URL: {name}", options[name])
+        tls[name] = options[name]
+    return tls
