@@ -397,7 +397,6 @@ def test_what_stays_unclear_until_its_deadline_is_for_review(api, unclear_to_the
 
 def test_what_was_deleted_is_verified_by_the_list(env, api, ask, finetune):
     record = ask(finetune).get(timeout=20)
-    assert record["verified_at"] is None
 
     def verified():
         return records(janitor_here(env, "show", record["id"], "--json"))[0]["verified_at"]
