@@ -278,8 +278,13 @@ class _Run:
         return seen
 
     def _judged(self, seen: Observation) -> Finish | Stays:
-        began = self._now(at=self.observation_began)
+        began, ended = self._now(at=self.observation_began), self._now(at=self.observation_ended)
         found = judge(self.claim, self.known, seen, began, self.rules.observe_within)
+        # The answer was made at some moment between these two: a slow one must mean the same at both.
+        if ended - began > FRESH:
+            at_end = judge(self.claim, self.known, seen, ended, self.rules.observe_within)
+            if getattr(at_end, "result", None) != getattr(found, "result", None):
+                raise Again(f"{self.api.host} answers too slowly to tell which finetune this is")
         if isinstance(found, Stays) and found.is_same and seen.presence is Presence.PRESENT:
             self.known = self.known.with_seen(seen, began)
         return found

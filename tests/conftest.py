@@ -18,6 +18,9 @@ from worker import embedded
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PERMITS = 8
 
+# Celery's results unsubscribe when they are collected, which may be after their test's server has ended.
+setattr(AsyncResult, "__del__", lambda _: None)  # noqa: B010 -- mypy lets nobody assign a method
+
 # A busy machine fails no test: none is timed.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
@@ -36,8 +39,6 @@ def redis_url(tmp_path_factory):
         with redis.Redis.from_url(url) as client:
             client.config_set("appendonly", "no")  # nothing has to outlive the session
         yield url
-        # Celery's results unsubscribe when they are collected; after the session there is no server to ask.
-        setattr(AsyncResult, "__del__", lambda _: None)  # noqa: B010 -- a method may not be assigned
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ SHORT = {
 TIMES = {} if LONG else SHORT
 LEASE_SECONDS = 30 if LONG else 3
 CALL_SECONDS = 20 if LONG else 2
-READ_SECONDS = 15 if LONG else 1
+FIRST_SECONDS = 30 if LONG else 0  # until the first observation of what waits; `observe_now` brings it forward
 RECLAIM_SECONDS = LEASE_SECONDS + 10  # what a killed worker held goes on within this
 
 
@@ -94,6 +94,7 @@ class System:
         self.workers.append(child)
         if wait:
             self.wait_for(child)
+            assert crash_at or child.process.poll() is None, self.log_of(child)[-2000:]
         return child
 
     def wait_for(self, *children):

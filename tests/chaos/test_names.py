@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tasks.ledger.queries import get
-from tests.chaos.harness import ask, ask_later, wait_final, wait_observed
+from tests.chaos.harness import FIRST_SECONDS, ask, ask_later, wait_final, wait_observed
 from tests.processes import janitor_here, producer, until
 
 
@@ -16,7 +16,7 @@ def test_while_it_waits(system, api, waits):
     system.start_worker()
     if "paused" in waits:
         janitor_here(system.env, "pause")
-    id_ = ask_later(system, "ft", "0s" if "paused" in waits else "4s")
+    id_ = ask_later(system, "ft", "0s" if "paused" in waits else f"{FIRST_SECONDS + 4}s")
     assert not wait_observed(system, id_).is_final
     api.create("ft", iterations=7)
     janitor_here(system.env, "resume")
@@ -90,7 +90,7 @@ def test_a_request_after_the_new_finetune_means_the_new_one(system, api):
     # Given a deletion whose finetune was replaced while it waits, and a request made after that
     api.create("ft")
     system.start_worker()
-    old = ask_later(system, "ft", "6s")
+    old = ask_later(system, "ft", f"{FIRST_SECONDS + 6}s")
     wait_observed(system, old)
     api.create("ft", iterations=7)
     (new,) = ask(system, "ft")

@@ -357,6 +357,10 @@ class Events:
     def unclear_observation(self) -> None:
         self.world.observation_faults.append("500")
 
+    def become(self, kind: str) -> None:
+        """The API tells something else from now on."""
+        self.world.kind = kind
+
     def cut(self) -> None:
         self.world.is_cut = True
 

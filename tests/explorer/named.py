@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.explorer.explorer import Scenario
+from tests.explorer.world import ELSEWHERE
 
 _R1, _R2 = (0, "ask", "r1"), (0, "ask", "r2")
 _LATE, _500 = (0, "fault", "late-reset"), (0, "fault", "500")
@@ -51,6 +52,77 @@ NAMED: dict[str, Scenario] = {
     "a retry of an unclear one behind a sibling": _s(
         _R1, _500, ("before finish", "wait", 0), ("before claim", "ask", "r2"), ("details", "ask", "again", {"retry_of": "r1"}),
         kind="shifting", workers=2, r1="review", r2="deleted_by_response", again="deleted_by_sibling",
+    ),
+    # One name, two lives: an attempt on the second says nothing of the first.
+    "a sibling deletes a newer one that was told apart": _s(
+        (0, "ask", "r1", {"delay": 100.0}), ("before finish", "wait", 0), ("idle", "remove"), ("idle", "create"), ("idle", "ask", "r2"),
+        kind="uid", r1="not_found", r2="deleted_by_response",
+    ),
+    "a sibling deletes a younger one": _s(
+        (0, "ask", "r1", {"delay": 100.0}), (1, "remove"), (1, "wait", 15.0), (1, "create"), (1, "wait", 8.0), (1, "ask", "r2"),
+        r1="not_found", r2="deleted_by_response",
+    ),
+    "a mark under an ended lease": _s(
+        _R1, ("before mark", "freeze", "busy", 32.5), ("before mark", "slow", 12.0, 0.04), workers=2, steps=300,
+        r1="deleted_by_response",
+    ),
+    # Its first attempt is settled when the second one is refused for now: it no longer holds the finetune.
+    "a hold ends": _s(
+        _R1, _500, (0, "fault", "503"), ("asleep", "stop", "busy"), ("before claim", "wait", 31.0), ("delete", "wait", 0),
+        ("asleep", "stop", "busy"), r1="deleted_by_response",
+    ),
+    "five crashes": _s(
+        _R1, _R2, *[_500] * 4, *[("delete", "kill", "busy")] * 5, steps=200, r1="review", r2="review",
+    ),
+    "a cancel during a call that is applied late": _s(_R1, _LATE, ("delete", "cancel", "r1"), r1="deleted_by_read-back"),
+    # Retries.
+    "a retry from another vantage": _s(
+        _R1, (0, "fault", "refused"), ("before finish", "wait", 0), ("before claim", "move_house", 0),
+        ("idle", "ask", "again", {"retry_of": "r1"}), r1="failed", again="review",
+    ),
+    "a retry of a reused name": _s(
+        _R1, (0, "fault", "refused"), ("before finish", "wait", 0), ("idle", "reuse"), ("idle", "ask", "again", {"retry_of": "r1"}),
+        kind="uid", r1="failed", again="superseded",
+    ),
+    "a retry of an unclear one": _s(
+        _R1, _500, ("before finish", "wait", 0), ("idle", "ask", "again", {"retry_of": "r1"}), kind="shifting", r1="review",
+        again="review",
+    ),
+    "a retry of an unclear one after a sibling": _s(
+        _R1, _500, ("before finish", "pause"), ("idle", "ask", "r2"), ("idle", "wait", 1.0), ("idle", "ask", "again", {"retry_of": "r1"}),
+        ("idle", "resume"), kind="shifting", r1="review", again="review", r2="review",
+    ),
+    # Cleanups.
+    "a cleanup of a protected finetune": _s((0, "keep", "protect"), (0, "ask", "r1", {"cleanup": True}), r1="cancelled"),
+    "a cleanup beside another deletion": _s(
+        (0, "ask", "r1", {"delay": 100.0}), (1, "ask", "r2", {"cleanup": True}), r1="deleted_by_response", r2="cancelled",
+    ),
+    # Absence.
+    "absent though it was never seen": _s(
+        (0, "move_house", 0), (3, "ask", "r1"), _500, ("delete", "become", "created"), kind="listed", r1="review",
+    ),
+    "absent from another vantage than a sibling's": _s(
+        _R1, ("delete", "ask", "r2"), ("before claim", "kill", "busy", ELSEWHERE), r1="deleted_by_response", r2="review",
+    ),
+    "absent after an attempt that ended before": _s(
+        _R1, (0, "ask", "r3", {"delay": 5000.0}), ("before finish", "wait", 0), ("idle", "ask", "r2"), r1="deleted_by_response",
+        r2="not_found", r3="deleted_by_sibling",
+    ),
+    "a list that is not whole": _s(
+        (0, "remove"), (0, "cut"), _R1, ("asleep", "wait", 10.0), ("asleep", "create"), r1="superseded",
+    ),
+    "nothing to compare after an unclear attempt": _s(_R1, _500, kind="empty", r1="review"),
+    "an API whose clock is wrong": _s(
+        (0, "api_clock", -600.0), (0, "ask", "r1", {"delay": 20.0}), (1, "wait", 9.0), (1, "reuse"), r1="superseded",
+    ),
+    # What the API tells changes meanwhile.
+    "an identity that is told only at first": _s(
+        (0, "ask", "r1", {"delay": 100.0}), (0, "fault", "503"), ("before finish", "become", "plain"), ("delete", "become", "uid"),
+        ("delete", "reuse"), kind="uid", steps=90, r1="superseded",
+    ),
+    "a younger one after an unclear attempt": _s(
+        _R1, ("delete", "wait", 10.0), ("delete", "create"), ("delete", "become", "created"), ("delete", "kill", "busy"), kind="listed",
+        r1="review",
     ),
     "a late confirmation": _s(
         _R1, ("delete", "freeze", "busy", 70.0), ("delete", "wait", 0.03), ("delete", "create"), kind="uid", workers=2, steps=300,

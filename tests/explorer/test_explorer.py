@@ -11,10 +11,10 @@ from tests.explorer.scenarios import pairs_of_events, random_scenario, single_ev
 from tests.explorer.world import KINDS
 
 LONG = os.environ.get("JANITOR_CHAOS") == "long"
-SEEDS = 6000 if LONG else 160
+SEEDS = 6000 if LONG else 100
 BLOCKS = 12 if LONG else 2
-SHARE = 1 if LONG else 160  # of the single events: every so manieth
-PAIRS = 211 if LONG else 40_009  # of the pairs of events: a prime, so that all kinds of pairs come
+SHARE = 1 if LONG else 320  # of the single events: one in this many
+PAIRS = 211 if LONG else 80_021  # of the pairs of events: a prime, so that all kinds of pairs come
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))
