@@ -83,7 +83,7 @@ def asked_for(setup):
 
 
 @pytest.mark.parametrize(
-    ("lose_the_master", "count"), [(killed, 100), pytest.param(asked_for, 400, marks=pytest.mark.long)]
+    ("lose_the_master", "count"), [(killed, 300), pytest.param(asked_for, 400, marks=pytest.mark.long)]
 )
 def test_a_failover_loses_nothing_that_was_accepted(setup, api, tmp_path, lose_the_master, count):
     # Given a system behind Sentinel at work
