@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
 from redis import Redis
 
-from tasks.api.incarnations import incarnation_of
-from tasks.records import UNFINISHED, NewRequest, from_ms
+from tasks.records import UNFINISHED
 from tests.explorer.books import ACCOUNT, Violation, check, check_nothing_is_left, check_places
-from tests.explorer.model import Asked
+from tests.explorer.events import NAME, Events
 from tests.explorer.stage import LEASE, PERMITS, Stage, Worker
-from tests.explorer.world import ELSEWHERE, HOME, World
+from tests.explorer.world import World
 
-NAME = "0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10"
 RENEW_EVERY = 10_000  # ms
 MOST_MOVES = 600  # until everything is final
 
@@ -65,7 +62,7 @@ class Play:
         self.rng = random.Random(scenario.seed)
         self.world = World(scenario.kind, self.rng)
         self.stage = Stage(redis, self.world, always_twice=scenario.twice)
-        self.events = Events(self)
+        self.events = Events(self.stage)
         self.renewed_at = self.maintained_at = self.world.now
         self.by_label = [event for event in scenario.events if isinstance(event[0], str)]
         self.turn = 0
@@ -81,7 +78,9 @@ class Play:
             for event in self.scenario.events:
                 if event[0] == step:
                     self.happen(*event)
-            while self.by_label and any(worker.label.startswith(self.by_label[0][0]) for worker in self.alive()):
+            while self.by_label and any(
+                worker.label.startswith(self.by_label[0][0]) for worker in self.stage.alive()
+            ):
                 self.happen(*self.by_label.pop(0))
             self.move()
         check(20, not self.by_label, f"these did not happen: {self.by_label}")
@@ -96,7 +95,7 @@ class Play:
 
     def move(self) -> None:
         """One step: of one worker, or of the clocks."""
-        ready = [worker for worker in self.alive() if worker.ready_at <= self.world.now]
+        ready = [worker for worker in self.stage.alive() if worker.ready_at <= self.world.now]
         worker = self.choose(ready)
         if worker is None:
             self.advance()
@@ -115,18 +114,15 @@ class Play:
         self.turn += 1
         return ready[self.turn % len(ready)]
 
-    def alive(self) -> list[Worker]:
-        return [worker for worker in self.stage.workers if not worker.is_over]
-
     def advance(self) -> None:
         """Let time pass until something happens; if nobody does anything, until something is due."""
         now = self.world.now
-        moments = [worker.ready_at for worker in self.alive()]
-        is_idle = all(worker.label == "idle" for worker in self.alive()) and self.world.next_time() is None
+        moments = [worker.ready_at for worker in self.stage.alive()]
+        is_idle = all(worker.label == "idle" for worker in self.stage.alive()) and self.world.next_time() is None
         if is_idle:
             moments = [now + self.until_due()]
         moments += [at for at in [self.world.next_time()] if at is not None]
-        if any(worker.held for worker in self.alive()):
+        if any(worker.held for worker in self.stage.alive()):
             moments.append(self.renewed_at + RENEW_EVERY)
         to = max(now + 1, min(moments, default=now + 1000))
         if self.scenario.policy == "random" and to - now > 1000:
@@ -156,7 +152,7 @@ class Play:
     def renew(self) -> None:
         """The renewal of each process, and what must come of it (invariants 2, 10: a dead worker's lease ends)."""
         self.renewed_at = self.world.now
-        for worker in self.alive():
+        for worker in self.stage.alive():
             if not worker.held or worker.frozen_until > self.world.now:
                 continue
             claim, books = worker.held, self.stage.books()
@@ -189,7 +185,7 @@ class Play:
         self.stage.note("from here on everything is let run")
         self.world.faults, self.world.slow, self.world.observation_faults = [], [], []
         self.stage.script_faults, self.world.is_cut = [], False
-        for worker in self.alive():
+        for worker in self.stage.alive():
             worker.frozen_until = 0
         self.events.resume()
         for _ in range(MOST_MOVES):
@@ -200,7 +196,7 @@ class Play:
         self.maintain()
 
     def is_over(self) -> bool:
-        is_idle = all(worker.label == "idle" for worker in self.alive())
+        is_idle = all(worker.label == "idle" for worker in self.stage.alive())
         return is_idle and not any(d["state"] in UNFINISHED for d in self.stage.books().records.values())
 
     def check_end(self) -> None:
@@ -218,179 +214,3 @@ class Play:
             d = books.records[id_]
             ended = d["state"] if "/" not in expected else f"{d['state']}/{d.get('evidence')}"
             check(20, ended == expected, f"{id_} is {ended}, expected {expected}: {d['message']}")
-
-
-class Events:
-    """What can happen at a step, by name."""
-
-    def __init__(self, play: Play) -> None:
-        self.play = play
-        self.world = play.world
-        self.stage = play.stage
-        self.model = play.stage.model
-        self.saved: int | None = None  # how many requests there were
-
-    def ask(self, id_: str, *, name: str = NAME, **options: Any) -> None:
-        """delay, ago: seconds; cleanup, retry_of."""
-        at = self.world.now - round(options.get("ago", 0) * 1000)
-        old = self.model.asked.get(options.get("retry_of", ""))
-        if options.get("retry_of") and (
-            not old or self.stage.record(old.id).get("state") not in ("failed", "review")
-        ):
-            return
-        is_cleanup = bool(options.get("cleanup"))
-        meant = old.meant if old else self.world.present(name, at)
-        if is_cleanup and not meant:
-            return
-        self.model.asked[id_] = Asked(
-            id_, name.lower(), old.at if old else at, meant, is_cleanup, retry_of=options.get("retry_of", "")
-        )
-        requested_at = from_ms(self.world.redis_ms() - round(options["ago"] * 1000)) if "ago" in options else None
-        delay = timedelta(seconds=options["delay"]) if "delay" in options else None
-        seen: dict[str, Any] = {}
-        if is_cleanup and meant:
-            text = incarnation_of(self.world.details(meant), name).to_text()
-            seen = {"incarnation": text, "observed_at": from_ms(self.world.redis_ms()), "vantage": HOME}
-        source = "cleanup:plan" if is_cleanup else "name"
-        self.stage.ledger.accept([NewRequest(
-            id_, name, source=source, delay=delay, requested_at=requested_at, retry_of=options.get("retry_of"), **seen,
-        )])  # fmt: skip
-        self.wake()
-
-    def cancel(self, id_: str) -> None:
-        """Invariant 8: it changes no other record."""
-        if id_ not in self.model.asked:
-            return
-        answer = self._alone({id_}, lambda: self.stage.ledger.cancel([id_], by="test", nonce=f"nonce-{id_}"))
-        (word,), due = answer
-        self.stage.note(f"  cancel answered {word}")
-        asked = self.model.asked[id_]
-        asked.is_cancelled = asked.is_cancelled or word == "cancelled"
-        if word == "requested":
-            asked.forbidden_at = self.world.ticks
-        asked.is_withdrawn = asked.is_withdrawn or word in ("cancelled", "requested")
-        self.stage.write_results(due)
-        self.wake()
-
-    def keep(self, action: str) -> None:
-        """touch or protect; changes only deletions of the cleanup."""
-        cleanups = {one.id for one in self.model.asked.values() if one.is_cleanup}
-        until = self.world.redis_ms() + 86_400_000 if action == "protect" else None
-        self._alone(cleanups, lambda: self.stage.ledger.keep(action, ACCOUNT, [NAME], until))
-
-    def _alone(self, own: set[str], what: Callable[[], Any]) -> Any:
-        before = self.stage.books().records
-        answer = what()
-        after = self.stage.books().records
-        changed = {id_ for id_ in before if before[id_] != after[id_]}
-        check(8, changed <= own, f"{changed - own} changed, too")
-        return answer
-
-    def remove(self) -> None:
-        self.world.remove(NAME)
-
-    def create(self) -> None:
-        if not self.world.present(NAME):
-            self.world.create(NAME)
-
-    def reuse(self) -> None:
-        self.remove()
-        self.world.now += 1
-        self.create()
-
-    def pause(self) -> None:
-        self.stage.ledger.account(ACCOUNT, "pause", reason="test")
-        self.model.paused_at = self.model.paused_at or self.world.now
-
-    def resume(self) -> None:
-        self.stage.ledger.account(ACCOUNT, "resume")
-        self.model.paused_at = None
-        self.wake()
-
-    def kill(self, number: int | str, vantage: str = HOME) -> None:
-        """The process dies; another one starts."""
-        worker = self._worker(number)
-        if worker.label != "idle" or vantage != HOME:
-            worker.kill()
-            self.stage.start(worker.name[0], vantage)
-
-    def move_house(self, number: int | str) -> None:
-        """The process ends and starts again with a key of another project."""
-        self.stop(number, ELSEWHERE)
-
-    def stop(self, number: int | str, vantage: str = HOME) -> None:
-        """The process is told to stop; another one starts."""
-        worker = self._worker(number)
-        worker.is_stopping = True
-        self.stage.start(worker.name[0], vantage)
-
-    def freeze(self, number: int | str, seconds: float) -> None:
-        worker = self._worker(number)
-        worker.frozen_until = self.world.now + round(seconds * 1000)
-
-    def suspend(self, number: int | str, seconds: float) -> None:
-        """Frozen, and its clock stands still as well; not between the mark and the call, where nothing could tell."""
-        worker = self._worker(number)
-        if worker.label != "mark answered" and "delete" not in worker.label:
-            self.freeze(number, seconds)
-            worker.lost_ms += round(seconds * 1000)
-            self.world.is_suspended = True
-
-    def redis_clock(self, seconds: float) -> None:
-        self.world.redis_skew += round(seconds * 1000)
-        self.world.steps_of_clocks += abs(round(seconds * 1000))
-
-    def api_clock(self, seconds: float) -> None:
-        self.world.api_skew += round(seconds * 1000)
-        self.world.steps_of_clocks += abs(round(seconds * 1000))
-
-    def wait(self, seconds: float) -> None:
-        """Time passes for everybody."""
-        self.world.advance(self.world.now + round(seconds * 1000))
-
-    def fault(self, name: str) -> None:
-        self.world.faults.append(name)
-
-    def slow(self, *seconds: float) -> None:
-        self.world.slow += seconds
-
-    def unclear_observation(self) -> None:
-        self.world.observation_faults.append("500")
-
-    def become(self, kind: str) -> None:
-        """The API tells something else from now on."""
-        self.world.kind = kind
-
-    def cut(self) -> None:
-        self.world.is_cut = True
-
-    def script(self, fault: str) -> None:
-        self.stage.script_faults.append(fault)
-
-    def save(self) -> None:
-        """What a replica has."""
-        client = self.stage.redis
-        for name in client.keys("*"):  # type: ignore[union-attr] # redis-py's stubs
-            client.copy(name, name, destination_db=1, replace=True)
-        self.saved = len(self.model.asked)
-
-    def roll_back(self) -> None:
-        """The replica takes over: what was written since is lost. Accepted requests that are lost are a named limit."""
-        if self.saved != len(self.model.asked):
-            return
-        self.saved = None
-        self.model.is_rolled_back = True
-        self.stage.redis.swapdb(0, 1)
-        self.model.states = {id_: d["state"] for id_, d in self.stage.books().records.items()}
-
-    def _worker(self, number: int | str) -> Worker:
-        """By number; `busy` is one that has a claim."""
-        alive = self.play.alive()
-        if number == "busy":
-            return next(worker for worker in alive if worker.held)
-        return alive[number % len(alive)]
-
-    def wake(self) -> None:
-        for worker in self.play.alive():
-            if worker.label == "idle":
-                worker.until = 0

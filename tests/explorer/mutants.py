@@ -14,16 +14,20 @@ ROOT = Path(__file__).resolve().parents[2]
 _HERE = "import sys; sys.path[:0] = [{copy!r}, {root!r}]; from tests.explorer.replay import main; sys.exit(main(*sys.argv[1:]))"
 
 
-def mutated(mutation: Mutation, folder: Path) -> Path:
-    """A folder with a mutated copy of `tasks`. Raises `ValueError` if the code that it changes has moved."""
-    shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
-    file = folder / "tasks" / mutation.file
-    text = file.read_text(encoding="utf-8")
+def changed(mutation: Mutation) -> str:
+    """The text of the mutation's file with the change. Raises `ValueError` if the code that it changes has moved."""
+    text = (ROOT / "tasks" / mutation.file).read_text(encoding="utf-8")
     if text.count(mutation.old) != 1:
         raise ValueError(
             f"{mutation.name}: stands {text.count(mutation.old)} times in {mutation.file}: {mutation.old!r}"
         )
-    file.write_text(text.replace(mutation.old, mutation.new), encoding="utf-8")
+    return text.replace(mutation.old, mutation.new)
+
+
+def mutated(mutation: Mutation, folder: Path) -> Path:
+    """A folder with a mutated copy of `tasks`."""
+    shutil.copytree(ROOT / "tasks", folder / "tasks", ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "tasks" / mutation.file).write_text(changed(mutation), encoding="utf-8")
     return folder
 
 

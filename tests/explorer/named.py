@@ -115,6 +115,13 @@ NAMED: dict[str, Scenario] = {
     "an API whose clock is wrong": _s(
         (0, "api_clock", -600.0), (0, "ask", "r1", {"delay": 20.0}), (1, "wait", 9.0), (1, "reuse"), r1="superseded",
     ),
+    "details says 404, the list has it": _s(_R1, (0, "unclear_observation", "404"), r1="deleted_by_response"),
+    "a cleanup of what cannot be told apart": _s((0, "ask", "r1", {"cleanup": True}), kind="shifting", r1="cancelled"),
+    "equal settings after a long time": _s((0, "ask", "r1", {"delay": 5000.0}), kind="plain", r1="review"),
+    # Reused between the start of the observation and the answer: the age that is told is not compared with the start.
+    "a slow first observation": _s(
+        _R1, ("before details", "freeze", "busy", 14.0), ("before details", "wait", 7.0), ("before details", "reuse"), r1="superseded",
+    ),
     # What the API tells changes meanwhile.
     "an identity that is told only at first": _s(
         (0, "ask", "r1", {"delay": 100.0}), (0, "fault", "503"), ("before finish", "become", "plain"), ("delete", "become", "uid"),

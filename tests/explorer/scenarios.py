@@ -7,7 +7,8 @@ import random
 from collections.abc import Iterator
 from typing import Any
 
-from tests.explorer.explorer import NAME, Scenario
+from tests.explorer.events import NAME
+from tests.explorer.explorer import Scenario
 from tests.explorer.world import KINDS
 
 DELETE_FAULTS = (

@@ -218,6 +218,9 @@ class Stage:
         self.workers.append(worker)
         return worker
 
+    def alive(self) -> list[Worker]:
+        return [worker for worker in self.workers if not worker.is_over]
+
     def end(self) -> None:
         for worker in self.workers:
             if not worker.is_over:

@@ -7,7 +7,8 @@ import pytest
 from tasks.ledger import Ledger
 from tasks.records import NewRequest
 from tests.explorer.books import ACCOUNT
-from tests.explorer.explorer import NAME, Scenario, play
+from tests.explorer.events import NAME
+from tests.explorer.explorer import Scenario, play
 
 MOST_COMMANDS = 900  # of one script
 MANY = 100

@@ -14,7 +14,7 @@ LONG = os.environ.get("JANITOR_CHAOS") == "long"
 SEEDS = 6000 if LONG else 100
 BLOCKS = 12 if LONG else 2
 SHARE = 1 if LONG else 320  # of the single events: one in this many
-PAIRS = 211 if LONG else 80_021  # of the pairs of events: a prime, so that all kinds of pairs come
+PAIRS = 211 if LONG else 80_021  # one of this many pairs; a prime, so that all kinds come
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -172,11 +172,11 @@ class Api:
         self._watcher.observation_begins()
         life, date = self._request(f"details of {finetune_id}", lambda: self._show(finetune_id), 0.02, seconds)
         self._watcher.observation_ends(life)
-        if fault:
+        if fault == "500":
             raise errors.Unclear("Internal Server Error", http_status=500)
         if world.kind == "listed":
             raise errors.Refused("Method Not Allowed", http_status=405, from_api=True)
-        if life is None:
+        if life is None or fault == "404":
             raise errors.NotFound("Finetune not found or access denied", http_status=404, from_api=True)
         return Details(world.details(life), None if world.kind == "undated" else date.replace(microsecond=0))
 
