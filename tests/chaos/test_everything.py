@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.harness import LEASE_SECONDS, LONG, assert_true
 from tests.processes import janitor, producer, records, until
 
-DELETIONS, BY_NAME, WORKER_KILLS, REDIS_KILLS, ALL_KILLS = (2000, 200, 30, 5, 3) if LONG else (100, 20, 3, 1, 1)
+DELETIONS, BY_NAME, WORKER_KILLS, REDIS_KILLS, ALL_KILLS = (1000, 100, 30, 5, 3) if LONG else (100, 20, 3, 1, 1)
 SEEDS = range(3) if LONG else (7,)
 
 # What the API does to the finetune's first calls, and where its deletion may end. A worker killed before it could
@@ -59,7 +59,7 @@ def test_the_books_balance(system, api, seed):
     _rage(system, dice)
     asking.join(300)
     sending.join(300)
-    system.wait_until_final(LEASE_SECONDS * 3 + (900 if LONG else 120))
+    system.wait_until_final(LEASE_SECONDS * 3 + (1500 if LONG else 120))
     deletions = system.deletions()
     asked_for = Counter(deletion.finetune_id for deletion in deletions)
     assert set(by_command) <= set(asked_for) <= set(expected)

@@ -140,6 +140,8 @@ def _check_lists(books: Books, records: Mapping[str, Mapping[str, str]]) -> None
 def check_no_hold(books: Books, claimed: str) -> None:
     """Siblings wait for a deletion whose attempt may still be applied."""
     records = books.records
+    if records[claimed].get("unclear_at"):
+        return  # it holds the finetune itself
     for id_, d in records.items():
         waits = (
             id_ != claimed

@@ -122,6 +122,14 @@ NAMED: dict[str, Scenario] = {
     "a slow first observation": _s(
         _R1, ("before details", "freeze", "busy", 14.0), ("before details", "wait", 7.0), ("before details", "reuse"), r1="superseded",
     ),
+    # Two unsettled attempts: a retry's, and one of a sibling that ends first. The retry's still holds the finetune then.
+    "two unsettled attempts": Scenario(
+        "listed", (
+            _R1, (0, "fault", "applied-500"), (0, "fault", "not-sent"), (1, "create"), (5, "freeze", 0, 14.0), (7, "ask", "r3"),
+            (25, "ask", "r2", {"ago": 5000.0}), (29, "move_house", 0), (37, "save"), (43, "kill", 1),
+            (49, "ask", "again", {"retry_of": "r1"}),
+        ), "random", 32449, 60, expect={"r1": "review", "r2": "review", "r3": "review", "again": "review"},
+    ),
     # What the API tells changes meanwhile.
     "an identity that is told only at first": _s(
         (0, "ask", "r1", {"delay": 100.0}), (0, "fault", "503"), ("before finish", "become", "plain"), ("delete", "become", "uid"),

@@ -32,7 +32,7 @@ local function finish(d, outcome)
     call('ZREM', key.blocked(d.account), d.name)
     return
   end
-  if call('HGET', finetune, 'held') == d.id then call('HDEL', finetune, 'held') end
+  hold(d)
   let_sibling_try(d)
 end
 

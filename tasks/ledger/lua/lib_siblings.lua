@@ -37,11 +37,19 @@ local function remember_try(d, result)
   elseif #tries > 0 then call('HDEL', key.finetune(d.account, d.name), 'tries') end
 end
 
--- Hold the finetune while an attempt of `d` is not settled, or let it go.
+-- Hold the finetune while an attempt of `d` is not settled, or let it go: to another one that is not settled, if there is one. (A retry
+-- of an unclear deletion can be the second.)
 local function hold(d)
   local finetune = key.finetune(d.account, d.name)
-  if d.unclear_at then call('HSET', finetune, 'held', d.id)
-  elseif call('HGET', finetune, 'held') == d.id then call('HDEL', finetune, 'held') end
+  if d.unclear_at and not is_final(d.state) then
+    call('HSET', finetune, 'held', d.id)
+  elseif call('HGET', finetune, 'held') == d.id then
+    call('HDEL', finetune, 'held')
+    for _, try in ipairs(tries_of(d.account, d.name)) do
+      local other = try.by ~= d.id and read(try.by)
+      if other and other.unclear_at and not is_final(other.state) then call('HSET', finetune, 'held', other.id) end
+    end
+  end
 end
 
 -- Move a deletion that cannot run now from its lane to the finetune's own list, so that no claim meets it again. The one that holds
