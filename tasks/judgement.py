@@ -107,7 +107,9 @@ def _absent(claim: Claim, known: Known, seen: Observation) -> Finish:
         return Finish(result=State.DELETED, evidence=Evidence.READ_BACK, message=message)
     # An attempt of a sibling that ended after this was accepted may have removed what was meant.
     for try_ in claim.tries:
-        if try_.finish > claim.accepted and not _met_another(claim, known.incarnation, try_):
+        # One that is unclear may have been applied late, to whatever had the name then.
+        is_of_another = try_.result == "deleted" and _met_another(claim, known.incarnation, try_)
+        if try_.finish > claim.accepted and not is_of_another:
             if try_.has_deleted and try_.vantage == seen.vantage:
                 return _by_sibling(try_)
             tried = f"an attempt of deletion {try_.by} at {try_.vantage or 'another one'} may have removed it"

@@ -49,7 +49,8 @@ OBSERVATIONS = ("after the claim to observe", "before the observation is kept", 
 def dying(api, folder, points):
     """A system in which a worker for each point is up, with a key for one account alone: p0, p1 and so on."""
     accounts = [f"p{n}" for n in range(len(points))]
-    with System(api, folder, accounts) as system:
+    # A wait of 2 s is a long one here: it takes place in the ledger.
+    with System(api, folder, accounts, JANITOR_RETRY_BUDGET="1s") as system:
         pairs = zip(points, accounts, strict=True)
         workers = [system.start_worker(crash_at=point, account=name, wait=False) for point, name in pairs]
         system.wait_for(*workers)
@@ -78,7 +79,7 @@ def test_a_worker_killed_at_any_point_of_a_deletion_leaves_the_truth(api, tmp_pa
         for point, name in zip(DELETIONS, workers, strict=True):
             api.create(name)
             if "wait" in point:
-                headers = {} if "between" in point else {"Retry-After": "6"}
+                headers = {} if "between" in point else {"Retry-After": "2"}
                 api.fault("status", finetune_id=name, status=408, headers=headers)
             # Maintenance finds what becomes due; what is due at once is woken by the command.
             ids.append(ask_later(system, name, "1s" if "maintenance" in point else "0s", account=name))

@@ -15,7 +15,7 @@ import pytest
 from tests.chaos.harness import LEASE_SECONDS, LONG, assert_true
 from tests.processes import janitor, producer, records, until
 
-DELETIONS, BY_NAME, WORKER_KILLS, REDIS_KILLS, ALL_KILLS = (1000, 100, 30, 5, 3) if LONG else (100, 20, 3, 1, 1)
+DELETIONS, BY_NAME, WORKER_KILLS, REDIS_KILLS, ALL_KILLS = (1000, 100, 30, 5, 3) if LONG else (80, 20, 2, 1, 1)
 SEEDS = range(3) if LONG else (7,)
 
 # What the API does to the finetune's first calls, and where its deletion may end. A worker killed before it could

@@ -45,7 +45,7 @@ def test_after_an_unclear_attempt_that_was_applied(system, api, kind):
     ("point", "calls"),
     [
         ("after the mark", 0),
-        ("after the API applied it", 1),
+        pytest.param("after the API applied it", 1, marks=pytest.mark.long),
         pytest.param("before the finish", 1, marks=pytest.mark.long),
     ],
 )

@@ -54,6 +54,7 @@ def test_a_worker_killed_before_it_has_answered_leaves_result_and_callbacks_to_a
     assert (deletion.id, deletion.state) == (last.parent.id, "deleted")
 
 
+@pytest.mark.long
 def test_a_failure_and_its_callback_survive_a_crash_too(system, api):
     # Given a request for what does not exist, and a worker that dies before it has answered
     app = producer(system.url)

@@ -165,6 +165,9 @@ class Events:
     def save(self) -> None:
         """What a replica has."""
         client = self.stage.redis
+        client.swapdb(0, 1)
+        client.flushdb()  # an earlier copy
+        client.swapdb(0, 1)
         for name in client.keys("*"):  # type: ignore[union-attr] # redis-py's stubs
             client.copy(name, name, destination_db=1, replace=True)
         self.saved = len(self.model.asked)

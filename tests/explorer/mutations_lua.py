@@ -112,7 +112,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("a crash does not hold", "lib_finish.lua", "named:five crashes",
      "  hold(d)\n  observe_later(d)",
      "  observe_later(d)"),
-    ("a cancel in spite of an unclear attempt", "lib_finish.lua", "seed:42",
+    ("a cancel in spite of an unclear attempt", "lib_finish.lua", "named:a cancel of one that waits, with an unclear attempt",
      "local open_attempt = d.unclear_at or (d.state == 'running' and d.calling)",
      "local open_attempt = d.state == 'running' and d.calling"),
     ("a cancel in spite of a call", "lib_finish.lua", "named:a cancel during a call that is applied late",

@@ -156,4 +156,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("a slow answer is judged once", "deletion.py", "named:a slow first observation",
      "        if ended - began > FRESH:\n",
      "        if False:\n"),
+    ("absent after an unclear attempt on an older one", "judgement.py", "named:applied to a newer one",
+     "is_of_another = try_.result == \"deleted\" and _met_another(",
+     "is_of_another = _met_another("),
 )  # fmt: skip

@@ -75,6 +75,9 @@ NAMED: dict[str, Scenario] = {
         _R1, _R2, *[_500] * 4, *[("delete", "kill", "busy")] * 5, steps=200, r1="review", r2="review",
     ),
     "a cancel during a call that is applied late": _s(_R1, _LATE, ("delete", "cancel", "r1"), r1="deleted_by_read-back"),
+    "a cancel of one that waits, with an unclear attempt": _s(
+        _R1, _LATE, ("asleep", "pause"), ("asleep", "stop", "busy"), (30, "cancel", "r1"), r1="deleted_by_read-back",
+    ),
     # Retries.
     "a retry from another vantage": _s(
         _R1, (0, "fault", "refused"), ("before finish", "wait", 0), ("before claim", "move_house", 0),
@@ -129,6 +132,11 @@ NAMED: dict[str, Scenario] = {
             (25, "ask", "r2", {"ago": 5000.0}), (29, "move_house", 0), (37, "save"), (43, "kill", 1),
             (49, "ask", "again", {"retry_of": "r1"}),
         ), "random", 32449, 60, expect={"r1": "review", "r2": "review", "r3": "review", "again": "review"},
+    ),
+    # Applied after its deletion has ended, and to the next life: the deletion that meant that one does not say `not_found`.
+    "applied to a newer one": _s(
+        _R1, (0, "fault", "late"), ("delete", "wait", 19.9), ("delete", "reuse"), ("delete", "ask", "r2"), ("before finish", "slow", 3.0),
+        r1="review", r2="review",
     ),
     # What the API tells changes meanwhile.
     "an identity that is told only at first": _s(

@@ -171,7 +171,7 @@ class Api:
         fault = world.observation_faults.pop(0) if world.observation_faults else ""
         self._watcher.observation_begins()
         life, date = self._request(f"details of {finetune_id}", lambda: self._show(finetune_id), 0.02, seconds)
-        self._watcher.observation_ends(life)
+        self._watcher.observation_ends(None if fault else life)
         if fault == "500":
             raise errors.Unclear("Internal Server Error", http_status=500)
         if world.kind == "listed":
