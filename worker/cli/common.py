@@ -140,7 +140,7 @@ def extra() -> Iterator[None]:
         yield
     except ModuleNotFoundError as error:
         raise SettingsError(
-            f"{error.name} is not installed: this command needs `pip install 'finetune-janitor[http]'`"
+            f"{error.name} is not installed: this command needs `pip install '.[http]'` in a checkout"
         ) from None
 
 
