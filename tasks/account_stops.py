@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from tasks.api.errors import Throttled
+from tasks.api.errors import KeyRefused, Throttled
 from tasks.api.retry import COOL_DOWN
 from tasks.ledger import Ledger
 
+PROBE_EVERY = timedelta(seconds=30)  # how often a parked account is asked again
 _MS = timedelta(milliseconds=1)
 
 
@@ -21,3 +22,8 @@ def cool_down(ledger: Ledger, account: str, error: Throttled) -> timedelta:
     asked_ms = None if error.retry_after is None else round(error.retry_after / _MS)
     steps = {"step_ms": round(first / _MS), "most_ms": round(longest / _MS)}
     return ledger.account(account, "cool", reason=str(error), ms=asked_ms, **steps) * _MS
+
+
+def park(ledger: Ledger, account: str, error: KeyRefused) -> None:
+    """Start nothing more for the account until its key is accepted again. Raises `LedgerUnavailable`."""
+    ledger.account(account, "park", reason=str(error), probe_ms=PROBE_EVERY // _MS)

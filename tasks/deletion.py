@@ -6,45 +6,29 @@ may be repeated are repeated under tenacity within a short budget; longer waits 
 
 from __future__ import annotations
 
-import json
-import time
-from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
-from typing import Any
 
 import structlog
 
-from tasks.account_stops import cool_down
+from tasks.account_stops import cool_down, park
 from tasks.api import errors
 from tasks.api.client import Answer, BflClient
-from tasks.api.incarnations import Incarnation
 from tasks.api.observations import Observation, Presence, observe
-from tasks.api.retry import Again, long_delay, retried
-from tasks.errors import JanitorError, LedgerUnavailable
+from tasks.api.retry import Again, NotNow, long_delay, retried
+from tasks.attempts import attempt_counts, attempt_line
+from tasks.errors import Cancelled, HandBack, LedgerUnavailable
+from tasks.freshness import FRESH, Watch, boot_seconds
 from tasks.judgement import SETTLED_AFTER, Known, Stays, judge, sibling_deleted
-from tasks.ledger.store import CALL_SECONDS, Ledger
+from tasks.ledger.store import Ledger
 from tasks.ledger.types import Claim, Findings, Finish, Progress
-from tasks.records import Evidence, State, from_ms, moment, to_ms
+from tasks.records import Evidence, State, from_ms
 
 log = structlog.get_logger()
 
-FRESH = timedelta(seconds=2)  # a delete starts at most this long after the observation before it
-PROBE_EVERY = timedelta(seconds=30)
 _MOST_NOT_FOUNDS = 3
-
-
-class HandBack(JanitorError):
-    """The deletion goes back as it is: a stop, a pause, a parked account, a lost lease. Nothing is counted."""
-
-
-class NotNow(Again):
-    """The account has to wait, not this deletion: its own back-off does not grow."""
-
-
-class Cancelled(JanitorError):
-    """The deletion was withdrawn while it was running."""
 
 
 @dataclass(frozen=True)
@@ -55,57 +39,46 @@ class Rules:
     retry_budget: timedelta = timedelta(seconds=5)
 
 
-def boot_seconds() -> float:
-    """Seconds on a clock that also counts while the machine sleeps, if there is one."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
 def carry_out(
     claim: Claim, *, api: BflClient, ledger: Ledger, rules: Rules, sleep: Callable[[float], None],
     on_mark: Callable[[], None] = lambda: None, clock: Callable[[], float] = boot_seconds,
 ) -> tuple[Finish, Progress]:  # fmt: skip
     """Carry a claim out as far as it goes now.
 
-    sleep: waits some seconds; raises `HandBack` when the process is to stop. on_mark: told of each mark. clock:
-    seconds.
+    sleep: waits; raises `HandBack` if the process is to stop. on_mark: told of each mark. clock: seconds.
     """
     try:
-        known = _known(claim)
+        known = Known.of(claim)
     except ValueError:
         message = "what the record says of the finetune cannot be read"
         return Finish(result=State.REVIEW, message=message), Progress(0, Findings())
-    run = _Run(claim, known, api=api, ledger=ledger, rules=rules, sleep=sleep, on_mark=on_mark, clock=clock)
+    run = _Run(claim, known, api, ledger, rules, sleep, on_mark, Watch(claim.now, clock))
     return run.finish(), run.progress()
 
 
-def _known(claim: Claim) -> Known:
-    times = (moment(at or None) for at in (claim.observed_at, claim.unclear_at, claim.born_after))
-    observed_at, unclear_at, born_after = times
-    return Known(Incarnation.from_text(claim.incarnation), observed_at, claim.vantage, unclear_at, born_after)
-
-
+@dataclass
 class _Run:
-    """One claim in the hands of one thread."""
+    """One claim in the hands of one thread.
 
-    def __init__(
-        self, claim: Claim, known: Known, *, api: BflClient, ledger: Ledger, rules: Rules,
-        sleep: Callable[[float], None], on_mark: Callable[[], None], clock: Callable[[], float],
-    ) -> None:  # fmt: skip
-        self.claim = claim
-        self.api = api
-        self.ledger = ledger
-        self.rules = rules
-        self.sleep = sleep
-        self.on_mark = on_mark
-        self.clock = clock
-        self.claimed_at = clock()
-        self.observation_began = self.observation_ended = self.claimed_at
-        self.lag = 0.0  # how far Redis's clock has run ahead of ours since the claim, in seconds
-        self.known = known
-        self.marks = self.made = 0  # how many there were; the last one whose call was made
-        self.not_founds = claim.not_founds
-        self.lines: list[str] = []
-        self.counts: dict[str, int] = {}
+    marks: how many there were; made: the last one whose call was made. lines, counts: of attempts that the record
+    does not have yet.
+    """
+
+    claim: Claim
+    known: Known
+    api: BflClient
+    ledger: Ledger
+    rules: Rules
+    sleep: Callable[[float], None]
+    on_mark: Callable[[], None]
+    watch: Watch
+    marks: int = 0
+    made: int = 0
+    lines: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        self.not_founds = self.claim.not_founds
 
     def finish(self) -> Finish:
         """How this claim ends; whatever goes wrong is an end, too."""
@@ -129,18 +102,12 @@ class _Run:
 
     def progress(self) -> Progress:
         """What the ledger has to keep."""
-        known = self.known
-        findings = Findings(
-            incarnation=known.incarnation.to_text() if known.incarnation else "", vantage=known.vantage,
-            observed_at=_ms(known.observed_at), unclear_at=_ms(known.unclear_at), born_after=_ms(known.born_after),
-        )  # fmt: skip
-        return Progress(self.made, findings, tuple(self.lines), dict(self.counts), self.not_founds)
+        return Progress(self.made, self.known.findings(), tuple(self.lines), dict(self.counts), self.not_founds)
 
     def _by_kind(self) -> Finish:
         if self.claim.kind == "observe":
             return self._first_observation()
-        decided = sibling_deleted(self.claim)
-        if decided:
+        if decided := sibling_deleted(self.claim):
             return decided
         if self.claim.kind == "resolve":
             return self._resolve()
@@ -166,16 +133,16 @@ class _Run:
             found = self._judged(seen)
             if isinstance(found, Finish):
                 return found
-            if self._is_fresh(is_last=is_last):
+            if self.watch.is_fresh(is_last=is_last):
                 self._mark()
-                if self._is_fresh(is_last=is_last):
+                if self.watch.is_fresh(is_last=is_last):
                     return self._attempt(seen)
         raise Again(f"{self.api.host} answers too slowly: the observation was too old for a safe delete")
 
     def _attempt(self, seen: Observation) -> Finish:
         self.sleep(0)  # not if the process is to stop
         unique_id = seen.incarnation.unique_id if seen.incarnation else None
-        at = self._now()
+        at = self.watch.now()
         self.made = self.marks
         try:
             answer = self.api.delete_finetune(self.claim.finetune_id, unique_id=unique_id)
@@ -183,7 +150,8 @@ class _Run:
             self._note(at, error)
             return self._after(error, seen)
         except BaseException:
-            self.known = replace(self.known, unclear_at=self._now())  # whatever went wrong, the call may have left
+            # Whatever went wrong, the call may have left.
+            self.known = replace(self.known, unclear_at=self.watch.now())
             raise
         self._note(at, answer)
         return Finish(
@@ -197,7 +165,7 @@ class _Run:
             case errors.WrongFinetune():
                 return Finish(result=State.REVIEW, message=f"{error}; the account is paused", pause=str(error))
             case errors.Unclear():
-                self.known = replace(self.known, unclear_at=self._now())
+                self.known = replace(self.known, unclear_at=self.watch.now())
                 return self._read_back(error)
             case errors.NotFound() if seen.presence is Presence.UNLISTED and error.from_api:
                 # Details does not work: the delete's own 404 stands for its.
@@ -235,7 +203,8 @@ class _Run:
             return found
         if self.known.unclear_at:
             message = "waits to see whether the last attempt was applied"
-            return Finish(result="back", message=message, delay=self._unsettled_for(), counted=False)
+            delay = self.known.unsettled_for(self.watch.now())
+            return Finish(result="back", message=message, delay=delay, counted=False)
         if self.claim.last_try:
             return Finish(result=State.FAILED, message="given up at its deadline; the finetune is still there")
         return Finish(result=State.CANCELLED, message="withdrawn; the finetune is still there")
@@ -245,7 +214,7 @@ class _Run:
         if isinstance(error, errors.KeyRefused):
             self._probe(error)
         if self.known.unclear_at:
-            raise Again(str(error), self._unsettled_for())
+            raise Again(str(error), self.known.unsettled_for(self.watch.now()))
         return Finish(result=State.FAILED, message=str(error))
 
     def _probe(self, error: errors.KeyRefused) -> None:
@@ -254,8 +223,7 @@ class _Run:
         try:
             self.api.my_finetunes()
         except errors.KeyRefused:
-            probe_ms = round(PROBE_EVERY.total_seconds() * 1000)
-            self.ledger.account(self.claim.account, "park", reason=str(error), probe_ms=probe_ms)
+            park(self.ledger, self.claim.account, error)
             raise HandBack(f"the account is parked: {error}") from None
         except errors.ApiError as unclear:
             raise self._again(unclear) from None
@@ -272,13 +240,11 @@ class _Run:
 
     def _observe(self) -> Observation:
         self.sleep(0)
-        self.observation_began = self.clock()
-        seen = observe(self.api, self.claim.finetune_id, lambda: self.sleep(0))
-        self.observation_ended = self.clock()
-        return seen
+        with self.watch.observing():
+            return observe(self.api, self.claim.finetune_id, lambda: self.sleep(0))
 
     def _judged(self, seen: Observation) -> Finish | Stays:
-        began, ended = self._now(at=self.observation_began), self._now(at=self.observation_ended)
+        began, ended = self.watch.observed()
         found = judge(self.claim, self.known, seen, began, self.rules.observe_within)
         # The answer was made at some moment between these two: a slow one must mean the same at both.
         if ended - began > FRESH:
@@ -294,20 +260,14 @@ class _Run:
         verdict = self.ledger.mark(self.claim, replace(self.progress(), attempt=self.marks, made=self.made))
         self.on_mark()
         if verdict.word == "go":
-            self.lines, self.counts = [], {}
-            ours = self.clock() - self.claimed_at
-            self.lag = max(self.lag, (verdict.now - self.claim.now) / 1000 - ours)
+            self.lines, self.counts = [], Counter()
+            self.watch.compare(verdict.now)
             return
         if verdict.word == "cancelled":
             raise Cancelled("withdrawn while it was running")
         if verdict.word == "cooling":
             raise self._wait("the account cools down", verdict.wait)
         raise HandBack("the lease ended" if verdict.word == "lost" else f"the account is {verdict.word}")
-
-    def _is_fresh(self, *, is_last: bool) -> bool:
-        """By the larger of two clocks: ours may have stood still. The last observation may have taken its time."""
-        since = self.observation_ended if is_last else self.observation_began
-        return self.clock() - since + self.lag <= FRESH.total_seconds()
 
     def _again(self, error: errors.ApiError) -> Again | HandBack:
         """What to raise for an answer that asks to try again; a throttled account cools down for all workers."""
@@ -317,47 +277,24 @@ class _Run:
 
     def _wait(self, why: str, wait: timedelta) -> Again | HandBack:
         """A short cool-down is waited out here, a longer one in the ledger, which starts nothing meanwhile."""
-        left = self.rules.retry_budget - timedelta(seconds=self.clock() - self.claimed_at)
+        left = self.rules.retry_budget - self.watch.since_claim()
         return NotNow(why, wait) if wait < left else HandBack(why)
 
     def _later(self, again: Again) -> Finish:
         """The budget is used up: wait in the ledger, or end it if its deadline has passed."""
         deadline = from_ms(max(self.claim.due_at, self.claim.started_at)) + self.ledger.terms.give_up_after
-        if self._now() <= deadline:
-            return Finish(result="back", message=str(again), delay=long_delay(self.claim.backoffs, again.wait))
-        if self.known.unclear_at and self._unsettled_for():
-            return Finish(result="back", message=str(again), delay=self._unsettled_for(), last_try=True)
+        now, why = self.watch.now(), str(again)
+        if now <= deadline:
+            return Finish(result="back", message=why, delay=long_delay(self.claim.backoffs, again.wait))
+        unsettled = self.known.unsettled_for(now)
+        if unsettled:
+            return Finish(result="back", message=why, delay=unsettled, last_try=True)
         if self.known.unclear_at:
             return Finish(
-                result=State.REVIEW, message=f"given up at its deadline, the last attempt unclear: {again}"
+                result=State.REVIEW, message=f"given up at its deadline, the last attempt unclear: {why}"
             )
-        return Finish(result=State.FAILED, message=f"given up at its deadline: {again}")
-
-    def _unsettled_for(self) -> timedelta:
-        """How long until an observation tells whether the last unclear attempt was applied."""
-        if self.known.unclear_at is None:
-            return timedelta(0)
-        return max(timedelta(0), self.known.unclear_at + SETTLED_AFTER - self._now())
-
-    def _now(self, *, at: float | None = None) -> datetime:
-        """Redis's clock, carried on from the claim by ours."""
-        seconds = (self.clock() if at is None else at) - self.claimed_at + self.lag
-        return from_ms(self.claim.now) + timedelta(seconds=seconds)
+        return Finish(result=State.FAILED, message=f"given up at its deadline: {why}")
 
     def _note(self, at: datetime, result: Answer | errors.ApiError) -> None:
-        failed = isinstance(result, errors.ApiError)
-        seconds, name = result.seconds, type(result).__name__
-        line: dict[str, Any] = {
-            "at": to_ms(at), "sent": not isinstance(result, errors.NotSent), "http_status": result.http_status,
-            "error": name if failed else None, "message": result.detail if isinstance(result, errors.ApiError)
-            else result.message, "seconds": round(seconds, 3), "vantage": self.api.vantage,
-        }  # fmt: skip
-        self.lines.append(json.dumps(line))
-        answer = str(result.http_status or name)
-        bucket = [*map(str, CALL_SECONDS), "inf"][bisect_left(CALL_SECONDS, seconds)]
-        for field, count in ((f"call:{answer}:{bucket}", 1), (f"ms:{answer}", round(seconds * 1000))):
-            self.counts[field] = self.counts.get(field, 0) + count
-
-
-def _ms(moment: datetime | None) -> int:
-    return to_ms(moment) if moment else 0
+        self.lines.append(attempt_line(at, result, self.api.vantage))
+        self.counts.update(attempt_counts(result))

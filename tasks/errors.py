@@ -10,6 +10,8 @@ JanitorError
 │   ├── LedgerFull            too little memory is free to keep what was asked
 │   └── LedgerRefused         it refused this one, and would again
 ├── WrongLedger               the ledger was written by another version
+├── HandBack                  a deletion goes back to the ledger: a stop, a pause, a parked account, a lost lease
+├── Cancelled                 a deletion was withdrawn while it was running
 ├── DeletionNotDone           a deletion ended otherwise than asked; carries the record
 └── ApiError                  see `tasks.api.errors`
 """
@@ -47,6 +49,12 @@ class LedgerRefused(LedgerUnavailable): ...
 
 
 class WrongLedger(JanitorError): ...
+
+
+class HandBack(JanitorError): ...
+
+
+class Cancelled(JanitorError): ...
 
 
 class DeletionNotDone(JanitorError):

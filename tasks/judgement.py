@@ -11,8 +11,8 @@ from datetime import datetime, timedelta
 
 from tasks.api.incarnations import Incarnation, Verdict, compare
 from tasks.api.observations import Observation, Presence, existed
-from tasks.ledger.types import Claim, Finish, Try
-from tasks.records import Evidence, State, from_ms
+from tasks.ledger.types import Claim, Findings, Finish, Try
+from tasks.records import Evidence, State, from_ms, moment, to_ms
 
 SETTLED_AFTER = timedelta(seconds=30)  # what an attempt did not remove by then, it did not remove
 
@@ -32,6 +32,28 @@ class Known:
     vantage: str = ""
     unclear_at: datetime | None = None
     born_after: datetime | None = None
+
+    @classmethod
+    def of(cls, claim: Claim) -> Known:
+        """What the record says. Raises `ValueError` if that cannot be read."""
+        times = (moment(at or None) for at in (claim.observed_at, claim.unclear_at, claim.born_after))
+        observed_at, unclear_at, born_after = times
+        return cls(Incarnation.from_text(claim.incarnation), observed_at, claim.vantage, unclear_at, born_after)
+
+    def findings(self) -> Findings:
+        """The same as the record keeps it."""
+        times = (self.observed_at, self.unclear_at, self.born_after)
+        observed_at, unclear_at, born_after = (to_ms(at) if at else 0 for at in times)
+        return Findings(
+            incarnation=self.incarnation.to_text() if self.incarnation else "", observed_at=observed_at,
+            vantage=self.vantage, unclear_at=unclear_at, born_after=born_after,
+        )  # fmt: skip
+
+    def unsettled_for(self, now: datetime) -> timedelta:
+        """How long until an observation tells whether the last unclear attempt was applied."""
+        return (
+            timedelta(0) if self.unclear_at is None else max(timedelta(0), self.unclear_at + SETTLED_AFTER - now)
+        )
 
     def with_seen(self, seen: Observation, now: datetime) -> Known:
         """What is known after another observation of the same incarnation.

@@ -18,10 +18,9 @@ from typing import Any
 
 import structlog
 
-from tasks.account_stops import cool_down
+from tasks.account_stops import PROBE_EVERY, cool_down
 from tasks.api import errors
 from tasks.api.client import BflReader
-from tasks.deletion import PROBE_EVERY
 from tasks.errors import LedgerRefused, LedgerUnavailable
 from tasks.ledger.queries import each
 from tasks.ledger.redis_errors import unavailable

@@ -20,8 +20,8 @@ from structlog.contextvars import bound_contextvars
 
 from tasks import deletion
 from tasks.api.client import BflClient
-from tasks.deletion import HandBack, Rules
-from tasks.errors import LedgerRefused, LedgerUnavailable
+from tasks.deletion import Rules
+from tasks.errors import HandBack, LedgerRefused, LedgerUnavailable
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Claim, Claimed, Finish, Finished, Progress
 from tasks.text import one_line

@@ -9,10 +9,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tasks.attempts import CALL_SECONDS
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.statistics import AccountStatistics, Statistics, statistics
-from tasks.ledger.store import CALL_SECONDS
 
 _BUCKETS = [*map(str, CALL_SECONDS), "inf"]
 _OF_ALL = {

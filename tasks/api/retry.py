@@ -37,6 +37,10 @@ class Again(JanitorError):
         self.wait = wait
 
 
+class NotNow(Again):
+    """The account has to wait, not this deletion: its own back-off does not grow."""
+
+
 def retried(
     once: Callable[[], T],
     budget: timedelta,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import redis
 
 from tasks.errors import LedgerFull, WrongLedger
+from tasks.ledger.inputs import finish_input, progress_input, request_input, to_milliseconds
 from tasks.ledger.keys import PREFIX, SCHEMA, keys
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.scripts import Scripts
@@ -26,25 +27,13 @@ from tasks.ledger.types import (
     Verdict,
     claimed_from,
 )  # fmt: skip
-from tasks.records import NewRequest, to_ms
+from tasks.records import NewRequest
 from tasks.text import finetune_key
 
 T = TypeVar("T")
 BATCH = 500  # requests, cancels, touches in one script
-CALL_SECONDS = (
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1,
-    2.5,
-    5,
-    10,
-    20,
-)  # the buckets of call times in `stats`; longer ones are `inf`
-_RESULT_WITHIN = timedelta(
-    seconds=5
-)  # the process that finished writes the Celery result; after this another one does
+# The process that finished a deletion writes its Celery result; after this another one does.
+_RESULT_WITHIN = timedelta(seconds=5)
 _RESULT_AGAIN = timedelta(seconds=60)
 _WAKEUP = timedelta(seconds=5)  # after this a wake-up counts as lost
 _LEAST_FREE = 16 << 20  # bytes
@@ -69,7 +58,7 @@ class Ledger:
         self.terms = terms or Terms()
         self.keys = keys(prefix)
         self._now_ms = now_ms
-        constants = {**_CONSTANTS, "first_after_ms": _ms(self.terms.first_observation_after)}
+        constants = {**_CONSTANTS, "first_after_ms": to_milliseconds(self.terms.first_observation_after)}
         self._scripts = Scripts(client, prefix, constants, now_ms)
 
     def check_schema(self) -> None:
@@ -99,7 +88,7 @@ class Ledger:
         accepted: list[Accepted] = []
         woken: dict[str, None] = {}
         for part in _parts(requests):
-            found = self._json("accept", requests=[_request(one) for one in part], wake=wake)
+            found = self._json("accept", requests=[request_input(one) for one in part], wake=wake)
             accepted += [Accepted(one.id, answer) for one, answer in zip(part, found["answers"], strict=True)]
             woken |= dict.fromkeys(found.get("wake", ()))
         return accepted, list(woken)
@@ -113,19 +102,19 @@ class Ledger:
 
     def mark(self, claim: Claim, progress: Progress) -> Verdict:
         """Just before a delete: renew the lease and note the attempt, or say why the call may not start."""
-        found = self._json("mark", **_progress(claim, progress), lease_ms=_ms(self.terms.lease))
+        found = self._json("mark", **progress_input(claim, progress), lease_ms=to_milliseconds(self.terms.lease))
         return Verdict(found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]))
 
     def finish(self, claim: Claim, finish: Finish, progress: Progress) -> Finished:
         """Write what came of a claim."""
-        return _finished(self._run("finish", **self._finish(claim, finish, progress)))
+        return _finished(self._run("finish", **finish_input(claim, finish, progress)))
 
     def finish_and_claim(
         self, claim: Claim, finish: Finish, progress: Progress, runner: str, call: int
     ) -> tuple[Finished, Claimed]:
         """Both in one round trip; the next claim is for the same account."""
         finished, claimed = self._scripts.run_all(
-            ("finish", self._finish(claim, finish, progress)),
+            ("finish", finish_input(claim, finish, progress)),
             ("claim", self._claim(claim.account, runner, call, begun=False)),
         )
         return _finished(finished), claimed_from(claimed, claim.account)
@@ -133,7 +122,7 @@ class Ledger:
     def renew(self, claims: Iterable[Claim]) -> set[str]:
         """Renew the leases of these claims; the ids of those that are no longer held."""
         held = [{"id": claim.id, "token": claim.token} for claim in claims]
-        return set(self._json("renew", claims=held, lease_ms=_ms(self.terms.lease)).get("lost", ()))
+        return set(self._json("renew", claims=held, lease_ms=to_milliseconds(self.terms.lease)).get("lost", ()))
 
     def cancel(
         self, ids: Sequence[str], *, by: str | None = None, reason: str | None = None, nonce: str | None = None
@@ -168,7 +157,7 @@ class Ledger:
         """A permit for a call that no lease covers: `go`, `full`, `cooling` or `parked`. It expires by itself."""
         found = self._json(
             "permit", account=account, holder=holder, max_concurrent=max_concurrent, probe=probe,
-            permit_ms=_ms(self.terms.call_deadline),
+            permit_ms=to_milliseconds(self.terms.call_deadline),
         )  # fmt: skip
         return Verdict(found["word"], timedelta(milliseconds=found["wait_ms"]))
 
@@ -191,7 +180,7 @@ class Ledger:
         """
         found = self._json(
             "maintain", account=account, max_concurrent=max_concurrent, stale=list(stale),
-            stale_permits=list(stale_permits), lease_ms=_ms(self.terms.lease),
+            stale_permits=list(stale_permits), lease_ms=to_milliseconds(self.terms.lease),
         )  # fmt: skip
         return Maintained(
             int(found["reclaimed"]), bool(found["wake"]), tuple(found.get("dropped", ())),
@@ -205,8 +194,8 @@ class Ledger:
         And how many records were pruned.
         """
         found = self._json(
-            "housekeep", processes=list(processes), alive_ms=_ms(alive_for),
-            retention_ms=_ms(self.terms.retention), again_ms=_ms(_RESULT_AGAIN), most=most,
+            "housekeep", processes=list(processes), alive_ms=to_milliseconds(alive_for),
+            retention_ms=to_milliseconds(self.terms.retention), again_ms=to_milliseconds(_RESULT_AGAIN), most=most,
         )  # fmt: skip
         return list(found.get("due", ())), int(found["pruned"])
 
@@ -225,7 +214,7 @@ class Ledger:
 
     def result_due_again(self, ids: Sequence[str]) -> None:
         """Look at these results again in a minute: their callbacks have yet to run."""
-        at = self.now_ms() + _ms(_RESULT_AGAIN)
+        at = self.now_ms() + to_milliseconds(_RESULT_AGAIN)
         with unavailable():
             self.redis.zadd(self.keys.results, dict.fromkeys(ids, at), xx=True)
 
@@ -282,19 +271,8 @@ class Ledger:
             "runner": runner,
             "call": call,
             "begun": begun,
-            "lease_ms": _ms(self.terms.lease),
+            "lease_ms": to_milliseconds(self.terms.lease),
         }
-
-    def _finish(self, claim: Claim, finish: Finish, progress: Progress) -> dict[str, Any]:
-        given = {
-            "result": finish.result, "message": finish.message, "status": finish.status, "timestamp":
-            finish.timestamp, "evidence": finish.evidence, "deleted_by": finish.deleted_by, "counted":
-            finish.counted, "delay_ms": _ms(finish.delay) if finish.delay is not None else None, "pause":
-            finish.pause, "last_try": "1" if finish.last_try else "", "not_founds": progress.not_founds or "",
-        }  # fmt: skip
-        taken_over = {"incarnation": finish.incarnation, "vantage": finish.vantage}
-        kept = {name: value for name, value in taken_over.items() if value is not None}
-        return _progress(claim, progress) | given | kept
 
     def _json(self, script: str, **given: Any) -> Any:
         return json.loads(self._run(script, **given))
@@ -303,11 +281,7 @@ class Ledger:
         return self._scripts.run(script, **given)
 
 
-def _ms(duration: timedelta) -> int:
-    return round(duration.total_seconds() * 1000)
-
-
-_CONSTANTS = {"wakeup_ms": _ms(_WAKEUP), "result_within_ms": _ms(_RESULT_WITHIN)}
+_CONSTANTS = {"wakeup_ms": to_milliseconds(_WAKEUP), "result_within_ms": to_milliseconds(_RESULT_WITHIN)}
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
@@ -318,36 +292,3 @@ def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
 def _finished(answer: str) -> Finished:
     found = json.loads(answer)
     return Finished(found["word"], bool(found["due"]))
-
-
-def _progress(claim: Claim, progress: Progress) -> dict[str, Any]:
-    found = progress.findings
-    return {
-        "id": claim.id, "token": claim.token, "attempt": progress.attempt or "", "made": progress.made or "",
-        "attempts": list(progress.lines), "counts": dict(progress.counts), "incarnation": found.incarnation,
-        "observed_at": found.observed_at or "", "vantage": found.vantage, "unclear_at": found.unclear_at or "",
-        "born_after": found.born_after or "",
-    }  # fmt: skip
-
-
-def _request(request: NewRequest) -> dict[str, Any]:
-    """What `accept.lua` takes; `record` are fields that it writes as they are."""
-    record = {
-        "requested_by": request.requested_by,
-        "reason": request.reason,
-        "missing_ok": request.missing_ok and "1",
-    }
-    given = {
-        "id": request.id, "finetune_id": request.finetune_id, "name": finetune_key(request.finetune_id),
-        "account": request.account, "lane": request.lane, "source": request.source, "digest": request.digest or
-        "-", "requested_at": _moment(request.requested_at), "due_at": _moment(request.due_at), "delay_ms":
-        _ms(request.delay) if request.delay else None, "by_name": request.source == "name", "cleanup":
-        request.is_cleanup, "incarnation": request.incarnation, "observed_at": _moment(request.observed_at),
-        "vantage": request.vantage, "retry_of": request.retry_of, "callbacks": json.dumps(request.callbacks) if
-        request.callbacks else None, "record": {name: text for name, text in record.items() if text},
-    }  # fmt: skip
-    return {name: value for name, value in given.items() if value}
-
-
-def _moment(moment: datetime | None) -> int | None:
-    return to_ms(moment) if moment else None

@@ -128,7 +128,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
      "named:a cancel during a call that is applied late",
      "  if d.cancel_requested_at and not d.unclear_at then\n    finish(d, {state = 'cancelled', message = given",
      "  if d.cancel_requested_at then\n    finish(d, {state = 'cancelled', message = given"),
-    ("a retry that is dated anew", "accept.lua", "seed:99",
+    ("a retry that gets a new date", "accept.lua", "seed:99",
      "{'asked_at', 'incarnation',",
      "{'incarnation',"),
     ("a retry that forgets the incarnation", "accept.lua", "named:a retry of a reused name",

@@ -12,8 +12,8 @@ from typing import Any
 
 from redis import Redis
 
-from tasks.deletion import HandBack, Rules, carry_out
-from tasks.errors import LedgerUnavailable
+from tasks.deletion import Rules, carry_out
+from tasks.errors import HandBack, LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.scripts import Scripts
 from tasks.ledger.types import Claim

@@ -80,6 +80,13 @@ def test_no_process_works_on_a_ledger_of_another_version(client, redis_url, api,
     assert line in done.stderr
 
 
+def after_rounds(client, count):
+    """Wait for this many rounds of the worker's maintenance, one a second: a bound for what must not happen."""
+    for _ in range(count):
+        before = client.get(keys().maintained)
+        until(lambda before=before: client.get(keys().maintained) != before, what="a round", seconds=10)
+
+
 @contextmanager
 def little_room(client):
     """Redis with less memory free than is kept for what was accepted before: 8 MiB of more than 200."""
@@ -113,7 +120,7 @@ def test_a_worker_takes_no_request_while_redis_has_no_room_and_goes_on_afterward
     with little_room(client):
         results = ask(ids[:10])
         with worker(env, tmp_path / "first.log"):
-            time.sleep(3)  # long enough to take them, if it took any
+            after_rounds(client, 3)  # it had time to take them
             assert (waiting(client), client.hlen("unacked")) == (10, 0)
             # when there is room again, then they are taken.
             client.config_set("maxmemory", 0)
@@ -123,9 +130,9 @@ def test_a_worker_takes_no_request_while_redis_has_no_room_and_goes_on_afterward
             with little_room(client):
                 log = tmp_path / "first.log"
                 until(lambda: log.read_bytes().count(b"redis.full") == 2, what="the warning", seconds=10)
-                time.sleep(2)  # what Celery had asked for before is over
+                after_rounds(client, 2)  # a BRPOP that was under way before is over
                 results = ask(ids[10:])
-                time.sleep(2)
+                after_rounds(client, 2)
                 assert (waiting(client), client.hlen("unacked")) == (20, 0)
             assert [one.get(timeout=30)["state"] for one in results] == ["deleted"] * 20
     assert len(api.deletes()) == 30
@@ -138,7 +145,7 @@ def test_a_queue_that_this_worker_was_not_to_take_stays_so(client, redis_url, ap
         until(lambda: b"redis.full" in log.read_bytes(), what="the warning", seconds=10)
         client.config_set("maxmemory", 0)
         until(lambda: b"redis.has_room" in log.read_bytes(), what="room again", seconds=10)
-        time.sleep(2)
+        after_rounds(client, 2)
         assert waiting(client) == 1
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from tasks.api.client import Answer, Details, Listing
 from tasks.api.errors import KeyRefused, NotFound, Refused, Unclear
 from tasks.api.incarnations import incarnation_of
-from tasks.deletion import HandBack, Rules, carry_out
+from tasks.deletion import Rules, carry_out
+from tasks.errors import HandBack
 from tasks.ledger.types import Claim, Finish, Progress, Terms, Verdict
 from tasks.records import to_ms
 

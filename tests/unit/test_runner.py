@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
-from tasks.deletion import HandBack, Rules
-from tasks.errors import LedgerRefused, LedgerUnavailable
+from tasks.deletion import Rules
+from tasks.errors import HandBack, LedgerRefused, LedgerUnavailable
 from tasks.ledger.types import Claim, Claimed, Findings, Finish, Finished, Progress, Terms
 from tasks.records import State
 from tasks.runner import Runners

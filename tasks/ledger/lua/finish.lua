@@ -10,7 +10,7 @@
 
 local attempt = input.token .. '/' .. input.attempt
 
--- A late confirmation is a fact, whoever holds the deletion by now, and so is an alarm; nothing else counts without the
+-- A late confirmation is a fact even if another worker holds the deletion now, and so is an alarm; nothing else counts without the
 -- lease. If the name had passed to another finetune (`superseded`), that one was probably deleted: a person must look.
 local function finish_late(d)
   local noted = call('HGET', key.deletion(d.id), 'late_token')
