@@ -101,7 +101,7 @@ def _started_first(running_worker, unclear_to_the_end, refused_after_an_unclear_
 
 
 def test_200_is_deleted_by_response(api, ask, finetune):
-    record = ask(finetune, reason="trial over", requested_by="billing").get(timeout=20)
+    record = ask(finetune, reason="trial over", requested_by="billing").get(timeout=60)
     assert (record["state"], record["evidence"], record["status"]) == ("deleted", "response", "Success")
     assert record["message"] == f"Finetune {finetune} deleted"
     assert (record["source"], record["requested_by"], record["reason"]) == ("name", "billing", "trial over")
@@ -130,7 +130,7 @@ def test_200_naming_another_id_is_for_review_and_stops_the_account(api, ask, fin
 def test_200_with_any_other_word_than_of_success_is_observed(api, ask, finetune, word, applies):
     said = {"status": word, "message": "", "deleted_finetune_id": finetune, "timestamp": ""}
     api.fault("status", finetune_id=finetune, status=200, body=said, applies=applies)
-    record = ask(finetune).get(timeout=20)
+    record = ask(finetune).get(timeout=60)
     assert (record["state"], record["evidence"]) == ("deleted", "read-back" if applies else "response")
     assert [entry["effective"] for entry in api.deletes(finetune)] == ([True] if applies else [False, True])
 
@@ -139,13 +139,13 @@ def test_200_with_any_other_word_than_of_success_is_observed(api, ask, finetune,
 def test_200_with_another_word_of_success_is_deleted(api, ask, finetune, word):
     said = {"status": word, "message": "m", "deleted_finetune_id": finetune, "timestamp": "t"}
     api.fault("status", finetune_id=finetune, status=200, body=said, applies=True)
-    record = ask(finetune).get(timeout=20)
+    record = ask(finetune).get(timeout=60)
     assert (record["evidence"], record["status"], record["message"]) == ("response", word, "m")
 
 
 def test_another_spelling_of_a_uuid_is_our_id(api, ask):
     api.create("0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10")
-    record = ask("0D3F5C1E-6A55-4B0E-9A53-2F1F6B1F3F10").get(timeout=20)
+    record = ask("0D3F5C1E-6A55-4B0E-9A53-2F1F6B1F3F10").get(timeout=60)
     assert (record["state"], record["evidence"]) == ("deleted", "response")
 
 
@@ -153,7 +153,7 @@ def test_the_unique_id_just_observed_is_our_id(api, ask, finetune):
     api.create(finetune, lora=True, id="8e6c0d9a")
     said = {"status": "Success", "message": "", "deleted_finetune_id": "8e6c0d9a", "timestamp": ""}
     api.fault("status", finetune_id=finetune, status=200, body=said, applies=True)
-    assert ask(finetune).get(timeout=20)["evidence"] == "response"
+    assert ask(finetune).get(timeout=60)["evidence"] == "response"
 
 
 UNCLEAR = [
@@ -167,7 +167,7 @@ UNCLEAR = [
 @pytest.mark.parametrize(("kind", "more"), UNCLEAR)
 def test_an_unclear_answer_that_was_applied_is_found_gone(api, ask, finetune, kind, more):
     api.fault(kind, finetune_id=finetune, applies=True, **more)
-    record = ask(finetune).get(timeout=20)
+    record = ask(finetune).get(timeout=60)
     assert (record["state"], record["evidence"]) == ("deleted", "read-back")
     assert len(api.deletes(finetune)) == 1
 
@@ -175,7 +175,7 @@ def test_an_unclear_answer_that_was_applied_is_found_gone(api, ask, finetune, ki
 @pytest.mark.parametrize(("kind", "more"), UNCLEAR)
 def test_an_unclear_answer_that_was_not_applied_is_tried_again(api, ask, finetune, kind, more):
     api.fault(kind, finetune_id=finetune, applies=False, **more)
-    record = ask(finetune).get(timeout=20)
+    record = ask(finetune).get(timeout=60)
     assert (record["state"], record["evidence"]) == ("deleted", "response")
     assert [entry["effective"] for entry in api.deletes(finetune)] == [False, True]
     assert [attempt["http_status"] for attempt in record["attempts"]][-1] == 200
@@ -199,7 +199,7 @@ THROTTLED = [
 @pytest.mark.parametrize(("account", "answer"), THROTTLED)
 def test_a_throttled_account_cools_down_and_goes_on(api, ask, finetune, account, answer):
     api.fault("status", finetune_id=finetune, **answer)
-    record = ask(finetune, account=account).get(timeout=20)
+    record = ask(finetune, account=account).get(timeout=60)
     first, second = record["attempts"]
     assert (first["http_status"], second["http_status"], record["state"]) == (answer["status"], 200, "deleted")
     assert second["at"] > first["at"]
@@ -209,7 +209,7 @@ def test_a_throttled_account_cools_down_and_goes_on(api, ask, finetune, account,
 @pytest.mark.parametrize("status", [408, 425])
 def test_not_yet_is_tried_again(api, ask, finetune, status):
     api.fault("status", finetune_id=finetune, status=status)
-    record = ask(finetune).get(timeout=20)
+    record = ask(finetune).get(timeout=60)
     assert [attempt["http_status"] for attempt in record["attempts"]] == [status, 200]
 
 
@@ -219,12 +219,12 @@ def test_404_before_any_attempt_is_not_found(api, ask):
 
 
 def test_404_is_fine_if_the_request_says_so(ask):
-    assert ask("ft-unknown-too", missing_ok=True).get(timeout=20)["state"] == "not_found"
+    assert ask("ft-unknown-too", missing_ok=True).get(timeout=60)["state"] == "not_found"
 
 
 def test_404_to_the_delete_of_what_is_there_is_tried_again(api, ask, finetune):
     api.fault("status", finetune_id=finetune, status=404)
-    assert ask(finetune).get(timeout=20)["state"] == "deleted"
+    assert ask(finetune).get(timeout=60)["state"] == "deleted"
     assert len(api.deletes(finetune)) == 2
 
 
@@ -241,7 +241,7 @@ def test_an_unclear_attempt_that_is_applied_late_is_found_gone(api, ask, finetun
     shown = requests.get(url, params={"finetune_id": finetune}, headers={"x-key": KEY}, timeout=5).json()
     api.fault("close", finetune_id=finetune, applies=True)
     api.fault("status", call="finetune_details", finetune_id=finetune, status=200, body=shown, times=1, skip=1)
-    record = ask(finetune).get(timeout=20)
+    record = ask(finetune).get(timeout=60)
     assert (record["state"], record["evidence"]) == ("deleted", "read-back")
     assert len(api.deletes(finetune)) == 1
 
@@ -251,7 +251,7 @@ def test_an_unclear_attempt_that_is_applied_late_is_found_gone(api, ask, finetun
 )
 def test_if_details_does_not_work_the_list_tells_presence(api, ask, finetune, status, body):
     api.fault("status", call="finetune_details", finetune_id=finetune, status=status, body=body, times=None)
-    assert ask(finetune).get(timeout=20)["state"] == "deleted"
+    assert ask(finetune).get(timeout=60)["state"] == "deleted"
     # What the list lacks is attempted all the same, and the delete's own 404 tells.
     assert record_of(ask(finetune))["state"] == "not_found"
     assert [entry["http_status"] for entry in api.deletes(finetune)] == [200, 404]
@@ -268,7 +268,7 @@ def test_a_list_that_speaks_of_more_proves_no_absence(api, ask):
         return [entry for entry in api.journal()[seen:] if entry["call"] == "my_finetunes" and entry["fault"]]
 
     # When it was asked more than once, then the deletion has not ended.
-    until(lambda: len(asked()) > 1, seconds=20, what="two lists")
+    until(lambda: len(asked()) > 1, seconds=60, what="two lists")
     assert result.state == "PENDING"
     fault.times = 0
     assert record_of(result)["state"] == "not_found"
@@ -277,7 +277,7 @@ def test_a_list_that_speaks_of_more_proves_no_absence(api, ask):
 def test_the_list_has_what_details_does_not_know(api, ask, finetune):
     # Given details that answer 404 once, although the finetune is listed
     api.fault("status", call="finetune_details", finetune_id=finetune, status=404, body={"detail": "no"})
-    assert ask(finetune).get(timeout=20)["state"] == "deleted"
+    assert ask(finetune).get(timeout=60)["state"] == "deleted"
 
 
 @pytest.mark.parametrize("status", [401, 403])
@@ -335,7 +335,7 @@ SHAPES = [{"timestamp": None}, {"lora": True}, {"lora": True, "created_at": None
 @pytest.mark.parametrize("shape", SHAPES)
 def test_what_is_carried_out_right_away_is_deleted_whatever_its_details_tell(api, ask, finetune, shape):
     api.create(finetune, **shape)
-    assert ask(finetune).get(timeout=20)["state"] == "deleted"
+    assert ask(finetune).get(timeout=60)["state"] == "deleted"
 
 
 def test_without_a_creation_time_what_was_asked_for_long_ago_is_for_review(api, ask, finetune):
@@ -354,7 +354,7 @@ def test_a_finetune_younger_than_the_request_is_superseded_and_stays(api, ask, f
 def test_two_requests_for_one_finetune_are_two_records_and_one_delete(api, ask, finetune):
     # Given two that are due at the same moment
     first, second = ask(finetune, delay_seconds=2), ask(finetune, delay_seconds=2)
-    found = [first.get(timeout=20), second.get(timeout=20)]
+    found = [first.get(timeout=60), second.get(timeout=60)]
     # Then one deletes, and the other one meant the same finetune.
     assert sorted(record["evidence"] for record in found) == ["response", "sibling"]
     by_response, by_sibling = sorted(found, key=lambda record: record["evidence"])
@@ -396,7 +396,7 @@ def test_what_stays_unclear_until_its_deadline_is_for_review(api, unclear_to_the
 
 
 def test_what_was_deleted_is_verified_by_the_list(env, api, ask, finetune):
-    record = ask(finetune).get(timeout=20)
+    record = ask(finetune).get(timeout=60)
 
     def verified():
         return records(janitor_here(env, "show", record["id"], "--json"))[0]["verified_at"]

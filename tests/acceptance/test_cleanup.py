@@ -87,7 +87,7 @@ def test_an_id_of_a_plan_that_was_used_before_is_an_error_and_shows_nobody_elses
     taken = str(uuid.uuid5(uuid.UUID(plan["id"]), stale[0]))
     app = producer(env["REDIS_URL"])
     app.send_task("finetunes.delete", ["secret"], {"delay_seconds": 600}, task_id=taken, queue="deletions")
-    until(lambda: janitor_here(env, "show", taken).returncode == 0, seconds=20, what="the other request")
+    until(lambda: janitor_here(env, "show", taken).returncode == 0, seconds=60, what="the other request")
     # When the plan is applied
     applied = janitor_here(env, "cleanup", "apply", plan["id"], "--json")
     # Then the conflict is told without the other record, and the other two are asked for.
@@ -208,11 +208,11 @@ class TestSchedule:
             for name in ("worker", "beat", "beat"):
                 log = tmp_path / f"{name}.log"
                 stack.enter_context(started(Spec(name, [*argv, name], env, stop_seconds=25, log=log)))
-            until(lambda: store.zcard("janitor:2:plans") == 1, seconds=30, what="the plan")
+            until(lambda: store.zcard("janitor:2:plans") == 1, seconds=60, what="the plan")
             if mode == "apply":
-                until(lambda: len(api.finetunes()) == 3, seconds=20, what="the deletions")
+                until(lambda: len(api.finetunes()) == 3, seconds=60, what="the deletions")
             ticked = int(store.get("janitor:2:tick") or 0)
-            until(lambda: int(store.get("janitor:2:tick") or 0) > ticked + 1500, seconds=20, what="more ticks")
+            until(lambda: int(store.get("janitor:2:tick") or 0) > ticked + 1500, seconds=60, what="more ticks")
             (plan,) = records(janitor_here(env, "cleanup", "list", "--json"))
         assert (plan["deletions"], plan["blocked"], plan["applied_at"] is not None) == (3, None, mode == "apply")
         gone = [call["finetune_id"] for name in stale for call in api.deletes(name) if call["effective"]]
@@ -228,7 +228,7 @@ class TestSchedule:
                 redis.Redis.from_url(url).hset("janitor:2:policy-runs", "old", "0 0 0 1 1 *")
                 producer(url).send_task("finetunes.tick", queue="wakeups")
                 said = "policies.toml: line 1: 'a' matches all"
-                until(lambda: said in (tmp_path / "worker.log").read_text(), seconds=10, what="the refusal")
+                until(lambda: said in (tmp_path / "worker.log").read_text(), seconds=60, what="the refusal")
                 done = janitor_here(env, "delete", stale[0], "--wait", "--timeout", "20", "--json")
             assert records(done)[0]["state"] == "deleted"
             assert "Traceback" not in (tmp_path / "worker.log").read_text()

@@ -171,7 +171,7 @@ def test_a_retry_says_the_new_id_and_does_not_delete_a_finetune_created_since(en
     long_ago = {"requested_at": (datetime.now(UTC) - timedelta(minutes=30)).isoformat()}
     failed = producer(env["REDIS_URL"]).send_task("finetunes.delete", [finetune], long_ago, queue="deletions")
     with pytest.raises(Exception, match="failed"):
-        failed.get(timeout=20)
+        failed.get(timeout=60)
     # and a new finetune of this name
     api.create(finetune, timestamp=datetime.now(UTC).isoformat())
     # When the old deletion is retried

@@ -346,7 +346,7 @@ def test_a_scrape_counts_what_the_list_has(boss, env, finetune):
         return +Counter(counts)
 
     assert listed()["scheduled"] >= 1
-    until(lambda: scraped() == listed(), seconds=10, what="a scrape between two changes")
+    until(lambda: scraped() == listed(), seconds=60, what="a scrape between two changes")
 
 
 def test_probes_and_the_description_are_open(base):

@@ -95,7 +95,7 @@ def test_the_ledger_of_another_version_ends_it_in_one_line(home, env, command):
 def test_a_ledger_of_another_version_that_comes_later_is_not_ready(home, env, tmp_path):
     # Given a service that started without Redis, when Redis comes with a newer ledger, then it is not ready.
     with served(env, tmp_path / "log") as (base, _), Client(base) as anyone, embedded.running(home):
-        until(lambda: anyone.get("/readyz").status_code == 200, seconds=10, what="being ready")
+        until(lambda: anyone.get("/readyz").status_code == 200, seconds=60, what="being ready")
         embedded._client(home).set(keys().schema, 99)
         refused = anyone.get("/readyz")
     assert (refused.status_code, "the ledger has schema 99" in refused.json()["detail"]) == (503, True)
@@ -113,7 +113,7 @@ def test_a_redis_that_hangs_holds_up_nobody_for_long(home, env, tmp_path):
         finally:
             redis.process.send_signal(signal.SIGCONT)
         with Client(base, "boss") as boss:
-            until(lambda: boss.get("/readyz").status_code == 200, seconds=10, what="being ready")
+            until(lambda: boss.get("/readyz").status_code == 200, seconds=60, what="being ready")
             assert boss.get("/v1/deletions").json()["deletions"] == []
 
 
@@ -138,7 +138,7 @@ def test_a_thousand_long_polls_slow_no_other_call(home, env, tmp_path):
         alone = accept_seconds(boss, "alone")
         # Given a thousand open long polls,
         with open_polls(base, ids) as polls:
-            until(lambda: open_files(child) > POLLS, seconds=10, what=f"{POLLS} connections")
+            until(lambda: open_files(child) > POLLS, seconds=60, what=f"{POLLS} connections")
             # when others ask for deletions meanwhile, then it takes hardly longer,
             crowded = accept_seconds(boss, "crowded")
             print(f"accepted in {1000 * alone:.1f} ms alone, in {1000 * crowded:.1f} ms with {POLLS} long polls")
@@ -148,7 +148,7 @@ def test_a_thousand_long_polls_slow_no_other_call(home, env, tmp_path):
             # and a client that waits is told when it ends, one that went away is forgotten.
             for poll in polls[3:]:
                 poll.close()
-            until(lambda: open_files(child) < POLLS / 2, seconds=10, what="the end of closed connections")
+            until(lambda: open_files(child) < POLLS / 2, seconds=60, what="the end of closed connections")
             assert spent_in_a_second(child) < 0.2
             for id_, poll in zip(ids[:2], polls[:2], strict=True):
                 boss.post(f"/v1/deletions/{id_}/cancel")
@@ -300,7 +300,7 @@ def test_up_runs_it_in_its_tree(home, env, tmp_path):
         here = {**env, "BFL_API_KEY": KEY, "BFL_API_URL": api.url}
         argv = [sys.executable, "-m", "worker.cli", "up", "--http", "--http-port", str(port)]
         with started(Spec("up", argv, here, lambda: b"http runs" in log.read_bytes(), log=log)) as child:
-            until(lambda: listens(port), seconds=20, what="the HTTP service")
+            until(lambda: listens(port), seconds=60, what="the HTTP service")
             id_ = id_of(boss.ask("my-finetune"))
             assert boss.get(f"/v1/deletions/{id_}?wait=30").json()["state"] == "deleted"
             child.process.send_signal(signal.SIGTERM)

@@ -150,7 +150,7 @@ def test_the_key_is_nowhere(api, tmp_path):
             janitor(env, "delete", "ft-locked", "--account", "locked", "--wait", "--timeout", "2")
             app = producer(url)
             with pytest.raises(Exception, match="account"):
-                app.send_task("finetunes.delete", ["x"], {"account": "?"}, queue="deletions").get(timeout=20)
+                app.send_task("finetunes.delete", ["x"], {"account": "?"}, queue="deletions").get(timeout=60)
             told = [
                 janitor(env, *arguments)
                 for arguments in (["list", "--json"], ["doctor"], ["doctor", "--settings"])

@@ -34,9 +34,9 @@ def told(redis_url, api, tmp_path_factory):
     with worker(env, folder / "log", "-l", "DEBUG"):
         done = janitor(env, "delete", *names, "--wait", "--timeout", "40", "--json")
         app = producer(redis_url)
-        app.send_task("finetunes.delete", ["by-name"], {"reason": "it left"}, queue="deletions").get(timeout=20)
+        app.send_task("finetunes.delete", ["by-name"], {"reason": "it left"}, queue="deletions").get(timeout=60)
         with suppress(Exception):
-            app.send_task("finetunes.delete", [["a list"]], queue="deletions").get(timeout=20)
+            app.send_task("finetunes.delete", [["a list"]], queue="deletions").get(timeout=60)
     text = (folder / "log").read_text()
     events = []
     for line in text.splitlines():

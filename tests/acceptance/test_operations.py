@@ -72,7 +72,7 @@ def test_a_key_is_rotated_without_a_stop(redis_url, api, tmp_path):
     env = environment(redis_url, None, BFL_API_URL=api.url, BFL_API_KEY_FILE=key_file, JANITOR_STATE_DIR=tmp_path)
     with worker(env, tmp_path / "old.log") as old:
         asked = records(janitor(env, "delete", *names, "--json"))
-        until(api.deletes, seconds=20, what="the first delete")
+        until(api.deletes, seconds=60, what="the first delete")
         # When the new key is made, put into the file, and the workers are changed one after the other
         api.keys.add("the-new-k3y")
         key_file.write_text("the-new-k3y")

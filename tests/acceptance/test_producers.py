@@ -72,7 +72,7 @@ def notes(redis_url, tmp_path_factory):
 
 
 def noted(notes, tag):
-    until(lambda: any(seen == tag for seen, _ in notes()), seconds=20, what=f"the note {tag}")
+    until(lambda: any(seen == tag for seen, _ in notes()), seconds=60, what=f"the note {tag}")
     return [given for seen, given in notes() if seen == tag]
 
 
@@ -96,7 +96,7 @@ def state_of(app, id_):
 def wait_until_read(app):
     """A message that was sent later has been carried out, and others were read before it."""
     for _ in range(3):
-        app.send_task("finetunes.delete", ["never-there"], {"missing_ok": True}, queue="deletions").get(timeout=20)
+        app.send_task("finetunes.delete", ["never-there"], {"missing_ok": True}, queue="deletions").get(timeout=60)
 
 
 def note(app, tag):
@@ -124,10 +124,10 @@ def test_the_guides_callbacks_run_as_they_stand(api, redis_url, notes):
     for name in ("linked", "chained"):
         api.create(name)
     run_alone(documented("docs/producers.md", "callbacks"), redis_url)
-    until(lambda: {tag for tag, _ in notes()} >= {"told", "next"}, seconds=20, what="the callbacks")
+    until(lambda: {tag for tag, _ in notes()} >= {"told", "next"}, seconds=60, what="the callbacks")
     # The finetune is gone by now: this time it is `not_found`, and the other callback runs.
     run_alone(documented("docs/producers.md", "callbacks"), redis_url)
-    until(lambda: "not deleted" in {tag for tag, _ in notes()}, seconds=20, what="the other callback")
+    until(lambda: "not deleted" in {tag for tag, _ in notes()}, seconds=60, what="the other callback")
     assert [tag for tag, _ in notes()].count("next") == 1, "a chain stops where a finetune was not deleted"
 
 
@@ -148,7 +148,7 @@ def test_the_readmes_producer_runs_as_it_stands(api, redis_url):
 
 def test_get_answers_with_the_record_that_the_command_shows(app, env, finetune):
     result = app.send_task("finetunes.delete", [finetune], {"reason": "over"}, queue="deletions")
-    record = result.get(timeout=20)
+    record = result.get(timeout=60)
     shown = records(janitor(env, "show", result.id, "--json"))[0]
     assert record | {"verified_at": None} == shown | {"verified_at": None}, "it may have been verified in between"
     assert (record["id"], record["source"], record["reason"]) == (result.id, "name", "over")
@@ -156,11 +156,11 @@ def test_get_answers_with_the_record_that_the_command_shows(app, env, finetune):
 
 def test_the_task_id_is_the_idempotency_key(app, api, finetune):
     key = f"order 7: {finetune}"
-    first = app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions").get(timeout=20)
+    first = app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions").get(timeout=60)
     again = app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions")
     second = app.send_task("finetunes.delete", [finetune], {"missing_ok": True}, queue="deletions")
-    assert second.get(timeout=20)["state"] == "not_found"
-    assert again.get(timeout=20) == first
+    assert second.get(timeout=60)["state"] == "not_found"
+    assert again.get(timeout=60) == first
     assert len(api.deletes(finetune)) == 1
 
 
@@ -171,28 +171,28 @@ def test_a_known_id_with_other_arguments_is_a_conflict_and_the_first_result_repl
     first = app.send_task(
         "finetunes.delete", [finetune], {"delay_seconds": 600, "reason": "secret"}, task_id=key, queue="deletions"
     )
-    until(lambda: janitor(env, "show", key).returncode == 0, seconds=20, what="the record")
+    until(lambda: janitor(env, "show", key).returncode == 0, seconds=60, what="the record")
     second = app.send_task("finetunes.delete", [other], task_id=key, queue="deletions")
     # Then the second one is told of the conflict, and of nothing else;
     with pytest.raises(Exception, match="used before with other arguments") as raised:
-        second.get(timeout=20)
+        second.get(timeout=60)
     assert type(raised.value).__name__ == "IdConflict"
     assert not [word for word in ("secret", finetune) if word in str(raised.value).replace(key, "")]
     # when the first one has ended, then the result is its own.
     janitor(env, "cancel", key)
-    until(lambda: state_of(app, first.id) == "cancelled", seconds=20, what="the result of the first")
+    until(lambda: state_of(app, first.id) == "cancelled", seconds=60, what="the result of the first")
     assert (api.deletes(finetune), api.deletes(other)) == ([], [])
 
 
 def test_a_conflict_does_not_replace_a_result(app, api, finetune):
     key, other = f"order 9: {finetune}", f"{finetune}-other"
     api.create(other)
-    first = app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions").get(timeout=20)
+    first = app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions").get(timeout=60)
     app.send_task("finetunes.delete", [other], task_id=key, queue="deletions")
     # One more, so that the conflict has been dealt with.
-    app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions").get(timeout=20)
+    app.send_task("finetunes.delete", [finetune], task_id=key, queue="deletions").get(timeout=60)
     wait_until_read(app)
-    assert app.AsyncResult(key).get(timeout=20) == first
+    assert app.AsyncResult(key).get(timeout=60) == first
     assert api.deletes(other) == []
 
 
@@ -204,14 +204,14 @@ def test_countdown_and_eta_are_due_at_and_the_record_exists_at_once(app, api, en
         "finetunes.delete", [finetune], queue="deletions", **{option: 3600 if option == "countdown" else due}
     )
     # Then its record is there, dated and waiting in the ledger,
-    until(lambda: janitor(env, "show", waiting.id).returncode == 0, seconds=20, what="the record")
+    until(lambda: janitor(env, "show", waiting.id).returncode == 0, seconds=60, what="the record")
     (record,) = records(janitor(env, "show", waiting.id, "--json"))
     assert (record["state"], record["asked_at"]) == ("scheduled", record["created_at"])
     assert abs(datetime.fromisoformat(record["due_at"]) - due) < timedelta(seconds=20)
     # and it can be cancelled.
-    assert app.send_task("finetunes.cancel", [waiting.id], queue="deletions").get(timeout=20) == "cancelled"
+    assert app.send_task("finetunes.cancel", [waiting.id], queue="deletions").get(timeout=60) == "cancelled"
     with pytest.raises(Exception, match="cancelled"):
-        waiting.get(timeout=20)
+        waiting.get(timeout=60)
     assert api.deletes(finetune) == []
 
 
@@ -224,28 +224,28 @@ def test_a_request_that_expires_before_it_is_read_is_never_accepted(app, api, en
 
 def test_expires_holds_only_until_a_request_is_accepted(app, finetune):
     result = app.send_task("finetunes.delete", [finetune], {"delay_seconds": 3}, queue="deletions", expires=2)
-    assert result.get(timeout=20)["state"] == "deleted"
+    assert result.get(timeout=60)["state"] == "deleted"
 
 
 def test_a_cancel_with_a_delay_is_a_dead_letter(app, env):
     cancel = app.send_task("finetunes.cancel", ["any-id"], queue="deletions", countdown=60)
-    until(lambda: cancel.id in janitor(env, "dead-letters", "list", "--json").stdout, seconds=20, what="it")
+    until(lambda: cancel.id in janitor(env, "dead-letters", "list", "--json").stdout, seconds=60, what="it")
 
 
 def test_a_compressed_message_is_read(app, finetune):
     result = app.send_task("finetunes.delete", [finetune], queue="deletions", compression="gzip")
-    assert result.get(timeout=20)["state"] == "deleted"
+    assert result.get(timeout=60)["state"] == "deleted"
 
 
 def test_a_refused_request_is_logged_because_its_result_may_not_be_read(app, log, finetune):
     app.send_task("finetunes.delete", [finetune], {"account": "defualt"}, queue="deletions")
-    until(lambda: "'defualt' is not known" in log.read_text(), seconds=20, what="the line in the log")
+    until(lambda: "'defualt' is not known" in log.read_text(), seconds=60, what="the line in the log")
 
 
 def test_a_deletion_that_does_not_end_as_asked_raises_with_its_record(app):
     result = app.send_task("finetunes.delete", ["ft-unknown"], queue="deletions")
     with pytest.raises(Exception, match="not_found") as raised:
-        result.get(timeout=20)
+        result.get(timeout=60)
     assert type(raised.value).__name__ == "DeletionNotDone"
     assert raised.value.args[0]["finetune_id"] == "ft-unknown"
 
@@ -274,7 +274,7 @@ def test_bad_arguments_fail_the_task_with_one_line_and_write_nothing(app, redis_
     before = set(written.keys("janitor:2:d:*"))
     result = app.send_task("finetunes.delete", *arguments, queue="deletions")
     with pytest.raises(Exception, match=re.escape(words)) as raised:
-        result.get(timeout=20)
+        result.get(timeout=60)
     assert type(raised.value).__name__ == "InvalidRequest"
     assert "\n" not in str(raised.value)
     assert set(written.keys("janitor:2:d:*")) == before
@@ -282,13 +282,13 @@ def test_bad_arguments_fail_the_task_with_one_line_and_write_nothing(app, redis_
 
 def test_missing_arguments_fail_the_task_too(app):
     with pytest.raises(Exception, match="give finetune_id, and all others by name"):
-        app.send_task("finetunes.delete", queue="deletions").get(timeout=20)
+        app.send_task("finetunes.delete", queue="deletions").get(timeout=60)
 
 
 def test_a_delay_is_kept_and_a_time_too(app, api, finetune):
     due = datetime.now(UTC) + timedelta(seconds=2)
     by_time = app.send_task("finetunes.delete", [finetune], {"due_at": due.isoformat()}, queue="deletions")
-    record = by_time.get(timeout=20)
+    record = by_time.get(timeout=60)
     assert record["attempts"][0]["at"] >= due.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
@@ -296,7 +296,7 @@ def test_many_at_once_have_ids_of_their_own(app, api, finetune):
     names = [f"{finetune}-{n}" for n in range(120)]
     for name in names:
         api.create(name)
-    ids = app.send_task("finetunes.delete_many", [[*names, names[0]]], queue="deletions").get(timeout=20)
+    ids = app.send_task("finetunes.delete_many", [[*names, names[0]]], queue="deletions").get(timeout=60)
     assert len(set(ids)) == len(names)
     found = [app.AsyncResult(id_).get(timeout=60) for id_ in ids]
     assert {record["state"] for record in found} == {"deleted"}
@@ -306,7 +306,7 @@ def test_many_at_once_have_ids_of_their_own(app, api, finetune):
 
 def test_many_with_one_bad_id_write_nothing(app, env, finetune):
     with pytest.raises(Exception, match="empty"):
-        app.send_task("finetunes.delete_many", [[finetune, ""]], queue="deletions").get(timeout=20)
+        app.send_task("finetunes.delete_many", [[finetune, ""]], queue="deletions").get(timeout=60)
     assert records(janitor(env, "list", "--finetune", finetune, "--json")) == []
 
 
@@ -314,11 +314,11 @@ def test_cancel_by_name(app, api, env, finetune):
     waiting = app.send_task("finetunes.delete", [finetune], {"delay_seconds": 600}, queue="deletions")
 
     # Messages of one queue may overtake each other: first it has to be accepted.
-    until(lambda: janitor(env, "show", waiting.id).returncode == 0, seconds=20, what="the record")
+    until(lambda: janitor(env, "show", waiting.id).returncode == 0, seconds=60, what="the record")
     cancel = app.send_task("finetunes.cancel", [waiting.id], queue="deletions")
-    assert cancel.get(timeout=20) == "cancelled"
+    assert cancel.get(timeout=60) == "cancelled"
     with pytest.raises(Exception, match="cancelled"):
-        waiting.get(timeout=20)
+        waiting.get(timeout=60)
     assert api.deletes(finetune) == []
 
 
@@ -342,10 +342,10 @@ def test_link_error_is_called_and_link_is_not(app, notes, finetune):
 
 def test_a_chain_goes_on_after_the_deletion_and_stops_where_it_failed(app, notes, finetune):
     result = chain(delete(app, finetune), note(app, finetune), app=app).apply_async()
-    assert result.get(timeout=20) == "noted"
+    assert result.get(timeout=60) == "noted"
     stopped: Any = chain(delete(app, f"{finetune}-gone"), note(app, f"{finetune}-gone"), app=app).apply_async()
     with pytest.raises(Exception, match="not_found"):
-        stopped.parent.get(timeout=20)
+        stopped.parent.get(timeout=60)
     assert f"{finetune}-gone" not in [tag for tag, _ in notes()]
 
 

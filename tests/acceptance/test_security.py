@@ -86,16 +86,16 @@ def running_worker(env, tmp_path_factory):
 def test_everybody_can_do_their_work_within_these_lines(urls, env, api, app, operator):
     for name in ("by-name", "one", "two", "by-command", "late"):
         api.create(name)
-    record = app.send_task("finetunes.delete", ["by-name"], queue="deletions").get(timeout=20)
+    record = app.send_task("finetunes.delete", ["by-name"], queue="deletions").get(timeout=60)
     assert record["state"] == "deleted"
-    ids = app.send_task("finetunes.delete_many", [["one", "two"]], queue="deletions").get(timeout=20)
-    assert [app.AsyncResult(id_).get(timeout=20)["state"] for id_ in ids] == ["deleted"] * 2
+    ids = app.send_task("finetunes.delete_many", [["one", "two"]], queue="deletions").get(timeout=60)
+    assert [app.AsyncResult(id_).get(timeout=60)["state"] for id_ in ids] == ["deleted"] * 2
     with pytest.raises(Exception, match="not_found"):
-        app.send_task("finetunes.delete", ["never-there"], queue="deletions").get(timeout=20)
+        app.send_task("finetunes.delete", ["never-there"], queue="deletions").get(timeout=60)
     done = janitor(operator, "delete", "by-command", "--wait", "--timeout", "20", "--json")
     assert (done.returncode, len(done.stderr.splitlines())) == (0, 1), done.stderr  # "accepted", and no warning
     (late,) = records(janitor(operator, "delete", "late", "--in", "1h", "--json"))
-    assert app.send_task("finetunes.cancel", [late["id"]], queue="deletions").get(timeout=20) == "cancelled"
+    assert app.send_task("finetunes.cancel", [late["id"]], queue="deletions").get(timeout=60) == "cancelled"
     assert len(records(janitor(operator, "list", "--json"))) == 6
     for command in (["pause"], ["resume"], ["dead-letters", "list"], ["show", late["id"]], ["doctor"]):
         told = janitor(operator, *command)
@@ -203,7 +203,7 @@ def test_the_whole_system_runs_over_tls(tls, api, tmp_path):
         url = celery_url(tls)
         app = Celery("somebody-else", broker=url, backend=url, set_as_current=False)
         with pytest.raises(Exception, match="not_found"):
-            app.send_task("finetunes.delete", ["never-there"], queue="deletions").get(timeout=20)
+            app.send_task("finetunes.delete", ["never-there"], queue="deletions").get(timeout=60)
     assert "Traceback" not in (tmp_path / "log").read_text()
 
 

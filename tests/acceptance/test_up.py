@@ -73,7 +73,7 @@ def test_up_works_from_nothing_keeps_its_records_and_leaves_no_process(home, api
         assert len(pids) >= 4
         child.process.send_signal(number)
         assert child.process.wait(40) == 0
-        until(lambda: not alive(pids), seconds=10, what="the end of all processes")
+        until(lambda: not alive(pids), seconds=60, what="the end of all processes")
     assert janitor(home, "list").returncode == 3
     id_ = records(done)[0]["id"]
     with up(home, log) as child:
@@ -99,7 +99,7 @@ def test_up_prints_the_url_for_by_name_producers(home, api, tmp_path):
         assert f"for by-name producers: {url}" in said
         app = producer(embedded.url(Path(home["JANITOR_STATE_DIR"])))
         result = app.send_task("finetunes.delete", ["my-finetune"], queue="deletions")
-        assert result.get(timeout=20)["state"] == "deleted"
+        assert result.get(timeout=60)["state"] == "deleted"
 
 
 def test_the_demo_shows_one_of_each_outcome(tmp_path):

@@ -73,7 +73,7 @@ def test_a_worker_killed_while_it_applies_a_scheduled_plan_leaves_it_to_the_next
     store.delete(keys.policy_lease("old"))
     system.start_worker()
     tick()
-    until(lambda: names_asked_for(system) == names, seconds=20, what="the rest of the plan")
+    until(lambda: names_asked_for(system) == names, seconds=60, what="the rest of the plan")
     tick()
     # Then it was one plan, and each finetune was asked for and deleted once.
     system.wait_until_final(30)

@@ -30,7 +30,7 @@ def test_what_is_sent_while_redis_is_full_waits_and_is_carried_out_afterwards(sy
     janitor_here(system.env, "pause")
     ids = ask(system, *names)
     with almost_full(store):
-        until(lambda: "redis.full" in system.log_of(worker), seconds=10, what="seeing it")
+        until(lambda: "redis.full" in system.log_of(worker), seconds=60, what="seeing it")
         # When requests come in
         app = producer(system.url)
         results = [app.send_task("finetunes.delete", [name], queue="deletions") for name in by_name]
@@ -68,7 +68,7 @@ def test_a_redis_that_fills_up_in_an_instant_loses_no_message_and_no_use(system,
         pipe.lpush("touches", use)
         pipe.config_set("maxmemory", MIB)
         pipe.execute()
-    until(lambda: "redis.full" in system.log_of(worker), seconds=10, what="seeing it")
+    until(lambda: "redis.full" in system.log_of(worker), seconds=60, what="seeing it")
     store.config_set("maxmemory", 0)
     # Then both are kept once there is room.
     until(lambda: [d.finetune_id for d in system.deletions()] == ["ft"], seconds=60, what="the request")

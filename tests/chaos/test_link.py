@@ -90,12 +90,12 @@ def test_a_call_that_is_given_up_while_the_link_is_down_deletes_nothing_later(sy
     first = system.start_worker(crash_at="held at the attempt", before=link.inside)
     ask(system, *names)
     held = [system.folder / f"held-{name}" for name in names]
-    until(lambda: all(path.exists() for path in held), seconds=20, what="all attempts")
+    until(lambda: all(path.exists() for path in held), seconds=60, what="all attempts")
     # When the link goes down, and then they are sent
     link.cut()
     went_down = time.monotonic()
     (system.folder / "go").touch()
-    until(lambda: unsent(first.process.pid) == len(names), seconds=10, what="all requests in the kernel")
+    until(lambda: unsent(first.process.pid) == len(names), seconds=60, what="all requests in the kernel")
     if worker_is == "killed":
         first.process.kill()
     if worker_is == "frozen":

@@ -33,7 +33,7 @@ def test_after_an_unclear_attempt_that_was_applied(system, api, kind):
     api.fault(kind, finetune_id="ft", applies=True)
     system.start_worker()
     (id_,) = ask(system, "ft")
-    until(lambda: api.deletes("ft"), seconds=20, what="the delete call")
+    until(lambda: api.deletes("ft"), seconds=60, what="the delete call")
     # When the name gets another finetune before anything is observed, too soon to tell which came first
     api.create("ft", timestamp=datetime.now(UTC).isoformat())
     deletion = wait_final(system, id_)
@@ -70,7 +70,7 @@ def test_between_the_request_and_its_first_observation(system, api):
     result = producer(system.url).send_task("finetunes.delete", ["ft"], asked, queue="deletions")
     system.start_worker()
     with pytest.raises(Exception, match="superseded"):
-        result.get(timeout=20)
+        result.get(timeout=60)
     assert (api.deletes(), api.finetunes()) == ([], ["ft"])
 
 

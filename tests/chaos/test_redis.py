@@ -52,7 +52,7 @@ def test_what_was_in_hand_when_redis_went_is_finished_when_it_is_back(system, ap
         api.fault("slow", finetune_id=name, seconds=0.8)
     system.start_worker()
     ids = ask(system, *names)
-    until(lambda: len(api.deletes()) == 6, seconds=20, what="the calls")
+    until(lambda: len(api.deletes()) == 6, seconds=60, what="the calls")
     system.kill_redis()
     threading.Event().wait(LEASE_SECONDS + 4)
     system.start_redis()
@@ -67,7 +67,7 @@ def test_a_silent_partition_between_worker_and_redis(tmp_path, api):
         api.latency_seconds = 0.2
         system.start_worker(url=f"redis://127.0.0.1:{proxy.port}/0")
         ids = ask(system, *names)
-        until(lambda: len(api.deletes()) > 10, seconds=30, what="the first deletes")
+        until(lambda: len(api.deletes()) > 10, seconds=60, what="the first deletes")
         proxy.flowing.clear()
         threading.Event().wait(60 if LONG else 6)
         seen = len(api.deletes())
@@ -84,7 +84,7 @@ def test_a_redis_that_lost_its_last_seconds_runs_no_finished_delete_again(system
     names = create(api, "ft", 120)
     system.start_worker()
     ids = ask(system, *names)
-    until(lambda: len(api.deletes()) > 20, seconds=30, what="the first deletes")
+    until(lambda: len(api.deletes()) > 20, seconds=60, what="the first deletes")
     data = system.state_dir / "appendonlydir"  # one file until Redis 7
     data = data if data.exists() else system.state_dir / "appendonly.aof"
     copy = shutil.copytree if data.is_dir() else shutil.copy
@@ -115,9 +115,9 @@ def test_master_and_replica_swap_roles_behind_one_name(tmp_path, api):
         first = system.start_worker()
         second = redis_on(other, tmp_path / "replica", tmp_path / "replica.log", *follow)
         with started(second), redis.Redis(port=system.port) as old, redis.Redis(port=other) as new:
-            until(lambda: new.info("replication")["master_link_status"] == "up", seconds=20, what="replication")
+            until(lambda: new.info("replication")["master_link_status"] == "up", seconds=60, what="replication")
             ids = ask(system, *names)
-            until(lambda: len(api.deletes()) > 10, seconds=30, what="the first deletes")
+            until(lambda: len(api.deletes()) > 10, seconds=60, what="the first deletes")
             # When the two swap roles, and the name leads to the new master; open connections stay as they are
             old.client_pause(2000, all=False)
             assert old.wait(1, 2000) == 1

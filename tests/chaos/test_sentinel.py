@@ -61,13 +61,13 @@ def setup(tmp_path):
             follow = ("--replicaof", "127.0.0.1", str(master))
             stack.enter_context(started(server(tmp_path / f"replica-{port}", port, *follow)))
         old = stack.enter_context(redis.Redis(port=master, password=PASSWORD, decode_responses=True))
-        until(lambda: old.info("replication").get("min_slaves_good_slaves") == 2, seconds=10, what="replication")
+        until(lambda: old.info("replication").get("min_slaves_good_slaves") == 2, seconds=60, what="replication")
         argv = [str(embedded.find_server()), str(config), "--sentinel"]
         stack.enter_context(
             started(Spec("sentinel", argv, ready=answers(sentinel), log=tmp_path / "sentinel.log"))
         )
         asked = stack.enter_context(redis.Redis(port=sentinel, decode_responses=True))
-        until(lambda: len(asked.sentinel_slaves("janitor")) == 2, seconds=10, what="finding the replicas")
+        until(lambda: len(asked.sentinel_slaves("janitor")) == 2, seconds=60, what="finding the replicas")
         url = f"sentinel://:{PASSWORD}@127.0.0.1:{sentinel}/0?service=janitor"
         yield SimpleNamespace(url=url, sentinel=asked, old=old, process=first.process, master=master)
 
@@ -95,11 +95,11 @@ def test_a_failover_loses_nothing_that_was_accepted(setup, api, tmp_path, lose_t
     app = Celery("somebody-else", broker=broker, backend=broker, set_as_current=False)
     app.conf.update(broker_transport_options=options, result_backend_transport_options=options)
     with worker(env, tmp_path / "worker.log"):
-        record = app.send_task("finetunes.delete", ["by-name"], queue="deletions").get(timeout=20)
+        record = app.send_task("finetunes.delete", ["by-name"], queue="deletions").get(timeout=60)
         assert record["state"] == "deleted"
         asked = records(janitor(env, "delete", *names, "--json"))
         assert setup.old.wait(2, 5000) == 2
-        until(lambda: len(api.deletes()) > 10, seconds=20, what="the first deletes")
+        until(lambda: len(api.deletes()) > 10, seconds=60, what="the first deletes")
         # When a replica becomes the master
         lose_the_master(setup)
         changed = lambda: setup.sentinel.sentinel_master("janitor")["port"] != setup.master  # noqa: E731

@@ -141,7 +141,7 @@ def composed(folder: Path) -> Iterator[Outside]:
     outside = Outside(folder)
     try:
         outside.start("redis")
-        until(lambda: outside.is_healthy("redis"), 10)
+        until(lambda: outside.is_healthy("redis"), 60)
         for name in SERVICES.keys() - {"redis"}:
             outside.start(name)
         yield outside
@@ -153,7 +153,7 @@ def composed(folder: Path) -> Iterator[Outside]:
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
     with composed(tmp_path_factory.mktemp("compose")) as outside:
-        until(lambda: outside.says("worker", "ready"), 20)
+        until(lambda: outside.says("worker", "ready"), 60)
         yield outside
     killed = [name for name, process in outside.processes.items() if process.returncode == -signal.SIGKILL]
     assert not killed, "not gone within their stop_grace_period"
@@ -173,20 +173,20 @@ class TestServices:
 
     @pytest.mark.parametrize("name", SERVICES)
     def test_each_service_passes_its_health_check(self, outside, name):
-        until(lambda: outside.is_healthy(name), 10)
+        until(lambda: outside.is_healthy(name), 60)
 
     def test_beat_starts(self, outside):
-        until(lambda: outside.says("beat", "beat: Starting"), 10)
+        until(lambda: outside.says("beat", "beat: Starting"), 60)
         assert outside.processes["beat"].poll() is None
 
     def test_flower_shows_its_page(self, outside):
-        until(lambda: outside.is_healthy("flower"), 10)
+        until(lambda: outside.is_healthy("flower"), 60)
         with urlopen(f"http://127.0.0.1:{outside.places['5555']}/", timeout=5) as answer:
             assert answer.status == 200
 
     def test_together_they_delete_a_finetune(self, outside):
-        until(lambda: outside.is_healthy("sandbox"), 10)
-        done = outside.run("worker", ["janitor", "delete", "my-finetune", "--wait", "--json"], 15)
+        until(lambda: outside.is_healthy("sandbox"), 60)
+        done = outside.run("worker", ["janitor", "delete", "my-finetune", "--wait", "--json"], 60)
         assert done.returncode == 0, done.stderr
         assert json.loads(done.stdout.splitlines()[-1])["state"] == "deleted"
 

@@ -78,7 +78,7 @@ def test_a_server_left_behind_by_a_kill_is_shut_down_and_followed(tmp_path):
     spec = embedded.spec(tmp_path)
     left = subprocess.Popen(list(spec.argv), stdout=subprocess.DEVNULL, start_new_session=True)
     try:
-        until(lambda: embedded.find_running(tmp_path) is not None, seconds=10, what="the first server")
+        until(lambda: embedded.find_running(tmp_path) is not None, seconds=60, what="the first server")
         with client(embedded.url(tmp_path)) as store:
             store.set("kept", "yes")
         with embedded.running(tmp_path) as url, client(url) as store:

@@ -49,8 +49,8 @@ class Woken:
     def __call__(self, account):
         assert self.runners
         thread = threading.Thread(target=self.runners.run, args=(account,), kwargs={"begun": True})
+        thread.start()  # before it is in the list: it may be joined at once
         self.threads.append(thread)
-        thread.start()
 
 
 @contextmanager
@@ -88,8 +88,8 @@ def test_one_wake_up_brings_as_many_runners_as_there_are_threads(ledger, api):
     ids = asked_for(ledger, api, 60)
     with working(ledger, api, threads=4) as (_, wake):
         wake("default")
-        until(lambda: not api.finetunes(), what="all are deleted", seconds=20)
-        until(lambda: states(ledger, ids) == {"deleted"}, what="all are final", seconds=5)
+        until(lambda: not api.finetunes(), what="all are deleted", seconds=60)
+        until(lambda: states(ledger, ids) == {"deleted"}, what="all are final", seconds=60)
     assert max(call["at_once"] for call in api.journal()) == 4
 
 
@@ -98,7 +98,7 @@ def test_more_than_the_threads_never_run_at_once(ledger, api):
     with working(ledger, api, threads=2) as (_, wake):
         for _ in range(8):
             wake("default")
-        until(lambda: not api.finetunes(), what="all are deleted", seconds=20)
+        until(lambda: not api.finetunes(), what="all are deleted", seconds=60)
     assert max(call["at_once"] for call in api.journal()) == 2
 
 
@@ -108,21 +108,21 @@ def test_an_account_gets_a_thread_while_another_has_much_to_do(ledger, api, thre
     many = asked_for(ledger, api, 400)
     with working(ledger, api, "default", "other", threads=threads) as (_, wake):
         wake("default")
-        until(lambda: len(api.deletes()) > 10, what="the first account has all threads", seconds=10)
+        until(lambda: len(api.deletes()) > 10, what="the first account has all threads", seconds=60)
         # When something is asked for in the other account, and one wake-up is sent,
         (theirs,) = asked_for(ledger, api, 1, prefix="theirs", account="other")
         wake("other")
         # then it is not behind the rest of the first account's work.
         until(lambda: get(ledger, theirs).state == "deleted", what="the other account's deletion", seconds=3)
         assert get(ledger, many[-1]).state == "queued"
-        until(lambda: len(api.deletes()) > 50, what="the first account goes on", seconds=10)
+        until(lambda: len(api.deletes()) > 50, what="the first account goes on", seconds=60)
 
 
 def test_a_single_request_does_not_wait_behind_bulk(ledger, api):
     asked_for(ledger, api, 200, bulk=True)
     with working(ledger, api, threads=2) as (_, wake):
         wake("default")
-        until(lambda: len(api.deletes()) > 10, what="bulk is under way", seconds=10)
+        until(lambda: len(api.deletes()) > 10, what="bulk is under way", seconds=60)
         before = len(api.deletes())
         asked_for(ledger, api, 1, prefix="single")
         until(lambda: api.deletes("single-000"), what="the single request's call", seconds=8)
@@ -144,8 +144,8 @@ def test_first_observations_end_with_the_first_429(ledger, api):
     api.fault("status", call="finetune_details", status=429, headers={"Retry-After": "60"}, times=None, skip=20)
     with working(ledger, api, threads=2) as (_, wake):
         wake("default")
-        until(lambda: any(call["http_status"] == 429 for call in api.journal()), what="the first 429", seconds=10)
-        until(lambda: all(not one.is_alive() for one in wake.threads), what="the runners end", seconds=10)
+        until(lambda: any(call["http_status"] == 429 for call in api.journal()), what="the first 429", seconds=60)
+        until(lambda: all(not one.is_alive() for one in wake.threads), what="the runners end", seconds=60)
     assert 1 <= sum(call["http_status"] == 429 for call in api.journal()) <= 2
 
 
@@ -156,7 +156,7 @@ def test_a_stop_lets_the_call_end_and_leaves_the_rest_as_it_is(ledger, api):
     ours = runners(ledger, api, threads=1, wake=woken.append)
     thread = threading.Thread(target=ours.run, args=("default",), kwargs={"begun": True})
     thread.start()
-    until(lambda: len(api.deletes()) == 4, what="the slow call", seconds=10)
+    until(lambda: len(api.deletes()) == 4, what="the slow call", seconds=60)
     ours.stopping.set()
     thread.join(timeout=10)
     assert not thread.is_alive()
@@ -172,7 +172,7 @@ def test_a_stop_interrupts_a_wait_for_the_next_try(ledger, api):
     ours = runners(ledger, api, threads=1)
     thread = threading.Thread(target=ours.run, args=("default",), kwargs={"begun": True})
     thread.start()
-    until(api.deletes, what="the first attempt", seconds=10)
+    until(api.deletes, what="the first attempt", seconds=60)
     ours.stopping.set()
     thread.join(timeout=2)
     assert not thread.is_alive()

@@ -50,7 +50,7 @@ class Tree:
             self.said.append(line.strip())
 
     def heard(self, text):
-        until(lambda: any(text in line for line in self.said), seconds=20, what=f"{text!r} in {self.said}")
+        until(lambda: any(text in line for line in self.said), seconds=60, what=f"{text!r} in {self.said}")
 
     def pids(self):
         return [int(line.rpartition(" ")[2].rstrip(")")) for line in self.said if "runs (process" in line]
@@ -82,7 +82,7 @@ def test_killed_outright_it_takes_its_processes_along():
         tree.heard("only runs")
         (pid,) = tree.pids()
         tree.process.kill()
-        until(lambda: not alive(pid), seconds=10, what="the end of the child")
+        until(lambda: not alive(pid), seconds=60, what="the end of the child")
 
 
 def test_what_dies_is_started_again():
