@@ -21,7 +21,7 @@ from bench.ledger_costs import costs
 from bench.lives import Candidate, Place, live, opened
 from bench.producing import produced
 from bench.report import Sample, machine, text, write
-from worker import embedded
+from worker.local import embedded
 
 JOBS = {0.0: 6000, 0.05: 4000, 0.2: 960}
 PROBES = 200

@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from bench.lives import Place
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 LATENCY = timedelta(milliseconds=20)
 _LONGEST_SECONDS = 600.0

@@ -9,7 +9,7 @@ from pathlib import Path
 import redis
 
 from tasks.ledger.scripts import script_names, script_text
-from worker import embedded
+from worker.local import embedded
 
 # Each script has the shared parts that it needs, not every function of them.
 _LUACHECK = ["luacheck", "--std", "lua51+redis", "--no-max-line-length", "--ignore", "211", "--quiet"]

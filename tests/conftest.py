@@ -13,7 +13,7 @@ from tasks.ledger.queries import get_many
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Findings, Finish, Progress, Terms
 from tasks.records import Evidence, NewRequest, from_ms, to_ms
-from worker import embedded
+from worker.local import embedded
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
 PERMITS = 8

@@ -16,8 +16,8 @@ from celery import Celery
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
 from worker.cli import main
+from worker.local.supervise import Spec, started, until
 from worker.redis_url import celery_url, connect
-from worker.supervise import Spec, started, until
 
 KEY = "s3cret-key-of-the-tests"
 ROOT = Path(__file__).parents[1]

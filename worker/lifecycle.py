@@ -18,9 +18,9 @@ from tasks.cleanup.policies import read_policies
 from tasks.errors import JanitorError, LedgerUnavailable
 from tasks.ledger.store import Ledger
 from tasks.maintenance import TOUCHES
+from worker.doctor.server import check_server
 from worker.kombu_transport import set_aside
 from worker.logs import configure as configure_logs
-from worker.server_checks import check_server
 from worker.settings import Settings, SettingsError, require_accounts
 from worker.thread_pool import TaskPool
 

@@ -71,7 +71,7 @@ def redis_url(settings: Settings) -> str:
     """`REDIS_URL`, or the Redis of a running `janitor up`; raises `LedgerUnavailable` if there is neither."""
     if settings.redis_url is not None:
         return with_password(checked_url(settings.redis_url.get_secret_value()), settings.redis_password_file)
-    from worker.embedded import find_running  # noqa: PLC0415 -- only if no other Redis is named
+    from worker.local.embedded import find_running  # noqa: PLC0415 -- only if no other Redis is named
 
     url = find_running(settings.state_dir)
     if url is None:

@@ -117,13 +117,18 @@ class _Bounded(socket.socket):
     """A socket that never waits beyond the deadline of the call. Only requests use `sendall`, no handshake."""
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
-        self.settimeout(_call.left(_call.timeouts.read))
+        self._bound()
         return super().recv_into(*args, **kwargs)
 
     def sendall(self, *args: Any, **kwargs: Any) -> None:
-        self.settimeout(_call.left(_call.timeouts.read))
+        self._bound()
         _call.begun = True
         super().sendall(*args, **kwargs)
+
+    def _bound(self) -> None:
+        seconds = _call.left(_call.timeouts.read)
+        if seconds != self.gettimeout():  # setting it is a system call
+            self.settimeout(seconds)
 
 
 class _BoundedTls(_Bounded, ssl.SSLSocket):

@@ -4,8 +4,8 @@ import pytest
 
 from tests.acceptance.http import Client, served, token_file
 from tests.processes import KEY, environment, worker
-from worker.embedded import running
-from worker.sandbox import Sandbox
+from worker.local.embedded import running
+from worker.sandbox.api import Sandbox
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from pathlib import Path
 import requests
 
 from tests.processes import started
-from worker.supervise import Spec, without_keys
+from worker.local.supervise import Spec, without_keys
 
 SECRETS = {
     "billing": ('["enqueue", "read"]', '["default"]'),

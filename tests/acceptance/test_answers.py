@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from tests.processes import KEY, janitor, janitor_here, producer, records, until
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 pytestmark = pytest.mark.usefixtures("running_worker")
 ACCOUNTS = ("cool_429", "cool_402", "cool_503", "alarmed", "locked_out", "unsure", "late", "moved")

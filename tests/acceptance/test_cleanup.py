@@ -9,8 +9,8 @@ import pytest
 import redis
 
 from tests.processes import environment, janitor, janitor_here, producer, records, started, until, worker
-from worker import embedded
-from worker.supervise import Spec
+from worker.local import embedded
+from worker.local.supervise import Spec
 
 pytestmark = pytest.mark.usefixtures("running_worker")
 

@@ -12,8 +12,8 @@ import pytest
 import redis
 
 from tests.processes import KEY, environment, janitor, producer, records, until, worker
-from worker import embedded
-from worker.sandbox import Sandbox
+from worker.local import embedded
+from worker.sandbox.api import Sandbox
 
 
 @pytest.fixture

@@ -18,10 +18,10 @@ from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
 from tests.conftest import asking
 from tests.processes import KEY, environment, janitor_here, records
-from worker import api_checks
-from worker.api_checks import certificate_days
+from worker.doctor import api as api_checks
+from worker.doctor.api import certificate_days
 from worker.redis_url import connect
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 EVER = timedelta(days=400)
 VERSION = version("finetune-janitor")
@@ -212,7 +212,7 @@ def test_each_fault_is_named_with_what_to_do(
 def test_a_host_whose_clock_is_off_is_told(env, monkeypatch):
     # Given a host that is a minute ahead (its own clock: nothing else can be moved from here)
     ahead = SimpleNamespace(time=lambda: datetime.now(UTC).timestamp() + 60)
-    monkeypatch.setattr("worker.ledger_checks.time", ahead)
+    monkeypatch.setattr("worker.doctor.ledger.time", ahead)
     # When doctor asks Redis for its time
     code, found = findings(env)
     # Then it says which of them is behind

@@ -15,10 +15,10 @@ import pytest
 from tasks.ledger.keys import keys
 from tests.acceptance.http import Client, secret_of, served, token_file
 from tests.processes import KEY, environment, janitor, janitor_here, started, until
-from worker import embedded
 from worker.http.tokens import read_tokens
-from worker.sandbox import Sandbox
-from worker.supervise import Spec
+from worker.local import embedded
+from worker.local.supervise import Spec
+from worker.sandbox.api import Sandbox
 
 POLLS = 1000
 

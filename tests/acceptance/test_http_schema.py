@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tests.acceptance.http import secret_of, served, token_file
 from tests.processes import environment
-from worker.embedded import running
+from worker.local.embedded import running
 
 # What the rules refuse beyond the shapes is no failure: see `NewRequest.checked`. `Allow` names the methods of one
 # of the routes of a path, as Starlette does.

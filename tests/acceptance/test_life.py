@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from tests.processes import KEY, ROOT, environment, janitor, producer, records, started, until, worker
-from worker import embedded
-from worker.sandbox import Sandbox
-from worker.supervise import Spec
+from worker.local import embedded
+from worker.local.supervise import Spec
+from worker.sandbox.api import Sandbox
 
 
 @pytest.fixture

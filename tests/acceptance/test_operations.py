@@ -6,8 +6,8 @@ import subprocess
 import pytest
 
 from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, until, worker
-from worker import embedded
-from worker.sandbox import Sandbox
+from worker.local import embedded
+from worker.sandbox.api import Sandbox
 
 GUIDE = (ROOT / "docs" / "operations" / "README.md").read_text(encoding="utf-8")
 

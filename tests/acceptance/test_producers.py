@@ -13,8 +13,8 @@ from celery import chain, chord, group
 
 from tasks.ledger import Ledger
 from tests.processes import ROOT, environment, janitor, producer, records, started, until
+from worker.local.supervise import Spec
 from worker.redis_url import celery_url, connect
-from worker.supervise import Spec
 
 pytestmark = pytest.mark.usefixtures("running_worker")
 

@@ -17,10 +17,10 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tests.processes import KEY, ROOT, environment, janitor, records, worker
-from worker import embedded
 from worker.app import create_app
+from worker.local import embedded
 from worker.redis_url import celery_url, connect
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 from worker.settings import Settings
 
 DOCUMENT = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")

@@ -13,10 +13,10 @@ import pytest
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
 from tests.processes import KEY, environment, janitor, producer, records, started, until
-from worker import embedded
+from worker.local import embedded
+from worker.local.supervise import Spec
 from worker.redis_url import celery_url, connect
-from worker.sandbox import Sandbox
-from worker.supervise import Spec
+from worker.sandbox.api import Sandbox
 
 
 @pytest.fixture

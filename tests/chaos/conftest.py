@@ -4,7 +4,7 @@ import pytest
 
 from tests.chaos.harness import LONG, System
 from tests.processes import KEY
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 
 def pytest_collection_modifyitems(config, items):

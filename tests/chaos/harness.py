@@ -13,9 +13,9 @@ from redis import Redis
 from tasks.ledger import Ledger
 from tasks.ledger.queries import Filter, get, list_deletions, workers_seen
 from tests.processes import KEY, environment, janitor_here, records, until
-from worker import embedded
+from worker.local import embedded
+from worker.local.supervise import Child, Spec
 from worker.redis_url import connect
-from worker.supervise import Child, Spec
 
 LONG = os.environ.get("JANITOR_CHAOS") == "long"
 # The short form shortens leases; the long one proves the defaults.

@@ -9,7 +9,7 @@ import pytest
 
 from tests.chaos.harness import LEASE_SECONDS, create, wait_final
 from tests.processes import janitor_here, producer, records, until
-from worker.supervise import Child, Spec
+from worker.local.supervise import Child, Spec
 
 OLD = "[[policy]]\nname = 'old'\nolder_than = '30d'\nmax_percent = 100\ngrace = '{grace}'\n"
 SCHEDULED = OLD + "schedule = '0 0 1 1 *'\nmode = 'apply'\n"

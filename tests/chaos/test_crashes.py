@@ -25,7 +25,7 @@ from tests.chaos.harness import (
     wait_observed,
 )
 from tests.processes import producer, until
-from worker.supervise import NotReady
+from worker.local.supervise import NotReady
 
 # By the point at which a worker dies: how many delete calls the API sees in all, and the evidence on record.
 DELETIONS = {

@@ -19,7 +19,7 @@ from tests.chaos.harness import (
     redis_on,
 )
 from tests.processes import free_ports, producer, until
-from worker.supervise import started
+from worker.local.supervise import started
 
 
 def states(system, ids):

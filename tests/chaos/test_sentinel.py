@@ -10,9 +10,9 @@ from celery import Celery
 
 from tests.chaos.harness import TIMES
 from tests.processes import environment, free_ports, janitor, records, until, worker
-from worker import embedded
+from worker.local import embedded
+from worker.local.supervise import Spec, started
 from worker.redis_url import celery_options, celery_url
-from worker.supervise import Spec, started
 
 PASSWORD = "5ecret"
 SENTINEL = """port {sentinel}

@@ -7,7 +7,7 @@ import requests
 from jsonschema import Draft202012Validator
 from ruamel.yaml import YAML
 
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 CONTRACT = YAML(typ="safe").load(Path(__file__).with_name("bfl-delete-finetune.openapi.yaml"))
 DELETE = CONTRACT["paths"]["/v1/delete_finetune"]["post"]

@@ -3,7 +3,7 @@
 import pytest
 import redis
 
-from worker import embedded
+from worker.local import embedded
 
 
 @pytest.fixture(scope="session")

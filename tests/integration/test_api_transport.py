@@ -22,7 +22,7 @@ import trustme
 from tasks.api import errors
 from tasks.api.client import BflClient, Timeouts
 from tasks.api.transport import BODY_LIMIT
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 KEY = "5ecret-key-of-the-account"
 TIMEOUTS = Timeouts(timedelta(seconds=0.5), timedelta(seconds=0.5), timedelta(seconds=1))

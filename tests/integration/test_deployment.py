@@ -21,8 +21,8 @@ from ruamel.yaml import YAML
 
 from tasks.durations import parse_duration
 from tests.processes import free_ports
-from worker.embedded import find_server
 from worker.http.tokens import new_token
+from worker.local.embedded import find_server
 from worker.redis_url import connect
 from worker.settings import Settings, load_settings
 

@@ -10,10 +10,10 @@ import pytest
 import redis
 from celery import Celery
 
-from worker import embedded
-from worker.embedded import EmbeddedRedisError
+from worker.local import embedded
+from worker.local.embedded import EmbeddedRedisError
+from worker.local.supervise import NotReady, started, until
 from worker.redis_url import celery_url
-from worker.supervise import NotReady, started, until
 
 
 def client(url):

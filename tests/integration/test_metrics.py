@@ -20,7 +20,7 @@ from tasks.records import State
 from tests.conftest import asking, carry_out_one, claim, claim_all, finish, progress, register
 from worker.metrics import registry
 from worker.redis_url import connect
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 ALERTS = Path(__file__).parents[2] / "docs/operations/alerts.yml"
 

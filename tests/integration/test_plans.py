@@ -21,7 +21,7 @@ from tasks.intake import Intake
 from tasks.ledger.queries import get
 from tasks.records import State, to_ms
 from tests.conftest import accept, asking, carry_out_one, claim_all, finish, mark
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 DAY = timedelta(days=1)
 OLD = Policy("old", older_than=30 * DAY, max_percent=100)

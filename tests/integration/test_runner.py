@@ -14,7 +14,7 @@ from tasks.ledger.types import Terms
 from tasks.runner import Runners
 from tests.conftest import accept, asking, register
 from tests.processes import KEY, until
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 TIMEOUTS = Timeouts(timedelta(seconds=1), timedelta(seconds=2), timedelta(seconds=3))
 

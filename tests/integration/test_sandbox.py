@@ -9,7 +9,7 @@ import requests
 from tasks.api.client import BflClient
 from tasks.deletion import Rules, carry_out
 from tests.conftest import asking, claim
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from worker.supervise import NotReady, Spec, started, until
+from worker.local.supervise import NotReady, Spec, started, until
 
 SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
 STUBBORN = [
@@ -20,7 +20,7 @@ STUBBORN = [
 # A tree of its own, in a process of its own: signals go to a main thread.
 TREE = """
 import sys
-from worker.supervise import Spec, supervise
+from worker.local.supervise import Spec, supervise
 specs = [Spec(name, [sys.executable, "-c", code]) for name, code in zip(sys.argv[1::2], sys.argv[2::2])]
 sys.exit(supervise(specs, on_event=lambda line: print(line, flush=True)))
 """

@@ -11,9 +11,9 @@ import pytest
 
 from tasks.ledger.keys import keys
 from tests.processes import KEY, ROOT, environment, producer, until, worker
-from worker.embedded import running
+from worker.local.embedded import running
 from worker.redis_url import connect
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 
 MIB = 1 << 20
 

@@ -8,9 +8,9 @@ import pytest
 import redis
 
 from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, started, worker
-from worker import embedded
-from worker.sandbox import Sandbox
-from worker.supervise import Spec
+from worker.local import embedded
+from worker.local.supervise import Spec
+from worker.sandbox.api import Sandbox
 
 HERE = ROOT / "tests" / "interop"
 PASSWORD = "5ecret"

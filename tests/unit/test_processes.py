@@ -3,8 +3,8 @@
 import pytest
 
 from worker.cli.processes import _tree
+from worker.local.supervise import without_keys
 from worker.settings import load_settings
-from worker.supervise import without_keys
 
 KEYS = {"BFL_API_KEY": "k3y", "BFL_API_KEY_FILE_EMEA": "/run/key", "BFL_API_KEY_OTHER": "oth3r"}
 

@@ -20,11 +20,11 @@ import click
 
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
-from worker import embedded
 from worker.cli.output import note
+from worker.local import embedded
+from worker.local.supervise import Spec, started
 from worker.redis_url import celery_url, connect
-from worker.sandbox import Sandbox
-from worker.supervise import Spec, started
+from worker.sandbox.api import Sandbox
 
 KEY = "demo-key"
 _PATIENCE_SECONDS = "30"

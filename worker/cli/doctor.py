@@ -9,14 +9,14 @@ import click
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.redis_errors import unavailable
-from worker.api_checks import check_api, check_proxy
 from worker.cli.common import json_option
 from worker.cli.output import print_json
 from worker.cli.settings import show
-from worker.ledger_checks import check_ledger
+from worker.doctor.api import check_api, check_proxy
+from worker.doctor.ledger import check_ledger
+from worker.doctor.server import Finding, check_server
 from worker.logs import configure as configure_logs
 from worker.redis_url import connect, redis_url
-from worker.server_checks import Finding, check_server
 from worker.settings import Settings, SettingsError, load_settings
 
 _UNREACHABLE = 3

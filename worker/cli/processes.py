@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 
 from tasks.errors import InvalidRequest
-from worker import embedded, supervise
 from worker.cli.common import extra
+from worker.local import embedded, supervise
+from worker.local.supervise import Spec
 from worker.redis_url import celery_url
-from worker.sandbox import Sandbox
+from worker.sandbox.api import Sandbox
 from worker.settings import Settings, load_settings, require_accounts
-from worker.supervise import Spec
 
 _STOP_SECONDS_OVER_CALL = 7  # a worker needs 5 at most
 _JANITOR = (sys.executable, "-m", "worker.cli")

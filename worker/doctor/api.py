@@ -17,7 +17,7 @@ from tasks.api.errors import ApiError, KeyRefused, NotFound, Unclear
 from tasks.api.incarnations import incarnation_of
 from tasks.durations import format_duration
 from tasks.records import DEFAULT_ACCOUNT
-from worker.server_checks import Finding
+from worker.doctor.server import Finding
 from worker.settings import Account, Settings
 
 # From public reports; the contract names api.us1.bfl.ai, which is reported to be switched off.

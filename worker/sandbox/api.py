@@ -16,7 +16,7 @@ from typing import Any, Self
 from uuid import uuid4
 
 from tasks.text import finetune_key
-from worker.sandbox_http import BREAKING, Answer, Fault, Server, distorted
+from worker.sandbox.wire import BREAKING, Answer, Fault, Server, distorted
 
 _NOT_FOUND = {"detail": "Finetune not found or access denied"}  # known from public reports
 _FORBIDDEN = {"detail": "Not authenticated"}

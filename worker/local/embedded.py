@@ -25,8 +25,8 @@ from redis.exceptions import BusyLoadingError, RedisError
 from redis.retry import Retry
 
 from tasks.errors import JanitorError
-from worker.server_checks import OLDEST
-from worker.supervise import Spec, started, without_keys
+from worker.doctor.server import OLDEST
+from worker.local.supervise import Spec, started, without_keys
 
 _SERVERS = ("redis-server", "valkey-server")
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 107 bytes on Linux, 103 on macOS

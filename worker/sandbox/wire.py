@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
-    from worker.sandbox import Sandbox
+    from worker.sandbox.api import Sandbox
 
 # With these the connection ends, and the answer is not complete.
 BREAKING = ("hang", "close", "reset", "cut", "drip", "drip_headers")

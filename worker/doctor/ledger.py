@@ -15,7 +15,7 @@ from tasks.ledger.queries import stopped_accounts, workers_seen
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.statistics import statistics
 from tasks.records import from_ms
-from worker.server_checks import Finding
+from worker.doctor.server import Finding
 
 LATE = timedelta(minutes=5)
 SKEW = timedelta(seconds=5)

@@ -1,0 +1,1 @@
+"""What `janitor doctor` checks: the API, the ledger, the Redis server."""
