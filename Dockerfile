@@ -1,15 +1,16 @@
 # The image of every janitor process: `docker run IMAGE worker` is `janitor worker`.
 
 FROM python:3.11-slim-bookworm AS build
-# More to install beside the janitor, at the versions in constraints.txt: Flower's image gives `flower`.
-ARG ALSO=""
+# What is installed beside the janitor: Flower's image gives constraints-flower.txt.
+ARG REQUIREMENTS=constraints-run.txt
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints-run.txt constraints-flower.txt README.md LICENSE ./
 COPY tasks ./tasks
 COPY worker ./worker
 # A venv without pip: what is copied into the final stage can install nothing.
 RUN python -m venv --without-pip /opt/janitor \
-    && pip --python /opt/janitor/bin/python install --no-cache-dir --constraint constraints.txt '.[http]' ${ALSO}
+    && pip --python /opt/janitor/bin/python install --no-cache-dir --require-hashes --requirement ${REQUIREMENTS} \
+    && pip --python /opt/janitor/bin/python install --no-cache-dir --no-deps .
 
 FROM python:3.11-slim-bookworm
 # The base image's own installers are of no use to a process that runs.

@@ -1,50 +1,94 @@
 # Every target makes what it needs: a fresh clone and Python 3.11 are enough.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/pip --quiet --disable-pip-version-check
+T = tests
 
-.PHONY: demo test interop chaos bench lint clean
+.PHONY: demo test coverage interop chaos bench lint format reference docs constraints image clean
 .DEFAULT_GOAL := help
 
-help: ## what can be made
+help: ## list what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
-.venv/installed: pyproject.toml constraints.txt
+# The dependencies are checked against their hashes. The project itself has none: pip cannot hash a folder.
+.venv/installed: pyproject.toml constraints-dev.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(0 if v >= (3, 11) else "Python 3.11 or newer is needed, $(PYTHON) is %d.%d: make PYTHON=/path/to/python3.11" % v[:2])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,http,dev]'
+	$(PIP) install --require-hashes --requirement constraints-dev.txt
+	$(PIP) install --no-deps --editable .
 	@touch $@
 
-demo: .venv/installed ## the whole system on this machine, against a simulated API
+demo: .venv/installed ## show the whole system on this machine, against a simulated API
 	@$(BIN)/janitor demo
 
 # Fetched if it can be; without it the tests that need it are left out.
 CLIENT = npm install --prefix tests/interop --no-package-lock --no-audit --no-fund --ignore-scripts --silent \
 	--fetch-retries=0 --fetch-timeout=20000
+PYTEST = pytest --numprocesses 4 --dist loadgroup $(T) $(OPTIONS)
 
-test: .venv/installed ## every test: unit, integration, acceptance
+test: .venv/installed ## run every test, or some: T=tests/unit, T=tests/unit/test_x.py, OPTIONS='-k name'
 	@test -d tests/interop/node_modules || $(CLIENT) >/dev/null 2>&1 || echo "no celery-node here: make interop is left out"
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadgroup
+	$(BIN)/python -m $(PYTEST)
 
-interop: .venv/installed ## a producer in another language (celery-node): needs node and npm
+coverage: .venv/installed ## run the tests (T as above) and show which lines they leave out, subprocesses included
+	@rm -rf .coverage && mkdir .coverage
+	$(BIN)/coverage run -m $(PYTEST)
+	@$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+interop: .venv/installed ## let a producer in another language (celery-node) ask: needs node and npm
 	$(CLIENT)
 	$(BIN)/python -m pytest tests/interop
 
-chaos: .venv/installed ## the long form of the chaos tests and the explorer, with the default settings: about an hour
+chaos: .venv/installed ## run the long form of the chaos tests and the explorer, with the default settings: about an hour
 	JANITOR_CHAOS=long $(BIN)/python -m pytest tests/chaos tests/explorer --numprocesses 2 --dist loadgroup -rP
 
-.venv/bench-installed: .venv/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[embedded,dev,bench]'
+.venv/bench-installed: .venv/installed constraints-bench.txt
+	$(PIP) install --require-hashes --requirement constraints-bench.txt
 	@touch $@
 
-bench: .venv/bench-installed ## beside other queues, about half an hour; ONLY=throughput|enqueue|cleanup|ledger, OPTIONS='--scale 0.2'
+bench: .venv/bench-installed ## compare with other queues, about half an hour; ONLY=throughput|enqueue|cleanup|ledger, OPTIONS='--scale 0.2'
 	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(OPTIONS)
 
-lint: .venv/installed ## ruff, mypy strict, import-linter, luacheck if it is installed
+lint: .venv/installed ## run ruff, mypy strict, import-linter, luacheck if it is installed; check docs/reference
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.check_lua
+	$(BIN)/python docs/generate.py --check
+
+format: .venv/installed ## format the code and make the corrections that ruff can make
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+reference: .venv/installed ## write docs/reference from the code
+	$(BIN)/python docs/generate.py
+
+.venv/docs-installed: .venv/installed constraints-docs.txt
+	$(PIP) install --require-hashes --requirement constraints-docs.txt
+	@touch $@
+
+docs: .venv/docs-installed ## build docs/ as a site, in the folder site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# The newest versions that pyproject.toml accepts, for every Python from 3.11 on. UPGRADE= keeps those that are pinned.
+UPGRADE = --upgrade
+COMPILE = .venv/uv/bin/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --generate-hashes \
+	--no-header --no-annotate $(UPGRADE)
+DEV := --extra embedded --extra http --extra flower --extra dev
+
+constraints: .venv/installed ## pin all dependencies anew, with hashes, after a change in pyproject.toml
+	$(PYTHON) -m venv .venv/uv
+	.venv/uv/bin/pip install --quiet --disable-pip-version-check uv
+	$(COMPILE) $(DEV) --extra bench --output-file constraints-bench.txt
+	$(COMPILE) $(DEV) --constraint constraints-bench.txt --output-file constraints-dev.txt
+	$(COMPILE) --extra http --constraint constraints-bench.txt --output-file constraints-run.txt
+	$(COMPILE) --extra http --extra flower --constraint constraints-bench.txt --output-file constraints-flower.txt
+	$(COMPILE) --extra docs --constraint constraints-bench.txt --output-file constraints-docs.txt
+
+image: ## build the container image
+	docker build --tag finetune-janitor .
 
 clean: ## remove what was made
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf .venv build dist site .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

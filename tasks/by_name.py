@@ -13,6 +13,7 @@ from tasks.intake import BULK, digest_of
 from tasks.records import NewRequest, check_finetune_id
 
 _OPTIONS = ("account", "reason", "requested_by", "due_at", "delay_seconds", "requested_at", "missing_ok")
+_PLAIN = ("account", "reason", "requested_by", "missing_ok")  # taken as they are
 
 
 def by_name(
@@ -24,16 +25,13 @@ def by_name(
     `due_at`; if both are given, the later one counts. Without a `requested_at` the request is then dated by it,
     because nobody knows how long the message has waited.
     """
-    unknown = sorted(set(options) - set(_OPTIONS))
-    if unknown:
+    if unknown := sorted(set(options) - set(_OPTIONS)):
         raise InvalidRequest(f"{unknown[0]!r} is not an argument: accepted are {', '.join(_OPTIONS)}")
     due_at, requested_at = (_time(name, options.get(name)) for name in ("due_at", "requested_at"))
     if eta:
         at = parse_time(eta)
         due_at, requested_at = max(at, due_at or at), requested_at or at
-    plain = {
-        name: options[name] for name in ("account", "reason", "requested_by", "missing_ok") if name in options
-    }
+    plain = {name: options[name] for name in _PLAIN if name in options}
     return NewRequest(
         request_id, finetune_id, source="name", due_at=due_at, requested_at=requested_at,
         delay=_delay(options.get("delay_seconds")), bulk=bulk,

@@ -9,7 +9,7 @@ itself runs them.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -53,6 +53,10 @@ _ANSWERING: dict[str, Any] = {
 # Nobody follows the events of a wake-up or a tick, and nobody asks for their results.
 _INNER: dict[str, Any] = {"shared": False, "send_events": False}
 _REQUEUE_AFTER_SECONDS = 1.0
+# As `send_task` takes them, and as a request has them.
+_CALLBACKS = {"link": "callbacks", "link_error": "errbacks", "group_id": "group"} | {
+    name: name for name in ("chain", "chord", "group_index", "root_id", "parent_id")
+}
 
 
 class Services(Protocol):
@@ -89,6 +93,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
             conflicts = accept(services(), [replace(request, callbacks=callbacks_of(self.request))])
         _raise_first(app, id_, conflicts)
         services().runners.run(request.account, begun=False)
+        warn_protected(services(), [request])
         raise Ignore
 
     @app.task(name="finetunes.delete_many", bind=True, **_ANSWERING)
@@ -98,6 +103,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
             requests = by_name_many(id_, only("finetune_ids", given, options), options, eta=eta)
             conflicts = accept(services(), requests, wake=True)
         _raise_first(app, id_, conflicts)
+        warn_protected(services(), requests)
         return [request.id for request in requests]
 
     @app.task(name="finetunes.cancel", bind=True, **_ANSWERING)
@@ -140,9 +146,15 @@ def accept(services: Services, requests: Sequence[NewRequest], *, wake: bool = F
     conflicts = [(request.id, conflict(request)) for request, one in pairs if one.answer == "conflict"]
     for id_, error in conflicts:
         services.intake.note_refused(id_, account, error)
-    for id_ in protected_among(services.ledger, account, [request.finetune_id for request in requests]):
-        log.warning("request.protected", finetune=id_, account=account)  # from cleanups: a request goes ahead
     return [error for _, error in conflicts]
+
+
+def warn_protected(services: Services, requests: Sequence[NewRequest]) -> None:
+    """Log which of these finetunes are protected. That keeps cleanups away; a request goes ahead."""
+    account, ids = requests[0].account, [request.finetune_id for request in requests]
+    with suppress(LedgerUnavailable):
+        for id_ in protected_among(services.ledger, account, ids):
+            log.warning("request.protected", finetune=id_, account=account)
 
 
 def wake(app: Celery, account: str) -> None:
@@ -200,16 +212,7 @@ def callbacks_of(request: Any) -> dict[str, Any] | None:
     """The callbacks in a message, as they must be given to send it again; None if there are none."""
     if not (request.callbacks or request.errbacks or request.chain or request.chord):
         return None
-    return {
-        "link": request.callbacks,
-        "link_error": request.errbacks,
-        "chain": request.chain,
-        "chord": request.chord,
-        "group_id": request.group,
-        "group_index": request.group_index,
-        "root_id": request.root_id,
-        "parent_id": request.parent_id,
-    }
+    return {name: getattr(request, kept) for name, kept in _CALLBACKS.items()}
 
 
 def _header(request: Any, name: str) -> str:

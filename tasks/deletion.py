@@ -160,7 +160,7 @@ class _Run:
         )  # fmt: skip
 
     def _after(self, error: errors.ApiError, seen: Observation) -> Finish:
-        """What an answer to a delete means: the rows of the table in docs/design.md."""
+        """What an answer to a delete means: the rows of the table in docs/explanation/design.md."""
         match error:
             case errors.WrongFinetune():
                 return Finish(result=State.REVIEW, message=f"{error}; the account is paused", pause=str(error))

@@ -33,15 +33,11 @@ def parse_duration(text: str) -> timedelta:
 
 def format_duration(duration: timedelta) -> str:
     """`1h30m` for ninety minutes: the shortest text that `parse_duration` reads back."""
-    left_ms = round(duration.total_seconds() * 1000)
-    if left_ms <= 0:
-        return "0s"
-    text = ""
+    text, left_ms = "", max(0, round(duration.total_seconds() * 1000))
     for unit in ("d", "h", "m", "s", "ms"):
-        size_ms = round(_UNITS[unit] * 1000)
-        count, left_ms = divmod(left_ms, size_ms)
+        count, left_ms = divmod(left_ms, round(_UNITS[unit] * 1000))
         text += f"{count}{unit}" if count else ""
-    return text
+    return text or "0s"
 
 
 def parse_time(text: str) -> datetime:

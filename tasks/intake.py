@@ -70,7 +70,6 @@ class Intake:
 
     def note_refused(self, request_id: str, account: object, error: InvalidRequest) -> None:
         """Log and count a refused request whose sender may not wait for an answer."""
-        is_known = False
         with suppress(LedgerUnavailable):
             is_known = isinstance(account, str) and account in self._known({account})
             why = "conflict" if isinstance(error, IdConflict) else "request" if is_known else "account"

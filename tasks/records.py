@@ -7,7 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BeforeValidator, Field
 
 from tasks.durations import iso
 from tasks.errors import InvalidRequest
@@ -16,6 +18,7 @@ MAX_ID_LENGTH = 255
 MAX_REQUEST_ID_LENGTH = 128
 MAX_TEXT_LENGTH = 500
 DEFAULT_ACCOUNT = "default"
+T = TypeVar("T")
 _ACCOUNT = re.compile(r"[a-z0-9_]{1,40}")
 
 
@@ -59,6 +62,16 @@ class Evidence(StrEnum):
     SIBLING = "sibling"  # another deletion removed it: `deleted_by`
 
 
+def from_ms(milliseconds: float | str) -> datetime:
+    """An aware UTC datetime; the ledger's scripts count milliseconds since the epoch."""
+    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
+
+
+# How pydantic reads a stored record: times are in milliseconds, and a newer version may have written other words.
+Moment = Annotated[datetime, BeforeValidator(from_ms)]
+OrUnknown = Annotated[T | str, Field(union_mode="left_to_right")]
+
+
 class Plain:
     """The stable JSON form: the fields in their order; times in UTC, ISO 8601, milliseconds."""
 
@@ -70,7 +83,7 @@ class Plain:
 class Attempt(Plain):
     """One delete call to the API. `sent` is false if it is known that the request never left."""
 
-    at: datetime
+    at: Moment
     sent: bool
     http_status: int | None = None
     error: str | None = None
@@ -92,8 +105,8 @@ class Deletion(Plain):
     id: str
     finetune_id: str
     account: str
-    state: State | str
-    evidence: Evidence | str | None = None
+    state: OrUnknown[State]
+    evidence: OrUnknown[Evidence] | None = None
     status: str | None = None
     message: str | None = None
     timestamp: str | None = None
@@ -101,21 +114,21 @@ class Deletion(Plain):
     requested_by: str | None = None
     reason: str | None = None
     missing_ok: bool = False
-    created_at: datetime
-    asked_at: datetime
-    due_at: datetime
-    next_try_at: datetime | None = None
-    deadline: datetime
-    finished_at: datetime | None = None
-    observed_at: datetime | None = None
+    created_at: Moment
+    asked_at: Moment
+    due_at: Moment
+    next_try_at: Moment | None = None
+    deadline: Moment
+    finished_at: Moment | None = None
+    observed_at: Moment | None = None
     vantage: str | None = None
     incarnation: Mapping[str, Any] | None = None
-    verified_at: datetime | None = None
+    verified_at: Moment | None = None
     deleted_by: str | None = None
-    cancel_requested_at: datetime | None = None
+    cancel_requested_at: Moment | None = None
     cancelled_by: str | None = None
     cancel_reason: str | None = None
-    resolved_at: datetime | None = None
+    resolved_at: Moment | None = None
     resolved_by: str | None = None
     resolution: str | None = None
     retry_of: str | None = None
@@ -193,39 +206,36 @@ def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> st
     Names chosen by people use lowercase letters, digits, `-` and `_`, older ids are UUIDs; `org/name` is
     another organisation's (public reports; the API's reference does not say).
     """
-    shown, accepted = _shown(finetune_id), f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
+    accepted = f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
     if not isinstance(finetune_id, str):
-        raise InvalidRequest(f"the finetune id {shown} is not a text: {accepted}")
-    if not finetune_id:
-        raise InvalidRequest(f"the finetune id is empty: {accepted}")
-    if len(finetune_id) > MAX_ID_LENGTH:
-        raise InvalidRequest(f"the finetune id {shown} has {len(finetune_id)} characters: {accepted}")
-    if not finetune_id.isprintable() or " " in finetune_id:
-        raise InvalidRequest(f"the finetune id {shown} has a space or a control character: {accepted}")
-    if "/" in finetune_id and not allow_org_ids:
-        raise InvalidRequest(
-            f"the finetune id {shown} names another organisation's finetune (org/name): give one of your own, or "
-            "set JANITOR_ALLOW_ORG_IDS=true if that is meant"
-        )
-    return finetune_id
+        why = f"{_shown(finetune_id)} is not a text"
+    elif not finetune_id:
+        why = "is empty"
+    elif len(finetune_id) > MAX_ID_LENGTH:
+        why = f"{_shown(finetune_id)} has {len(finetune_id)} characters"
+    elif not finetune_id.isprintable() or " " in finetune_id:
+        why = f"{_shown(finetune_id)} has a space or a control character"
+    elif "/" in finetune_id and not allow_org_ids:
+        why = f"{_shown(finetune_id)} names another organisation's finetune (org/name)"
+        accepted = "give one of your own, or set JANITOR_ALLOW_ORG_IDS=true if that is meant"
+    else:
+        return finetune_id
+    raise InvalidRequest(f"the finetune id {why}: {accepted}")
 
 
 def check_request_id(request_id: object) -> str:
     """`request_id` if it can be one; raises `InvalidRequest`."""
     if not request_id or not _is_line(request_id, MAX_REQUEST_ID_LENGTH):
-        raise InvalidRequest(
-            f"the request id {_shown(request_id)} is not accepted: give 1 to {MAX_REQUEST_ID_LENGTH} printable "
-            "characters, such as a UUID"
-        )
+        accepted = f"give 1 to {MAX_REQUEST_ID_LENGTH} printable characters, such as a UUID"
+        raise InvalidRequest(f"the request id {_shown(request_id)} is not accepted: {accepted}")
     return str(request_id)
 
 
 def check_account(account: object, known: Iterable[str] | None = None) -> str:
     """`account` if it is a name, and one of `known` if that is given; raises `InvalidRequest`."""
     if not isinstance(account, str) or not is_account(account):
-        raise InvalidRequest(
-            f"the account {_shown(account)} is not a name: give lowercase letters, digits and _, at most 40"
-        )
+        accepted = "give lowercase letters, digits and _, at most 40"
+        raise InvalidRequest(f"the account {_shown(account)} is not a name: {accepted}")
     if known is not None and account not in known:
         raise InvalidRequest(f"the account {account!r} is not known: give one of {', '.join(sorted(known))}")
     return account
@@ -238,15 +248,9 @@ def is_account(name: str) -> bool:
 
 def check_state(state: str) -> State:
     """The `State` of this name; raises `InvalidRequest`."""
-    try:
-        return State(state)
-    except ValueError:
-        raise InvalidRequest(f"{_shown(state)} is not a state: give one of {', '.join(State)}") from None
-
-
-def from_ms(milliseconds: float | str) -> datetime:
-    """An aware UTC datetime; the ledger's scripts count milliseconds since the epoch."""
-    return datetime.fromtimestamp(float(milliseconds) / 1000, UTC)
+    if state not in list(State):
+        raise InvalidRequest(f"{_shown(state)} is not a state: give one of {', '.join(State)}")
+    return State(state)
 
 
 def moment(milliseconds: float | str | None) -> datetime | None:

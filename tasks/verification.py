@@ -7,7 +7,7 @@ deletion; everything else ends after a day without a result.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +18,7 @@ from tasks.account_stops import cool_down
 from tasks.api import errors
 from tasks.api.client import BflReader
 from tasks.api.incarnations import Incarnation, Verdict, compare, incarnation_of
+from tasks.ledger.queries import each
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import BATCH, Ledger
 from tasks.records import from_ms, to_ms
@@ -52,18 +53,20 @@ def finding(record: Unverified, now: datetime, *, listed: bool | None, is_same: 
     listed: whether the list has it; None if nobody can tell from here. is_same: whether its details show the
     incarnation that was deleted, by its unique id or creation time.
     """
-    if listed is False:
-        return _found(record, "gone")
+    of_it = {"id": record.id, "finished_at": to_ms(record.finished_at)}
+    again = {**of_it, "word": "again", "hits": record.hits}
     age = now - record.finished_at
+    if listed is False:
+        return of_it | {"word": "gone"}
     if listed and is_same and age >= FIRST_AFTER:
         if record.hits:
-            return _found(record, "still_there")
-        return _found(record, "again", at=now + SECOND_AFTER, hits=1)
+            return of_it | {"word": "still_there"}
+        return again | {"at": to_ms(now + SECOND_AFTER), "hits": 1}
     if age >= GIVE_UP_AFTER:
-        return _found(record, "end")
+        return of_it | {"word": "end"}
     if listed and age < FIRST_AFTER:
-        return _found(record, "again", at=record.finished_at + FIRST_AFTER)
-    return _found(record, "again", at=min(now + AGAIN_AFTER, record.finished_at + GIVE_UP_AFTER))
+        return again | {"at": to_ms(record.finished_at + FIRST_AFTER)}
+    return again | {"at": to_ms(min(now + AGAIN_AFTER, record.finished_at + GIVE_UP_AFTER))}
 
 
 def verify_round(ledger: Ledger, account: str, api: BflReader, max_concurrent: int) -> None:
@@ -91,18 +94,11 @@ def verify_round(ledger: Ledger, account: str, api: BflReader, max_concurrent: i
 def _due(ledger: Ledger, account: str, now_ms: int) -> list[Unverified]:
     with unavailable():
         ids: Any = ledger.redis.zrangebyscore(ledger.keys.verify(account), "-inf", now_ms, 0, BATCH)
-        with ledger.redis.pipeline(transaction=False) as pipe:
-            for id_ in ids:
-                pipe.hmget(ledger.keys.deletion(id_), _FIELDS)
-            rows = pipe.execute()
-    return [_record(id_, dict(zip(_FIELDS, row, strict=True))) for id_, row in zip(ids, rows, strict=True)]
-
-
-def _record(id_: str, row: Mapping[str, str | None]) -> Unverified:
-    return Unverified(
-        id_, row["finetune_id"] or "", from_ms(row["finished_at"] or 0), row["vantage"] or "",
-        row["incarnation"] or "", int(row["verify_hits"] or 0),
-    )  # fmt: skip
+    rows = each(ledger, ids, lambda pipe, id_: pipe.hmget(ledger.keys.deletion(id_), _FIELDS))
+    return [
+        Unverified(id_, name or "", from_ms(finished_at or 0), vantage or "", incarnation or "", int(hits or 0))
+        for id_, (name, finished_at, vantage, incarnation, hits) in zip(ids, rows, strict=True)
+    ]
 
 
 def _findings(
@@ -137,21 +133,12 @@ def _findings(
 def _is_same(record: Unverified, api: BflReader) -> bool:
     """Whether the details show the incarnation that was deleted; equal settings alone are no proof."""
     try:
-        deleted = Incarnation.from_text(record.incarnation)
+        deleted = Incarnation.from_text(record.incarnation) or Incarnation()
         details = api.finetune_details(record.finetune_id)
     except errors.Throttled:
         raise
     except (errors.ApiError, ValueError):
         return False
-    if deleted is None:
-        return False
     seen = incarnation_of(details.fields, record.finetune_id)
     by_identity = (Incarnation(identity=one.identity) for one in (deleted, seen))
     return compare(*by_identity, gap=timedelta(0), within=timedelta(0))[0] is Verdict.SAME
-
-
-def _found(record: Unverified, word: str, at: datetime | None = None, hits: int | None = None) -> dict[str, Any]:
-    found: dict[str, Any] = {"id": record.id, "finished_at": to_ms(record.finished_at), "word": word}
-    if at is not None:
-        found |= {"at": to_ms(at), "hits": record.hits if hits is None else hits}
-    return found

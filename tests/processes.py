@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from unittest import mock
@@ -16,7 +17,7 @@ from celery import Celery
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
 from worker.cli import main
-from worker.local.supervise import Spec, started, until
+from worker.local.supervise import NotReady, Spec, started
 from worker.redis_url import celery_url, connect
 
 KEY = "s3cret-key-of-the-tests"
@@ -41,6 +42,15 @@ def worker(env, log, *options):
     spec = Spec("worker", [*argv, *options], env, ready=lambda: bool(set(workers_seen(ledger)) - before), log=log)
     with started(spec) as child:
         yield child
+
+
+def until(met, *, seconds, what):
+    """Return once `met()`; raises `NotReady` after `seconds`."""
+    over = time.monotonic() + seconds
+    while not met():
+        if time.monotonic() > over:
+            raise NotReady(f"{what} did not happen within {seconds:g}s")
+        time.sleep(0.05)
 
 
 def janitor(env, *arguments, timeout=60, **more):

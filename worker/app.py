@@ -1,16 +1,16 @@
-"""The Celery app: standard Celery, each unusual setting with its reason (docs/design.md has the measurements)."""
+"""The Celery app: standard Celery, each unusual setting with its reason (measured: docs/explanation/design.md)."""
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
-from itertools import pairwise
 from typing import Any, TypeVar
 
 import structlog
@@ -18,8 +18,8 @@ from celery import Celery
 from kombu import Exchange, Queue
 
 from tasks import celery_tasks
-from tasks.api.client import BflClient, BflReader, Observer, Timeouts
-from tasks.celery_tasks import DELETIONS, WAKEUPS
+from tasks.api.client import BflClient, BflReader, Timeouts
+from tasks.celery_tasks import DELETIONS
 from tasks.cleanup.policies import read_policies
 from tasks.cleanup.schedule import Cleaner
 from tasks.deletion import Rules
@@ -27,23 +27,17 @@ from tasks.errors import InvalidRequest
 from tasks.intake import Intake
 from tasks.ledger import dead_letters
 from tasks.ledger.store import Ledger
-from tasks.maintenance import TOUCHES, Maintenance
+from tasks.maintenance import Maintenance
 from tasks.runner import Runners
+from worker import redis_url
 from worker.kombu_transport import install
 from worker.lifecycle import follow, slots
-from worker.redis_url import (
-    CONNECT_SECONDS,
-    SOCKET_SECONDS,
-    celery_options,
-    celery_settings,
-    celery_url,
-    connect,
-    redis_url,
-)
-from worker.settings import Account, Settings, terms
+from worker.message_fields import QUEUES
+from worker.settings import Settings, terms
 
 log = structlog.get_logger()
 
+_PREFORK = re.compile(r" (-P ?|--pool[ =])prefork\b")  # the option of `celery worker`
 Reader = TypeVar("Reader", bound=BflReader)
 
 
@@ -58,19 +52,20 @@ class Services:
 
     @cached_property
     def ledger(self) -> Ledger:
-        return Ledger(connect(self.url), terms(self.settings))
+        return Ledger(redis_url.connect(self.url), terms(self.settings))
 
     @cached_property
     def intake(self) -> Intake:
-        return Intake(self.ledger, self._wake, self.settings.allow_org_ids, tuple(self.settings.accounts))
+        wake = partial(celery_tasks.wake, self.app)
+        return Intake(self.ledger, wake, self.settings.allow_org_ids, tuple(self.settings.accounts))
 
     @cached_property
     def runners(self) -> Runners:
         settings = self.settings
         return Runners(
             ledger=self.ledger, rules=Rules(settings.observe_within, settings.retry_budget),
-            clients={name: client(settings, account, BflClient) for name, account in settings.accounts.items()},
-            threads=settings.threads, wake=self._wake, write_results=self._write_results, stopping=self.stopping,
+            clients=clients(settings, BflClient), threads=settings.threads, wake=self.intake.wake,
+            write_results=partial(celery_tasks.write_results, self.app, self.ledger), stopping=self.stopping,
         )  # fmt: skip
 
     @cached_property
@@ -94,18 +89,13 @@ class Services:
             every=self.settings.maintenance_every, stopping=self.stopping,
         )  # fmt: skip
 
-    def _wake(self, account: str) -> None:
-        celery_tasks.wake(self.app, account)
-
-    def _write_results(self, ids: Sequence[str]) -> None:
-        celery_tasks.write_results(self.app, self.ledger, ids)
-
 
 def create_app(settings: Settings, url: str | None = None) -> Celery:
     """A Celery app for workers, beat and producers; raises `LedgerUnavailable` if no Redis is named."""
-    url = url or redis_url(settings)
+    url = url or redis_url.redis_url(settings)
     install(dead_letters.keep)
-    app = Celery("finetunes", broker=celery_url(url), backend=celery_url(url), set_as_current=False)
+    place = redis_url.celery_url(url)
+    app = Celery("finetunes", broker=place, backend=place, set_as_current=False)
     app.conf.update(configuration(settings, url))
     services = Services(settings, url, app)
     celery_tasks.register(app, lambda: services)
@@ -115,30 +105,31 @@ def create_app(settings: Settings, url: str | None = None) -> Celery:
 
 
 def configuration(settings: Settings, url: str) -> dict[str, Any]:
-    """Celery's settings, for this Redis."""
+    """Celery's settings, for this Redis.
+
+    Some defaults of Celery 5.7 matter as well. It accepts only JSON: a pickle would run code. It creates missing
+    queues: a producer's `link` names its own. It acknowledges a task that failed: otherwise its message is dropped
+    on Redis. It lets tasks go on when the broker is gone: otherwise a call in flight is cut. It does not retry
+    after a timeout: that may publish twice.
+    """
+    options = redis_url.celery_options(url)
     return {
-        "accept_content": ["json"],  # a pickle would run code
-        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in (DELETIONS, WAKEUPS, TOUCHES)],
+        "task_queues": [Queue(name, Exchange(name), routing_key=name) for name in QUEUES],
         "task_default_queue": DELETIONS,
         "task_routes": celery_tasks.ROUTES,
-        "task_create_missing_queues": True,  # a producer's `link` names its own queue
         "task_ignore_result": True,  # the record is the result; the tasks that answer say so themselves
-        "task_acks_on_failure_or_timeout": True,  # False would drop the message on Redis
         "result_expires": settings.retention,  # results live as long as records
         "result_backend_always_retry": True,
         # A result that is not written is due again in a minute; a stopping worker has no time for twenty tries.
         "result_backend_max_retries": 5,
-        "redis_socket_timeout": SOCKET_SECONDS,
-        "redis_socket_connect_timeout": CONNECT_SECONDS,
+        "redis_socket_timeout": redis_url.SOCKET_SECONDS,
+        "redis_socket_connect_timeout": redis_url.CONNECT_SECONDS,
         "redis_backend_health_check_interval": 30,
         **({} if url.startswith("unix") else {"redis_socket_keepalive": True}),
         # Celery takes a configured pool instead of its default, prefork, even if prefork is asked for.
-        "worker_pool": "prefork" if _asks_for_prefork(sys.argv) else "threads",
+        "worker_pool": "prefork" if _PREFORK.search(" ".join(sys.argv)) else "threads",
         "worker_concurrency": slots(settings),
         "worker_prefetch_multiplier": 1,  # the fewest messages with a worker that may die
-        "worker_cancel_long_running_tasks_on_connection_loss": False,  # True would cut a call in flight
-        "worker_send_task_events": True,
-        "broker_connection_retry_on_startup": True,
         "broker_connection_max_retries": None,  # the default gives up after 100
         "broker_channel_error_retry": True,  # the default leaves a worker dead when Redis is full
         "broker_transport_options": {
@@ -146,12 +137,12 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
             "visibility_timeout": int(settings.visibility_timeout.total_seconds()),
             "unacked_restore_interval": 30,
             "unacked_restore_throttle": 1,
-            "socket_timeout": SOCKET_SECONDS,  # kombu's default is none: an ack blocks for ever on a dead path
-            "socket_connect_timeout": CONNECT_SECONDS,
+            # kombu's default is none: an ack blocks for ever on a dead path.
+            "socket_timeout": redis_url.SOCKET_SECONDS,
+            "socket_connect_timeout": redis_url.CONNECT_SECONDS,
             "socket_keepalive": True,
             "health_check_interval": 10,
-            "retry_on_timeout": False,  # True may publish twice
-            **celery_options(url),
+            **options,
         },
         "beat_schedule": {
             "tick": {
@@ -161,30 +152,25 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
                 "options": {"expires": settings.tick_every.total_seconds()},
             }
         },
-        "result_backend_transport_options": {**celery_options(url), "retry_policy": {"timeout": 3.0}},
+        "result_backend_transport_options": {**options, "retry_policy": {"timeout": 3.0}},
         "beat_scheduler": "celery.beat:Scheduler",  # no file to keep: what is due is decided in the ledger
-        **celery_settings(url),
+        **redis_url.celery_settings(url),
     }
 
 
-def client(settings: Settings, account: Account, kind: type[Reader], observer: Observer | None = None) -> Reader:
-    """An API client for one account."""
+def clients(settings: Settings, kind: type[Reader]) -> dict[str, Reader]:
+    """An API client for each account."""
     timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
-    return kind(
-        account.url, account.key.get_secret_value(), timeouts, ca_bundle=settings.ca_bundle,
-        url_variable=account.url_variable, observer=observer,
-    )  # fmt: skip
+    bundle = settings.ca_bundle
+    return {
+        name: kind(one.url, one.key.get_secret_value(), timeouts, ca_bundle=bundle, url_variable=one.url_variable)
+        for name, one in settings.accounts.items()
+    }
 
 
 def cleaner(settings: Settings, ledger: Ledger, intake: Intake, sleep: Callable[[float], None]) -> Cleaner:
     """What makes plans; its clients have no delete method."""
-    readers = {name: client(settings, account, BflReader) for name, account in settings.accounts.items()}
     return Cleaner(
-        ledger, intake, readers, settings.max_concurrent, settings.retry_budget, sleep, settings.observe_within
-    )
-
-
-def _asks_for_prefork(argv: Sequence[str]) -> bool:
-    return bool({"-Pprefork", "--pool=prefork"} & set(argv)) or bool(
-        {("-P", "prefork"), ("--pool", "prefork")} & set(pairwise(argv))
-    )
+        ledger, clients(settings, BflReader), settings.max_concurrent, settings.retry_budget, sleep,
+        settings.observe_within, intake=intake,
+    )  # fmt: skip

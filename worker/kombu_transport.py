@@ -26,7 +26,8 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError, ResponseError
 
-from worker.message_check import QUEUES, RefusedMessage, check_message, read
+from worker.message_check import check_message, read
+from worker.message_fields import QUEUES, RefusedMessage
 from worker.redis_url import following
 
 log = structlog.get_logger()
@@ -43,7 +44,7 @@ def install(keep: Keep) -> None:
     keep: writes a dead letter (client, queue, reason, message). Celery has settings for these, but they reach
     neither `redis+socket://` nor `-P threads`, so its tables of names are changed.
     """
-    _Deliveries.keep = staticmethod(keep)
+    Channel.keep = staticmethod(keep)
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
         backends.BACKEND_ALIASES[scheme] = "worker.result_backend:Backend"
@@ -55,7 +56,7 @@ def set_aside(client: redis.Redis, queue: str, reason: str, message: object) -> 
     """Make a dead letter of a message; False if not even that works, which the log says."""
     log.warning("message.dead_letter", queue=queue, reason=reason)
     try:
-        _Deliveries.keep(client, queue, reason, message)
+        Channel.keep(client, queue, reason, message)
     # Whatever a hostile message does to its own copy, the worker goes on.
     except Exception as error:
         log.error("message.lost", queue=queue, reason=reason, error=type(error).__name__)
@@ -98,14 +99,13 @@ class Unacknowledged(kombu_redis.QoS):
             raise
 
 
-class _Deliveries:
-    """What our channels do differently from kombu's."""
+_Channel: Any = kombu_redis.Channel  # its stubs lack what is private
+
+
+class Channel(_Channel):  # type: ignore[misc] # it is Any
+    """kombu's channel, made safe."""
 
     keep: Keep
-    connection: Any
-    qos: Any
-    _pool: Any
-    _async_pool: Any
     QoS: Any = Unacknowledged
 
     def _get_client(self) -> type[Client]:
@@ -115,7 +115,7 @@ class _Deliveries:
         if self.connection is None or self.connection.client is None:
             # kombu 5.7 gives messages back over channels that it has closed; its AttributeError ends the worker.
             raise redis.ConnectionError("this channel is closed: its messages come again")
-        params: dict[str, Any] = super()._connparams(asynchronous)  # type: ignore[misc] # of kombu's channel
+        params: dict[str, Any] = super()._connparams(asynchronous)
         params["connection_class"] = following(params["connection_class"], self._drop_idle)
         return params
 
@@ -125,12 +125,12 @@ class _Deliveries:
 
     def _receive_one(self, client: Any) -> Any:
         try:
-            return super()._receive_one(client)  # type: ignore[misc] # of kombu's channel
+            return super()._receive_one(client)
         except RecursionError:  # an event or command nested too deep; kombu expects only bad JSON
             raise Empty from None
 
     def basic_consume(self, queue: str, *arguments: Any, **options: Any) -> Any:
-        super().basic_consume(queue, *arguments, **options)  # type: ignore[misc] # of kombu's channel
+        super().basic_consume(queue, *arguments, **options)
         callbacks = self.connection._callbacks
         deliver = callbacks[queue]
 
@@ -141,34 +141,23 @@ class _Deliveries:
                 message["properties"]["delivery_tag"] = tag
                 deliver(message)
             except ResponseError:
-                _give_back(self, queue, raw)
+                with self.conn_or_acquire() as client, suppress(RedisError):
+                    client.eval(_GIVE_BACK, 1, queue, dumps(raw))
                 raise
             except (RedisError, OSError):
                 raise  # the connection's trouble, not the message's
             except Exception as error:
                 reason = str(error) if isinstance(error, RefusedMessage) else f"{type(error).__name__}: {error}"
-                self._set_aside(queue, reason, raw, tag)
+                with self.conn_or_acquire() as client:
+                    set_aside(client, queue, reason, raw)
+                if tag in self.qos._delivered:
+                    self.qos.ack(tag)
 
         callbacks[queue] = delivered
 
-    def _set_aside(self, queue: str, reason: str, raw: Any, tag: str) -> None:
-        with self.conn_or_acquire() as client:  # type: ignore[attr-defined] # of kombu's channel
-            set_aside(client, queue, reason, raw)
-        if tag in self.qos._delivered:
-            self.qos.ack(tag)
 
-
-def _give_back(channel: Any, queue: str, raw: Any) -> None:
-    with channel.conn_or_acquire() as client, suppress(RedisError):
-        client.eval(_GIVE_BACK, 1, queue, dumps(raw))
-
-
-class Channel(_Deliveries, kombu_redis.Channel):
-    """kombu's channel, made safe."""
-
-
-class SentinelChannel(_Deliveries, kombu_redis.SentinelChannel):
-    """kombu's channel that asks sentinels for the master, made safe."""
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """The same behind Sentinel: kombu's asks the sentinels for the master."""
 
 
 class Transport(kombu_redis.Transport):
@@ -178,6 +167,6 @@ class Transport(kombu_redis.Transport):
 
 
 class SentinelTransport(kombu_redis.SentinelTransport):
-    """The same behind Sentinel."""
+    """kombu's, with the channel behind Sentinel."""
 
     Channel = SentinelChannel

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import _thread
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from celery import Celery, signals
+from celery import signals
 from redis.exceptions import RedisError
 
 from tasks.celery_tasks import DELETIONS
@@ -41,7 +41,6 @@ def slots(settings: Settings) -> int:
 class Consumption:
     """Whether this worker takes new requests from the broker; wake-ups it always takes. consumer: Celery's."""
 
-    app: Celery
     consumer: Any
     _stopped: set[str] = field(default_factory=set)
 
@@ -51,7 +50,7 @@ class Consumption:
             self.consumer.call_soon(self._go_on if is_allowed else self._stop)
 
     def _stop(self) -> None:
-        for queue in {DELETIONS, TOUCHES} & set(self.app.amqp.queues.consume_from):
+        for queue in {DELETIONS, TOUCHES} & set(self.consumer.app.amqp.queues.consume_from):
             self._stopped.add(queue)
             self.consumer.cancel_task_queue(queue)
 
@@ -64,54 +63,27 @@ class Consumption:
 def follow(services: Services) -> None:
     """Check before a worker or beat starts, start maintenance with a worker, and stop all waiting with it."""
 
-    @signals.celeryd_after_setup.connect(weak=False)
-    def check(instance: Any = None, **_: Any) -> None:
-        with _exiting_on_error():
-            _check_worker(services, instance)
+    def on(signal: Any, receive: Callable[..., None]) -> None:
+        def received(**given: Any) -> None:
+            """One line and exit code 2; Celery swallows any other error of a signal's receiver."""
+            try:
+                receive(services, **given)
+            except JanitorError as error:
+                print(f"Error: {error}", file=sys.stderr)
+                raise SystemExit(2) from None
 
-    @signals.beat_init.connect(weak=False)
-    def check_beat(**_: Any) -> None:
-        with _exiting_on_error():
-            _check_schema(services.ledger)
+        signal.connect(received, weak=False)
 
-    @signals.worker_ready.connect(weak=False)
-    def ready(sender: Any = None, **_: Any) -> None:
-        maintenance = services.maintenance(Consumption(services.app, sender).allow)
-        with _exiting_on_error():
-            _check_schema(services.ledger)  # Redis may have been away before
-        # Before the first message is taken.
-        with suppress(LedgerUnavailable):
-            maintenance.watch_memory()
-        maintenance.start()
-
-    @signals.worker_shutting_down.connect(weak=False)
-    def stop(**_: Any) -> None:
-        # A second signal may interrupt this handler: within `set` it would wait for a lock of its own thread.
-        _thread.start_new_thread(services.stopping.set, ())
-
-    @signals.task_unknown.connect(weak=False)
-    @signals.task_rejected.connect(weak=False)
-    def unreadable(message: Any, exc: Exception | None = None, **_: Any) -> None:
-        queue = str((message.delivery_info or {}).get("routing_key"))
-        reason = f"refused by Celery: {exc or 'no task in it'}"
-        set_aside(services.ledger.redis, queue, reason, {"headers": message.headers, "body": message.body})
-
-    @signals.setup_logging.connect(weak=False)
-    def logs(**_: Any) -> None:
-        configure_logs(services.settings.log_level)
+    on(signals.setup_logging, lambda services, **_: configure_logs(services.settings.log_level))
+    on(signals.celeryd_after_setup, _check_worker)
+    on(signals.beat_init, lambda services, **_: _check_schema(services.ledger))
+    on(signals.worker_ready, _start_maintenance)
+    on(signals.task_unknown, _set_aside)
+    on(signals.task_rejected, _set_aside)
+    on(signals.worker_shutting_down, _stop_waiting)
 
 
-@contextmanager
-def _exiting_on_error() -> Iterator[None]:
-    """One line and exit code 2; Celery swallows any other error of a signal's receiver."""
-    try:
-        yield
-    except JanitorError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-
-
-def _check_worker(services: Services, instance: Any) -> None:
+def _check_worker(services: Services, *, instance: Any, **_: Any) -> None:
     settings = services.settings
     require_accounts(settings)
     if instance.pool_cls is not TaskPool:
@@ -126,6 +98,26 @@ def _check_worker(services: Services, instance: Any) -> None:
     _check_redis(services, strict=settings.strict)
     _check_schema(services.ledger)
     services.cleaner  # noqa: B018 -- made here, before any thread asks for it
+
+
+def _start_maintenance(services: Services, *, sender: Any, **_: Any) -> None:
+    maintenance = services.maintenance(Consumption(sender).allow)
+    _check_schema(services.ledger)  # Redis may have been away before
+    # Before the first message is taken.
+    with suppress(LedgerUnavailable):
+        maintenance.watch_memory()
+    maintenance.start()
+
+
+def _set_aside(services: Services, *, message: Any, exc: Exception | None = None, **_: Any) -> None:
+    queue = str((message.delivery_info or {}).get("routing_key"))
+    reason = f"refused by Celery: {exc or 'no task in it'}"
+    set_aside(services.ledger.redis, queue, reason, {"headers": message.headers, "body": message.body})
+
+
+def _stop_waiting(services: Services, **_: Any) -> None:
+    # A second signal may interrupt this handler: within `set` it would wait for a lock of its own thread.
+    _thread.start_new_thread(services.stopping.set, ())
 
 
 def _check_schema(ledger: Ledger) -> None:

@@ -7,95 +7,68 @@ be pushed into the ledger. An errback of a task that our worker knows is called 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from itertools import count
+from typing import Any
 
-from worker.message_fields import (
-    LIST,
-    OBJECT,
-    OPTIONS,
-    SIGNATURE,
-    SIGNATURES,
-    RefusedMessage,
-    as_object,
-    check_fields,
-    shown,
-)
+from worker.message_fields import EMBEDDED, NESTED, OPTIONS, PARTS, QUEUES, SIGNATURE, RefusedMessage, shown
 
-QUEUES = ("deletions", "wakeups", "touches")
-_EMBEDDED = {"callbacks": LIST, "errbacks": LIST, "chain": LIST, "chord": OBJECT}
-_EMBEDDED_OPTIONS = {"link": SIGNATURES, "link_error": SIGNATURES, "chain": LIST, "chord": OBJECT}
-# What a signature of several tasks keeps in its kwargs.
-_PARTS = {
-    "chain": {"tasks": LIST},
-    "group": {"tasks": LIST},
-    "chord": {"header": SIGNATURES, "body": OBJECT, "kwargs": OBJECT},
-}
 _MOST = 1000
 # Keys that belong to the ledger, to kombu and to Celery's result backend: a message pushed there breaks them.
 _RESERVED_PREFIXES = ("janitor:", "_kombu", "unacked", "celery-task", "celeryev", "chord-unlock-", "/")
 
 
-def check_signatures(embedded: Mapping[str, Any]) -> None:
+def check_signatures(embedded: Any) -> None:
     """Raise `RefusedMessage` if the third element of a body holds what Celery cannot or must not publish."""
-    check_fields(embedded, _EMBEDDED, "in the body, the option", only=True)
-    for count, found in enumerate(_signatures(embedded, _EMBEDDED, None, sent_here=True), start=1):
-        if count > _MOST:
-            raise RefusedMessage(f"the message has more than {_MOST:,} callbacks: send fewer")
-        _check_signature(found)
+    EMBEDDED.check(embedded, "the third element of the body", "in the body, ")
+    _check_within(embedded, EMBEDDED.kinds, None, count(1), sent_here=True)
 
 
-class _Found(NamedTuple):
-    """A signature in a message. queue: inherited, if any; sent_here: our worker publishes it, not a later one."""
+def _check_within(
+    given: Mapping[str, Any], places: Iterable[str], queue: Any, counted: Iterator[int], *, sent_here: bool,
+    in_chain: bool = False,
+) -> None:  # fmt: skip
+    """Check each signature in the fields `places` of `given`, and those nested in it, outermost first.
 
-    signature: dict[str, Any]
-    place: str
-    queue: Any
-    sent_here: bool
-
-
-def _signatures(
-    given: Mapping[str, Any], names: Iterable[str], queue: Any, *, sent_here: bool
-) -> Iterator[_Found]:
-    """Each signature in the fields `names` of `given`, and those nested in it, outermost first."""
-    for place in names:
+    queue: inherited, if any. sent_here: our worker publishes them, not a later one. in_chain: they are the tasks
+    of one, in order.
+    """
+    for place in places:
         value = given.get(place)
         listed = value if isinstance(value, list) else [] if value is None else [value]
-        # An embedded chain is kept in reverse, and each worker publishes the next task only.
-        first = len(listed) - 1 if place == "chain" else 0
-        for index, one in enumerate(listed):
-            signature = as_object(one, f"a signature in {place}")
-            here = sent_here and place != "body" and (place not in ("chain", "steps") or index == first)
-            yield _Found(signature, place, queue, here)
-            options, parts = signature["options"], dict(signature["kwargs"])
-            yield from _signatures(options, _EMBEDDED_OPTIONS, None, sent_here=False)
-            if signature.get("subtask_type") == "chain":
-                parts = {"steps": parts.get("tasks")}
-            if signature.get("subtask_type"):
-                inherited = options.get("queue") or queue
-                yield from _signatures(parts, ("tasks", "steps", "header", "body"), inherited, sent_here=here)
+        # Each worker publishes the next task of a chain only. An embedded chain is kept in reverse.
+        next_index = len(listed) - 1 if place == "chain" else 0
+        for index, signature in enumerate(listed):
+            if next(counted) > _MOST:
+                raise RefusedMessage(f"the message has more than {_MOST:,} callbacks: send fewer")
+            is_later = place == "body" or ((in_chain or place == "chain") and index != next_index)
+            here = sent_here and not is_later
+            _check_signature(signature, place, queue, sent_here=here)
+            options, kind = signature["options"], signature.get("subtask_type")
+            _check_within(options, NESTED, None, counted, sent_here=False)
+            if kind:
+                _check_within(
+                    signature["kwargs"], ("tasks", "header", "body"), options.get("queue") or queue, counted,
+                    sent_here=here, in_chain=kind == "chain",
+                )  # fmt: skip
 
 
-def _check_signature(found: _Found) -> None:
-    signature, place, inherited, sent_here = found
-    where = f"a signature in {place}: the field"
-    check_fields(signature, SIGNATURE, where, needed=("task", "args", "kwargs", "options"), only=True)
-    options = signature["options"]
-    check_fields(options, OPTIONS | _EMBEDDED_OPTIONS, f"a signature in {place}: the option", only=True)
-    kind, parts = signature.get("subtask_type"), signature["kwargs"]
+def _check_signature(given: Any, place: str, inherited: Any, *, sent_here: bool) -> None:
+    """Check one, without those nested in it."""
+    where = f"a signature in {place}"
+    signature = SIGNATURE.check(given, where, f"{where}: ")
+    options, kind = OPTIONS.check(signature["options"], where, f"{where}: "), signature.get("subtask_type")
     if kind:
-        needed = _PARTS[kind]
-        check_fields(parts, needed, f"a {kind} in {place}: the field", needed=tuple(needed), only=True)
+        parts = PARTS[kind].check(signature["kwargs"], where, f"a {kind} in {place}: ")
         if not parts["header" if kind == "chord" else "tasks"]:
-            raise RefusedMessage(f"a signature in {place} is a {kind} without tasks")
+            raise RefusedMessage(f"{where} is a {kind} without tasks")
     queue = options.get("queue") or inherited
     if queue and (queue.startswith(_RESERVED_PREFIXES) or "pidbox" in queue):
-        raise RefusedMessage(f"a signature in {place} goes to the queue {shown(queue)}, which is reserved")
+        raise RefusedMessage(f"{where} goes to the queue {shown(queue)}, which is reserved")
     if not sent_here or kind:
         return
     if not queue or queue in QUEUES:
         raise RefusedMessage(
-            f"a signature in {place} goes to the janitor's own queue: give its task another one, as in "
-            ".set(queue='NAME')"
+            f"{where} goes to the janitor's own queue: give its task another one, as in .set(queue='NAME')"
         )
     if signature["task"].startswith(("finetunes.", "celery.")):
-        raise RefusedMessage(f"a signature in {place} names {shown(signature['task'])}: give a task of your own")
+        raise RefusedMessage(f"{where} names {shown(signature['task'])}: give a task of your own")

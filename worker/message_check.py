@@ -17,30 +17,22 @@ from typing import Any
 from celery.app.task import Context
 from kombu.utils.json import loads
 
+from tasks.celery_tasks import ETA_HEADER
 from tasks.durations import iso, parse_time
-from worker.message_callbacks import QUEUES, check_signatures
-from worker.message_fields import (
-    ENCODING,
-    ETA_HEADER,
-    HEADERS,
-    PROPERTIES,
-    RefusedMessage,
-    as_object,
-    check_fields,
-    shown,
-)
-
-__all__ = ["ETA_HEADER", "QUEUES", "TASKS", "RefusedMessage", "check_message", "read"]
+from worker.message_callbacks import check_signatures
+from worker.message_fields import BODY, ENVELOPE, HEADERS, PROPERTIES, TASKS, RefusedMessage, shown
 
 DEFERRABLE = ("finetunes.delete", "finetunes.delete_many")  # may have an eta
-TASKS = (*DEFERRABLE, "finetunes.cancel", "finetunes.touch", "finetunes.work", "finetunes.tick")
 
 MOST_BYTES = 16 * 1024 * 1024  # of one message as it lies in its queue
 MOST_DECOMPRESSED = 1024 * 1024
 MOST_DEPTH = 50  # far below Python's own limit, which a pool thread would hit outside Celery's error handling
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_GZIP = ("application/x-gzip", "gzip", "zlib")
-_BZIP2 = ("application/x-bz2", "bzip2", "bzip")
+_DECOMPRESSORS: dict[str, Any] = {
+    # zlib's own header, which kombu writes, or gzip's
+    **dict.fromkeys(("application/x-gzip", "gzip", "zlib"), lambda: zlib.decompressobj(zlib.MAX_WBITS | 32)),
+    **dict.fromkeys(("application/x-bz2", "bzip2", "bzip"), bz2.BZ2Decompressor),
+}
 
 
 def read(item: bytes) -> Any:
@@ -57,66 +49,62 @@ def check_message(raw: Any, queue: str) -> dict[str, Any]:
     `eta` as the header `janitor_eta`, so that Celery holds it in no timer; a body that is not compressed; and
     `queue` as the place to which it is given back, whatever the sender wrote there.
     """
-    envelope = as_object(raw, "the message")
-    properties = as_object(envelope.get("properties"), "properties")
-    headers = dict(as_object(envelope.get("headers"), "headers"))
-    check_fields(properties, PROPERTIES, "the property", needed=("delivery_tag",))
-    if "task" not in headers:
+    envelope = ENVELOPE.check(raw, "the message")
+    properties = PROPERTIES.check(envelope.get("properties"), "properties")
+    headers = _checked_headers(envelope.get("headers"))
+    body = _checked_body(envelope, properties.get("body_encoding"), headers.pop("compression", None))
+    _move_eta(headers)
+    place = properties.get("delivery_info") or {}
+    # Without an exchange, it goes back to the queue by name: a forged one would lead to another key.
+    back = {"exchange": "", "routing_key": queue, "redelivered": bool(place.get("redelivered"))}
+    same = {name: properties.get(name) for name in PROPERTIES.kinds}
+    return {
+        "body": base64.b64encode(body).decode(),
+        "headers": headers,
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "properties": {**same, "body_encoding": "base64", "delivery_info": back},
+    }
+
+
+def _checked_headers(given: Any) -> dict[str, Any]:
+    """A copy of the headers; raises `RefusedMessage`."""
+    if isinstance(given, dict) and "task" not in given:
         raise RefusedMessage("the headers name no task: send Celery's message protocol 2 (task_protocol = 2)")
-    check_fields(headers, HEADERS, "the header", needed=("task", "id"))
-    for name in headers.keys() - HEADERS.keys():
+    headers = HEADERS.check(given, "headers")
+    for name in headers.keys() - HEADERS.kinds.keys():
         # Celery makes headers into attributes of the task's request, over its methods and the embedded options.
         if name.startswith("_") or hasattr(Context, name):
             raise RefusedMessage(f"the header {shown(name)} is a name of Celery's own: choose another one")
     if headers["task"] not in TASKS:
         raise RefusedMessage(f"the task {shown(headers['task'])} is not one of {', '.join(TASKS)}")
-    body = _check_body(envelope, properties, headers)
-    _move_eta(headers)
-    place = as_object(properties.get("delivery_info") or {}, "delivery_info")
-    return {
-        **body,
-        "headers": headers,
-        "content-type": "application/json",
-        "content-encoding": "utf-8",
-        "properties": {
-            **{name: properties.get(name) for name in PROPERTIES},
-            "body_encoding": "base64" if headers.pop("compression", None) else properties.get("body_encoding"),
-            # Without an exchange, it goes back to the queue by name: a forged one would lead to another key.
-            "delivery_info": {
-                "exchange": "",
-                "routing_key": queue,
-                "redelivered": bool(place.get("redelivered")),
-            },
-        },
-    }
+    return dict(headers)
 
 
-def _check_body(envelope: dict[str, Any], properties: dict[str, Any], headers: dict[str, Any]) -> dict[str, Any]:
-    """The part of the message that is its body, readable without `compression`; raises `RefusedMessage`."""
-    kind, encoding, text = (envelope.get(name) for name in ("content-type", "content-encoding", "body"))
+def _checked_body(envelope: dict[str, Any], encoding: str | None, compression: str | None) -> bytes:
+    """The body as plain JSON; raises `RefusedMessage`."""
+    kind, text = envelope.get("content-type"), envelope.get("body")
     if kind != "application/json":
         raise RefusedMessage(f"the content type is {shown(kind)}: application/json is accepted")
-    check_fields({"content-encoding": encoding}, {"content-encoding": ENCODING}, "the field")
     if not isinstance(text, str):
         raise RefusedMessage("the body is not text: give JSON, in base64 if body_encoding says so")
     try:
-        body = base64.b64decode(text, validate=True) if properties.get("body_encoding") else text.encode()
+        body = base64.b64decode(text, validate=True) if encoding else text.encode()
     except ValueError:
         raise RefusedMessage("the body is not the base64 that body_encoding announces") from None
-    compression = headers.get("compression")
     if compression:
         body = _decompressed(body, compression)
-    _check_triple(_from_json(body, "the body"))
-    return {"body": base64.b64encode(body).decode() if compression else text}
+    parts = _from_json(body, "the body")
+    if not BODY.fits(parts):
+        raise RefusedMessage(f"the body is not {BODY.words}")
+    check_signatures(parts[2] or {})
+    return body
 
 
 def _decompressed(body: bytes, compression: str) -> bytes:
-    if compression in _GZIP:
-        unpack: Any = zlib.decompressobj(zlib.MAX_WBITS | 32)  # zlib's own header, which kombu writes, or gzip's
-    elif compression in _BZIP2:
-        unpack = bz2.BZ2Decompressor()
-    else:
+    if compression not in _DECOMPRESSORS:
         raise RefusedMessage(f"the compression {shown(compression)} is not accepted: use gzip, bzip2 or none")
+    unpack = _DECOMPRESSORS[compression]()
     try:
         plain: bytes = unpack.decompress(body, MOST_DECOMPRESSED + 1)
     except (zlib.error, OSError, ValueError):
@@ -128,12 +116,6 @@ def _decompressed(body: bytes, compression: str) -> bytes:
     if not unpack.eof or unpack.unused_data:
         raise RefusedMessage("the compressed body is cut, or something follows it")
     return plain
-
-
-def _check_triple(body: Any) -> None:
-    if not (isinstance(body, list) and len(body) == 3 and isinstance(body[0], list) and isinstance(body[1], dict)):
-        raise RefusedMessage("the body is not [arguments, keyword arguments, options]")
-    check_signatures(as_object(body[2] or {}, "the third element of the body"))
 
 
 def _move_eta(headers: dict[str, Any]) -> None:

@@ -1,15 +1,16 @@
-"""What each field of a message may hold: tables, and the check that reads them."""
+"""The message protocol in tables: what each object of a message may hold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import UnionType
 from typing import Any, NamedTuple
 
+from tasks.celery_tasks import ETA_HEADER, ROUTES
 from tasks.durations import ACCEPTED_TIME, parse_time
 
-ETA_HEADER = "janitor_eta"  # where a message's eta is kept, out of Celery's sight
-MOST_ID = 155  # what Celery's own result tables hold
-_ENCODINGS = ("utf-8", "utf8", "us-ascii", "ascii", "binary")
+TASKS = tuple(ROUTES)
+QUEUES = tuple(dict.fromkeys(route["queue"] for route in ROUTES.values()))
 
 
 class RefusedMessage(ValueError):
@@ -17,112 +18,116 @@ class RefusedMessage(ValueError):
 
 
 class Kind(NamedTuple):
-    """What a field may hold: in words, and as a test. Null is accepted as well."""
+    """What a field may hold: in words, as a type, and as a test of such a value. or_null: or else null."""
 
     words: str
-    fits: Callable[[Any], bool]
+    type: type | UnionType
+    test: Callable[[Any], object] = lambda _: True
+    or_null: bool = True
+
+    def fits(self, value: Any) -> bool:
+        # To Python, true and false are numbers too.
+        if not isinstance(value, self.type) or (isinstance(value, bool) and self.type is not bool):
+            return False
+        try:
+            return bool(self.test(value))
+        except ValueError:
+            return False
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+class Fields(NamedTuple):
+    """The fields of one object. name: what such a field is called. only: whether no others are accepted."""
 
+    name: str
+    kinds: Mapping[str, Kind]
+    needed: tuple[str, ...] = ()
+    only: bool = False
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -1e12 < value < 1e12
+    def check(self, given: Any, what: str, where: str = "") -> dict[str, Any]:
+        """`given`, if it is such an object; else raises `RefusedMessage`.
 
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 1_000_000
-
-
-def _is_line(value: Any, most: int) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= most and value.isprintable()
-
-
-def _is_time(value: Any) -> bool:
-    try:
-        return isinstance(value, str) and bool(parse_time(value))
-    except ValueError:
-        return False
-
-
-def _is_limits(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(one is None or _is_number(one) for one in value)
-
-
-def _is_words(value: Any) -> bool:
-    return isinstance(value, list) and all(map(_is_text, value))
-
-
-ID = Kind(f"an id of 1 to {MOST_ID} printable characters", lambda value: _is_line(value, MOST_ID))
-NAME = Kind("a name of 1 to 255 printable characters", lambda value: _is_line(value, 255))
-TEXT = Kind("text", _is_text)
-COUNT = Kind("a whole number from 0 to 1,000,000", _is_count)
-NUMBER = Kind("a number", _is_number)
-PRIORITY = Kind("a whole number from 0 to 255", lambda value: _is_count(value) and value <= 255)
-FLAG = Kind("true or false", lambda value: isinstance(value, bool))
-TIME = Kind(ACCEPTED_TIME, _is_time)
-WHEN = Kind(f"{ACCEPTED_TIME}, or a number of seconds", lambda value: _is_time(value) or _is_number(value))
-LIMITS = Kind("a list of two numbers of seconds or null", _is_limits)
-WORDS = Kind("a list of texts", _is_words)
-LIST = Kind("a list", lambda value: isinstance(value, list))
-OBJECT = Kind("an object", lambda value: isinstance(value, dict))
-ENCODING = Kind(" or ".join(_ENCODINGS), lambda value: isinstance(value, str) and value.lower() in _ENCODINGS)
-SIGNATURES = Kind("a signature or a list of them", lambda value: isinstance(value, list | dict))
-JSON = Kind("json", lambda value: value == "json")
-
-PROPERTIES = {
-    "delivery_tag": ID,
-    "delivery_info": OBJECT,
-    "body_encoding": Kind("base64", lambda value: value == "base64"),
-    "priority": PRIORITY,
-    "correlation_id": NAME,
-    "reply_to": NAME,
-    "delivery_mode": COUNT,
-}
-HEADERS = {
-    "task": NAME, "id": ID, "root_id": ID, "parent_id": ID, "group": ID, "group_index": COUNT, "shadow": NAME,
-    "lang": TEXT, "meth": TEXT, "origin": TEXT, "argsrepr": TEXT, "kwargsrepr": TEXT,
-    "eta": TIME, ETA_HEADER: TIME, "expires": TIME, "retries": COUNT, "timelimit": LIMITS, "ignore_result": FLAG,
-    "replaced_task_nesting": COUNT, "stamped_headers": WORDS, "stamps": OBJECT, "headers": OBJECT,
-    "redelivered": FLAG, "compression": TEXT,
-}  # fmt: skip
-SIGNATURE = {
-    "task": NAME, "args": LIST, "kwargs": OBJECT, "options": OBJECT, "immutable": FLAG, "chord_size": COUNT,
-    "subtask_type": Kind("chain, group or chord", lambda value: value in ("chain", "group", "chord")),
-}  # fmt: skip
-OPTIONS = {
-    "queue": NAME, "task_id": ID, "root_id": ID, "parent_id": ID, "group_id": ID, "group_index": COUNT,
-    "reply_to": NAME, "priority": PRIORITY, "retries": COUNT, "countdown": NUMBER, "eta": TIME, "expires": WHEN,
-    "time_limit": NUMBER, "soft_time_limit": NUMBER, "shadow": NAME, "serializer": JSON, "ignore_result": FLAG,
-    "headers": OBJECT, "replaced_task_nesting": COUNT, "origin": TEXT, "add_to_parent": FLAG,
-}  # fmt: skip
-
-
-def check_fields(
-    given: Mapping[str, Any],
-    kinds: Mapping[str, Kind],
-    where: str,
-    *,
-    needed: tuple[str, ...] = (),
-    only: bool = False,
-) -> None:
-    for name in needed:
-        if given.get(name) is None:
-            raise RefusedMessage(f"{where} {name} is missing: give {kinds[name].words}")
-    for name, value in given.items():
-        if name in kinds and value is not None and not kinds[name].fits(value):
-            raise RefusedMessage(f"{where} {name} is {shown(value)}: give {kinds[name].words}")
-        if only and name not in kinds:
-            raise RefusedMessage(f"{where} {shown(name)} is not accepted: accepted are {', '.join(kinds)}")
-
-
-def as_object(value: Any, what: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise RefusedMessage(f"{what} is {shown(value)}: give an object")
-    return value
+        what: its name in an error. where: how an error about a field of it begins.
+        """
+        if not isinstance(given, dict):
+            raise RefusedMessage(f"{what} is {shown(given)}: give an object")
+        for name in self.needed:
+            if given.get(name) is None:
+                raise RefusedMessage(f"{where}{self.name} {name} is missing: give {self.kinds[name].words}")
+        for name, value in given.items():
+            kind = self.kinds.get(name)
+            if kind and not kind.fits(value) and not (value is None and kind.or_null):
+                raise RefusedMessage(f"{where}{self.name} {name} is {shown(value)}: give {kind.words}")
+            if self.only and not kind:
+                accepted = ", ".join(self.kinds)
+                raise RefusedMessage(f"{where}{self.name} {shown(name)} is not accepted: accepted are {accepted}")
+        return given
 
 
 def shown(value: Any) -> str:
     text = ascii(value)
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _is_line(text: str, most: int) -> bool:
+    return 0 < len(text) <= most and text.isprintable()
+
+
+_ENCODINGS = ("utf-8", "utf8", "us-ascii", "ascii", "binary")
+# 155 is what Celery's own result tables hold.
+ID = Kind("an id of 1 to 155 printable characters", str, lambda text: _is_line(text, 155))
+NAME = Kind("a name of 1 to 255 printable characters", str, lambda text: _is_line(text, 255))
+TEXT, FLAG = Kind("text", str), Kind("true or false", bool)
+LIST, OBJECT = Kind("a list", list), Kind("an object", dict)
+COUNT = Kind("a whole number from 0 to 1,000,000", int, lambda count: 0 <= count <= 1_000_000)
+PRIORITY = Kind("a whole number from 0 to 255", int, lambda priority: 0 <= priority <= 255)
+NUMBER = Kind("a number", int | float, lambda number: -1e12 < number < 1e12)
+TIME = Kind(ACCEPTED_TIME, str, parse_time)
+WHEN = Kind(f"{ACCEPTED_TIME}, or a number of seconds", object, lambda when: TIME.fits(when) or NUMBER.fits(when))
+LIMITS = Kind(
+    "a list of two numbers of seconds or null", list,
+    lambda limits: len(limits) == 2 and all(one is None or NUMBER.fits(one) for one in limits),
+)  # fmt: skip
+WORDS = Kind("a list of texts", list, lambda words: all(map(TEXT.fits, words)))
+SIGNATURES = Kind("a signature or a list of them", list | dict)
+BODY = Kind(
+    "[arguments, keyword arguments, options]", list,
+    lambda parts: len(parts) == 3 and LIST.fits(parts[0]) and OBJECT.fits(parts[1]),
+)  # fmt: skip
+
+ENVELOPE = Fields("the field", {
+    "content-encoding": Kind(" or ".join(_ENCODINGS), str, lambda text: text.lower() in _ENCODINGS),
+})  # fmt: skip
+PROPERTIES = Fields("the property", {
+    "delivery_tag": ID, "delivery_info": OBJECT, "body_encoding": Kind("base64", str, "base64".__eq__),
+    "priority": PRIORITY, "correlation_id": NAME, "reply_to": NAME, "delivery_mode": COUNT,
+}, needed=("delivery_tag",))  # fmt: skip
+HEADERS = Fields("the header", {
+    "task": NAME, "id": ID, "root_id": ID, "parent_id": ID, "group": ID, "group_index": COUNT, "shadow": NAME,
+    "lang": TEXT, "meth": TEXT, "origin": TEXT, "argsrepr": TEXT, "kwargsrepr": TEXT,
+    "eta": TIME, ETA_HEADER: TIME, "expires": TIME, "retries": COUNT, "timelimit": LIMITS, "ignore_result": FLAG,
+    "replaced_task_nesting": COUNT, "stamped_headers": WORDS, "stamps": OBJECT, "headers": OBJECT,
+    "redelivered": FLAG, "compression": TEXT,
+}, needed=("task", "id"))  # fmt: skip
+EMBEDDED = Fields(
+    "the option", {"callbacks": LIST, "errbacks": LIST, "chain": LIST, "chord": OBJECT}, only=True
+)  # fmt: skip
+SIGNATURE = Fields("the field", {
+    "task": NAME, "args": LIST, "kwargs": OBJECT, "options": OBJECT, "immutable": FLAG, "chord_size": COUNT,
+    "subtask_type": Kind("chain, group or chord", str, ("chain", "group", "chord").__contains__),
+}, needed=("task", "args", "kwargs", "options"), only=True)  # fmt: skip
+# The options of a signature that hold signatures.
+NESTED = {"link": SIGNATURES, "link_error": SIGNATURES, "chain": LIST, "chord": OBJECT}
+OPTIONS = Fields("the option", {
+    # In a group, Celery takes a null for the id of a task.
+    "task_id": ID._replace(or_null=False),
+    "queue": NAME, "root_id": ID, "parent_id": ID, "group_id": ID, "group_index": COUNT, "reply_to": NAME,
+    "priority": PRIORITY, "retries": COUNT, "countdown": NUMBER, "eta": TIME, "expires": WHEN,
+    "time_limit": NUMBER, "soft_time_limit": NUMBER, "shadow": NAME,
+    "serializer": Kind("json", str, "json".__eq__), "ignore_result": FLAG, "headers": OBJECT,
+    "replaced_task_nesting": COUNT, "origin": TEXT, "add_to_parent": FLAG, **NESTED,
+}, only=True)  # fmt: skip
+_TASKS = Fields("the field", {"tasks": LIST}, needed=("tasks",), only=True)
+# What a signature of several tasks keeps in its kwargs.
+PARTS = {"chain": _TASKS, "group": _TASKS, "chord": Fields("the field", {
+    "header": SIGNATURES, "body": OBJECT, "kwargs": OBJECT,
+}, needed=("header", "body", "kwargs"), only=True)}  # fmt: skip

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import accumulate
+from typing import Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -14,7 +16,7 @@ from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.statistics import AccountStatistics, Statistics, statistics
 
-_BUCKETS = [*map(str, CALL_SECONDS), "inf"]
+_Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 _OF_ALL = {
     "workers": "Worker processes seen lately",
     "maintenance_age_seconds": "Since the last round of maintenance, of any worker",
@@ -28,7 +30,16 @@ _BY_ACCOUNT = {
     "cool_down_seconds": "How long the account still waits, as the API asked",
     "parked": "1 while the API refuses the key of the account",
     "paused": "1 while deleting is paused",
+    "verifications_failed": "Deleted finetunes that were found to be still there",
 }
+# For each metric: what it counts, by which label, and the counts of an account by the label's value.
+_COUNTED: list[tuple[_Kind, str, str, str, Callable[[AccountStatistics], Mapping[Any, float]]]] = [
+    (GaugeMetricFamily, "deletions", "Deletions on record", "state", lambda one: one.states),
+    (CounterMetricFamily, "requests", "Requests accepted", "source", lambda one: one.requests),
+    (CounterMetricFamily, "refused", "Requests by name refused", "reason", lambda one: one.refused),
+    (CounterMetricFamily, "attempts", "Delete calls, by HTTP status or error", "answer",
+     lambda one: {answer: buckets.total() for answer, buckets in one.calls.items()}),
+]  # fmt: skip
 
 
 class LedgerCollector(Collector):
@@ -38,17 +49,24 @@ class LedgerCollector(Collector):
         self._ledger = ledger
 
     def collect(self) -> Iterator[Metric]:
-        try:
+        found = None
+        with suppress(LedgerUnavailable):
             found = statistics(self._ledger)
-        except LedgerUnavailable:
-            found = None
-        yield _gauge("ledger_up", "1 if Redis answered this scrape", found is not None)
-        if found is not None:
-            for name, help_ in _OF_ALL.items():
-                yield _gauge(name, help_, getattr(found, name))
-            for name, help_ in _BY_ACCOUNT.items():
-                yield _by_account(name, help_, found)
-            yield from _counted(found)
+        yield _family(GaugeMetricFamily, "ledger_up", "1 if Redis answered this scrape", {(): found is not None})
+        if found is None:
+            return
+        for name, help_ in _OF_ALL.items():
+            yield _family(GaugeMetricFamily, name, help_, {(): getattr(found, name)})
+        accounts = found.accounts.items()
+        for name, help_ in _BY_ACCOUNT.items():
+            kind = CounterMetricFamily if name == "verifications_failed" else GaugeMetricFamily
+            yield _family(
+                kind, name, help_, {(account,): getattr(of_it, name) for account, of_it in accounts}, "account"
+            )
+        for kind, name, help_, label, counts in _COUNTED:
+            values = {(account, by): n for account, of_it in accounts for by, n in counts(of_it).items()}
+            yield _family(kind, name, help_, values, "account", label)
+        yield _call_seconds(found)
 
 
 def registry(ledger: Ledger) -> CollectorRegistry:
@@ -58,45 +76,20 @@ def registry(ledger: Ledger) -> CollectorRegistry:
     return made
 
 
-def _counted(found: Statistics) -> Iterator[Metric]:
-    deletions = GaugeMetricFamily("janitor_deletions", "Deletions on record", labels=["account", "state"])
-    requests = CounterMetricFamily("janitor_requests", "Requests accepted", labels=["account", "source"])
-    refused = CounterMetricFamily("janitor_refused", "Requests by name refused", labels=["account", "reason"])
-    unverified = CounterMetricFamily(
-        "janitor_verifications_failed", "Deleted finetunes that were found to be still there", labels=["account"]
-    )
-    attempts = CounterMetricFamily(
-        "janitor_attempts", "Delete calls, by HTTP status or error", labels=["account", "answer"]
-    )
-    seconds = HistogramMetricFamily("janitor_call_seconds", "How long delete calls took", labels=["account"])
+def _family(kind: _Kind, name: str, help_: str, values: Mapping[Any, float], *labels: str) -> Metric:
+    """A metric; values: by the values of its labels."""
+    family = kind(f"janitor_{name}", help_, labels=labels)
+    for of_labels, value in values.items():
+        family.add_metric(of_labels, float(value))
+    return family
+
+
+def _call_seconds(found: Statistics) -> Metric:
+    family = HistogramMetricFamily("janitor_call_seconds", "How long delete calls took", labels=["account"])
     for name, account in found.accounts.items():
-        for state, count in account.states.items():
-            deletions.add_metric([name, state], count)
-        for source, count in account.requests.items():
-            requests.add_metric([name, source], count)
-        for reason, count in account.refused.items():
-            refused.add_metric([name, reason], count)
-        unverified.add_metric([name], account.verifications_failed)
-        for answer, buckets in account.calls.items():
-            attempts.add_metric([name, answer], buckets.total())
-        _add_histogram(seconds, name, account)
-    yield from (deletions, requests, refused, unverified, attempts, seconds)
-
-
-def _add_histogram(seconds: HistogramMetricFamily, name: str, account: AccountStatistics) -> None:
-    counts = [sum(calls[bucket] for calls in account.calls.values()) for bucket in _BUCKETS]
-    edges = [*map(str, CALL_SECONDS), "+Inf"]
-    seconds.add_metric(
-        [name], list(zip(edges, accumulate(counts), strict=True)), sum(account.call_seconds.values())
-    )
-
-
-def _gauge(name: str, help_: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"janitor_{name}", help_, value=float(value))
-
-
-def _by_account(name: str, help_: str, found: Statistics) -> Metric:
-    family = GaugeMetricFamily(f"janitor_{name}", help_, labels=["account"])
-    for account, of_it in found.accounts.items():
-        family.add_metric([account], float(getattr(of_it, name)))
+        counts = [
+            sum(calls[edge] for calls in account.calls.values()) for edge in (*map(str, CALL_SECONDS), "inf")
+        ]
+        buckets = zip((*map(str, CALL_SECONDS), "+Inf"), accumulate(counts), strict=True)
+        family.add_metric([name], list(buckets), sum(account.call_seconds.values()))
     return family

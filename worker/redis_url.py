@@ -70,7 +70,7 @@ class Place:
 def redis_url(settings: Settings) -> str:
     """`REDIS_URL`, or the Redis of a running `janitor up`; raises `LedgerUnavailable` if there is neither."""
     if settings.redis_url is not None:
-        return with_password(checked_url(settings.redis_url.get_secret_value()), settings.redis_password_file)
+        return with_password(settings.redis_url.get_secret_value(), settings.redis_password_file)
     from worker.local.embedded import find_running  # noqa: PLC0415 -- only if no other Redis is named
 
     url = find_running(settings.state_dir)
@@ -81,21 +81,18 @@ def redis_url(settings: Settings) -> str:
     return url
 
 
-def checked_url(url: str) -> str:
-    """`url` if redis-py, kombu and Celery can all use it; raises `SettingsError`, without the password."""
-    parse(url)
-    return url
-
-
 def with_password(url: str, file: Path | None) -> str:
-    """`url` with the password that `file` holds, so that a secret stays a file; raises `SettingsError`."""
+    """`url` with the password that `file` holds, so that a secret stays a file.
+
+    Raises `SettingsError`, without the password, if redis-py, kombu or Celery could not use the URL.
+    """
+    login = parse(url).login
     if file is None:
         return url
-    parts = urlsplit(url)
-    login = parse(url).login
     if "password" in login:
         raise SettingsError("REDIS_URL and REDIS_PASSWORD_FILE both give a password: keep one of them")
     password = read_text("REDIS_PASSWORD_FILE", file).strip()
+    parts = urlsplit(url)
     _, _, place = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{_login(login | {'password': password})}{place}"))
 
@@ -178,15 +175,15 @@ def parse(url: str) -> Place:
         login, _, hosts = parts.netloc.rpartition("@")
         places = tuple(_address(host, _PORTS[parts.scheme]) for host in (hosts.split(",") if hosts else ()))
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+        unix, options = parts.scheme == "unix", dict(pairs)
+        path_fits = parts.path.strip("/") if unix else re.fullmatch(r"(/[0-9]*)?", parts.path)
+        one_place = not places if unix else len(places) == 1 or (places and parts.scheme == "sentinel")
+        # An @ further on, or a fragment, is the end of a password that was not percent-encoded.
+        stray = parts.fragment or "@" in parts.path + parts.query or re.search(r"\s", url)
+        if stray or not path_fits or not one_place:
+            raise ValueError
     except (ValueError, KeyError):
-        raise _malformed() from None
-    unix, options = parts.scheme == "unix", dict(pairs)
-    path_fits = parts.path.strip("/") if unix else re.fullmatch(r"(/[0-9]*)?", parts.path)
-    one_place = not places if unix else len(places) == 1 or (places and parts.scheme == "sentinel")
-    # An @ further on, or a fragment, is the end of a password that was not percent-encoded.
-    stray = parts.fragment or "@" in parts.path + parts.query or re.search(r"\s", url)
-    if stray or not path_fits or not one_place:
-        raise _malformed()
+        raise SettingsError(f"REDIS_URL is not a URL of a Redis: {ACCEPTED}") from None
     _check_names(parts.scheme, [name for name, _ in pairs])
     user, _, password = login.partition(":")
     by_position = {"username": unquote(user), "password": unquote(password)}
@@ -217,10 +214,6 @@ def _client(place: Place, options: dict[str, Any]) -> redis.Redis:
     sentinels: Any = Sentinel(list(place.hosts), sentinel_kwargs={**timeouts, **place.sentinel_login})  # type: ignore[no-untyped-call]
     client: redis.Redis = sentinels.master_for(place.service, **options)
     return client
-
-
-def _malformed() -> SettingsError:
-    return SettingsError(f"REDIS_URL is not a URL of a Redis: {ACCEPTED}")
 
 
 def _address(text: str, port: int) -> tuple[str, int]:
@@ -259,16 +252,18 @@ def _seconds(name: str, text: str) -> float:
 
 def _tls(options: dict[str, str]) -> dict[str, Any]:
     # redis-py checks certificates unless told otherwise; Celery wants to be told.
-    required = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
-    if required not in ("none", "optional", "required"):
-        raise SettingsError("REDIS_URL: ssl_cert_reqs must be required, optional or none")
-    tls: dict[str, Any] = {"ssl_cert_reqs": required}
+    tls: dict[str, Any] = {"ssl_cert_reqs": _choice(options, "ssl_cert_reqs", "required", "optional", "none")}
     if "ssl_check_hostname" in options:
-        check = options["ssl_check_hostname"].lower()
-        if check not in ("true", "false"):
-            raise SettingsError("REDIS_URL: ssl_check_hostname must be true or false")
-        tls["ssl_check_hostname"] = check == "true"
+        tls["ssl_check_hostname"] = _choice(options, "ssl_check_hostname", "true", "false") == "true"
     for name in set(_FILES) & set(options):
         read_text(f"REDIS_URL: {name}", options[name])
         tls[name] = options[name]
     return tls
+
+
+def _choice(options: dict[str, str], name: str, *accepted: str) -> str:
+    """The option's value in lower case, by default the first of `accepted`."""
+    text = options.get(name, accepted[0]).lower().removeprefix("cert_")
+    if text not in accepted:
+        raise SettingsError(f"REDIS_URL: {name} must be {', '.join(accepted[:-1])} or {accepted[-1]}")
+    return text

@@ -10,10 +10,11 @@ from difflib import get_close_matches
 from ipaddress import ip_address
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlsplit
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from platformdirs import user_state_path
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.durations import format_duration, parse_duration
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
 
 DEFAULT_API_URL = "https://api.us1.bfl.ai"
 _PREFIX = "JANITOR_"
-_OF_TESTS = {"JANITOR_CHAOS"}  # `make chaos` sets it for the tests, which load settings in their own process
+_EACH_LONGER = ("connect_timeout", "call_deadline", "lease", "visibility_timeout", "retention")
+_OF_TESTS = "JANITOR_CHAOS"  # `make chaos` sets it for the tests, which load settings in their own process
 # Kubernetes sets these in every pod of a namespace that has a Service named janitor or janitor-something.
 _OF_KUBERNETES = re.compile(
     r"JANITOR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*"
@@ -46,74 +48,54 @@ class Account(NamedTuple):
     url_variable: str
 
 
-def _user_state_dir() -> Path:
-    from platformdirs import user_state_path  # noqa: PLC0415 -- only needed if no state dir is set
-
-    return user_state_path("finetune-janitor", appauthor=False)
-
-
-def _duration(value: object) -> object:
-    return parse_duration(value) if isinstance(value, str) else value
+def _duration(given: object) -> object:
+    return parse_duration(given) if isinstance(given, str) else given
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
+def _default(default: str, description: str) -> Any:
+    return Field(parse_duration(default), description=description)
+
+
 class Settings(BaseSettings):
-    """Every `JANITOR_*` setting, with its meaning and default; durations are written `30s`, `24h`, `90d`."""
+    """Every `JANITOR_*` setting, with its meaning and default; durations are written `30s`, `24h`, `90d`.
+
+    Two settings that contradict each other, or a file that cannot be used, raise `SettingsError`.
+    """
 
     model_config = SettingsConfigDict(
         env_prefix=_PREFIX, frozen=True, extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
-    redis_url: SecretStr | None = Field(
-        None,
-        validation_alias="REDIS_URL",
-        description="Redis of the ledger and of Celery, in redis-py's form, or sentinel://",
-    )
-    redis_password_file: Path | None = Field(
-        None,
-        validation_alias="REDIS_PASSWORD_FILE",
-        description="a file with the password of Redis, if REDIS_URL has none",
-    )
-    state_dir: Path = Field(default_factory=_user_state_dir, description="where `janitor up` keeps its Redis")
+    redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL",
+        description="Redis of the ledger and of Celery, in redis-py's form, or sentinel://")  # fmt: skip
+    redis_password_file: Path | None = Field(None, validation_alias="REDIS_PASSWORD_FILE",
+        description="a file with the password of Redis, if REDIS_URL has none")  # fmt: skip
+    state_dir: Path = Field(default_factory=lambda: user_state_path("finetune-janitor", appauthor=False),
+        description="where `janitor up` keeps its Redis")  # fmt: skip
     max_concurrent: int = Field(8, ge=1, le=1000, description="API calls at once per account, over all workers")
     threads: int = Field(8, ge=1, le=256, description="API calls at once per worker process")
-    lease: Duration = Field(timedelta(seconds=30), description="how long a worker holds a deletion unrenewed")
-    call_deadline: Duration = Field(timedelta(seconds=20), description="total time of one API call")
-    connect_timeout: Duration = Field(timedelta(seconds=5), description="time to connect to the API")
-    read_timeout: Duration = Field(timedelta(seconds=15), description="longest silence while an answer is read")
-    retry_budget: Duration = Field(
-        timedelta(seconds=5), description="total time of a deletion's short waits; longer ones free the worker"
-    )
-    give_up_after: Duration = Field(
-        timedelta(days=7), description="after being due this long, one last attempt is made"
-    )
-    observe_within: Duration = Field(
-        timedelta(hours=1),
-        description="a deletion that waited longer needs a creation time from the API "
-        "or two observations that can be compared",
-    )
-    retention: Duration = Field(timedelta(days=90), description="how long final records and results are kept")
-    visibility_timeout: Duration = Field(
-        timedelta(hours=1), description="when the broker delivers an unacknowledged message again"
-    )
-    maintenance_every: Duration = Field(
-        timedelta(seconds=1), description="how often each worker checks for due work and expired leases"
-    )
-    tick_every: Duration = Field(
-        timedelta(minutes=1), description="how often beat starts the scheduled cleanups that are due"
-    )
+    lease: Duration = _default("30s", "how long a worker holds a deletion unrenewed")
+    call_deadline: Duration = _default("20s", "total time of one API call")
+    connect_timeout: Duration = _default("5s", "time to connect to the API")
+    read_timeout: Duration = _default("15s", "longest silence while an answer is read")
+    retry_budget: Duration = _default("5s", "total time of a deletion's short waits; longer ones free the worker")
+    give_up_after: Duration = _default("7d", "after being due this long, one last attempt is made")
+    observe_within: Duration = _default("1h", "a deletion that waited longer needs a creation time from the API "
+        "or two observations that can be compared")  # fmt: skip
+    retention: Duration = _default("90d", "how long final records and results are kept")
+    visibility_timeout: Duration = _default("1h", "when the broker delivers an unacknowledged message again")
+    maintenance_every: Duration = _default("1s", "how often each worker checks for due work and expired leases")
+    tick_every: Duration = _default("1m", "how often beat starts the scheduled cleanups that are due")
     allow_org_ids: bool = Field(default=False, description="accept ids of the form org/name")
-    allow_api_url: bool = Field(
-        default=False, description="accept an API URL that is neither at bfl.ai nor loopback"
-    )
-    ca_bundle: Path | None = Field(
-        None, description="a PEM file of the authorities trusted for the API, instead of the usual ones"
-    )
-    strict: bool = Field(
-        default=False, description="do not start on a Redis that evicts or does not persist; else warn"
-    )
+    allow_api_url: bool = Field(default=False,
+        description="accept an API URL that is neither at bfl.ai nor loopback")  # fmt: skip
+    ca_bundle: Path | None = Field(None,
+        description="a PEM file of the authorities trusted for the API, instead of the usual ones")  # fmt: skip
+    strict: bool = Field(default=False,
+        description="do not start on a Redis that evicts or does not persist; else warn")  # fmt: skip
     tokens_file: Path | None = Field(None, description="who may use the HTTP service, a TOML file of tokens")
     policy_file: Path | None = Field(None, description="the cleanup policies, a TOML file")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
@@ -123,28 +105,40 @@ class Settings(BaseSettings):
         """The accounts in the environment, by name; raises `SettingsError`."""
         return read_accounts(os.environ, allow_api_url=self.allow_api_url)
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        for name, value in self:
+            if isinstance(value, timedelta) and not value and name != "retry_budget":
+                raise SettingsError(f"{_variable(name)} must be longer than 0s")
+        for shorter, longer in pairwise(_EACH_LONGER):
+            low, high = getattr(self, shorter), getattr(self, longer)
+            if low >= high:
+                raise SettingsError(
+                    f"{_variable(shorter)}={format_duration(low)} must be shorter than "
+                    f"{_variable(longer)}={format_duration(high)}"
+                )
+        bundle = self.ca_bundle
+        if bundle and "-----BEGIN CERTIFICATE-----" not in read_text("JANITOR_CA_BUNDLE", bundle):
+            raise SettingsError("JANITOR_CA_BUNDLE names a file without certificates: give a PEM file")
+        return self
+
 
 def load_settings() -> Settings:
     """The settings of this environment; raises `SettingsError` with one line that names the setting."""
-    refuse_unknown(os.environ)
+    _refuse_unknown(os.environ)
     try:
-        settings = Settings()
+        return Settings()
     except ValidationError as error:
-        raise SettingsError(_one_line(error)) from None
-    check(settings)
-    return settings
+        first = error.errors(include_url=False, include_input=False)[0]
+        message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
+        raise SettingsError(f"{_variable(str(first['loc'][0]))}: {message}") from None
 
 
 def terms(settings: Settings) -> Terms:
     """The ledger's durations, from the settings."""
     from tasks.ledger import Terms  # noqa: PLC0415 -- what only reads settings loads no ledger
 
-    return Terms(
-        lease=settings.lease,
-        call_deadline=settings.call_deadline,
-        give_up_after=settings.give_up_after,
-        retention=settings.retention,
-    )
+    return Terms(**settings.model_dump(include={"lease", "call_deadline", "give_up_after", "retention"}))
 
 
 def require_accounts(settings: Settings) -> None:
@@ -154,45 +148,6 @@ def require_accounts(settings: Settings) -> None:
             "no API key: set BFL_API_KEY, or BFL_API_KEY_FILE to a file that holds it "
             f"(the API is {DEFAULT_API_URL} unless BFL_API_URL says otherwise); `janitor demo` needs none"
         )
-
-
-def refuse_unknown(environ: Mapping[str, str]) -> None:
-    """Raise `SettingsError` if a `JANITOR_*` variable is not a setting; the line names the nearest one."""
-    fields = Settings.model_fields.items()
-    known = {str(field.validation_alias or f"{_PREFIX}{name.upper()}"): field for name, field in fields}
-    for variable, value in environ.items():
-        name = variable.upper()  # pydantic reads names in any case
-        if not name.startswith(_PREFIX) or name in known or name in _OF_TESTS:
-            continue
-        if _OF_KUBERNETES.fullmatch(f"{name}={value}"):
-            continue
-        # Compared without the prefix: it would make all names alike.
-        by_suffix = {one.removeprefix(_PREFIX): one for one in known}
-        nearest = get_close_matches(name.removeprefix(_PREFIX), by_suffix, n=1)
-        if nearest:
-            raise SettingsError(f"{variable} is not a setting: did you mean {by_suffix[nearest[0]]}?")
-        raise SettingsError(f"{variable} is not a setting: accepted are {', '.join(sorted(known))}")
-
-
-def check(settings: Settings) -> None:
-    """Raise `SettingsError` if two settings contradict each other or a file cannot be used."""
-    for name in (
-        "lease", "call_deadline", "connect_timeout", "read_timeout", "retention", "visibility_timeout",
-        "maintenance_every", "observe_within", "give_up_after", "tick_every",
-    ):  # fmt: skip
-        if getattr(settings, name) <= timedelta(0):
-            raise SettingsError(f"{_PREFIX}{name.upper()} must be longer than 0s")
-    order = ("connect_timeout", "call_deadline", "lease", "visibility_timeout", "retention")
-    for shorter, longer in pairwise(order):
-        low, high = getattr(settings, shorter), getattr(settings, longer)
-        if low >= high:
-            raise SettingsError(
-                f"{_PREFIX}{shorter.upper()}={format_duration(low)} must be shorter than "
-                f"{_PREFIX}{longer.upper()}={format_duration(high)}"
-            )
-    bundle = settings.ca_bundle
-    if bundle and "-----BEGIN CERTIFICATE-----" not in read_text("JANITOR_CA_BUNDLE", bundle):
-        raise SettingsError("JANITOR_CA_BUNDLE names a file without certificates: give a PEM file")
 
 
 def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) -> dict[str, Account]:
@@ -239,10 +194,9 @@ def _checked_url(variable: str, url: str, *, allow_any: bool) -> str:
         host, _ = parts.hostname or "", parts.port
     except ValueError:
         parts, host = urlsplit(""), ""
-    more = parts.username or parts.password or re.search(r"[?#\s]", url)
-    if not host or parts.scheme not in ("http", "https") or more:
+    if not host or parts.scheme not in ("http", "https") or "@" in parts.netloc or re.search(r"[?#\\\s]", url):
         raise SettingsError(f"{variable} must be a base URL such as {DEFAULT_API_URL}")
-    at_bfl = parts.scheme == "https" and (host == "bfl.ai" or host.endswith(".bfl.ai"))
+    at_bfl = parts.scheme == "https" and f".{host}".endswith(".bfl.ai")
     if not (at_bfl or _is_loopback(host) or allow_any):
         raise SettingsError(
             f"{variable}={parts.scheme}://{host} is neither https at bfl.ai nor loopback, and the key would be "
@@ -258,9 +212,20 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _one_line(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    field = str(first["loc"][0])
-    variable = field if field.isupper() else f"{_PREFIX}{field.upper()}"
-    message = first["msg"].removeprefix("Value error, ").replace("Input should", "should")
-    return f"{variable}: {message}"
+def _variable(field: str) -> str:
+    """The variable that sets a field, which pydantic names by its alias if it has one."""
+    return field if field.isupper() else f"{_PREFIX}{field.upper()}"
+
+
+def _refuse_unknown(environ: Mapping[str, str]) -> None:
+    """Raise `SettingsError` if a `JANITOR_*` variable is not a setting; the line names the nearest one."""
+    known = sorted(str(field.validation_alias or _variable(name)) for name, field in Settings.model_fields.items())
+    # Compared without the prefix: it would make all names alike.
+    by_suffix = {name.removeprefix(_PREFIX): name for name in known}
+    for variable, value in environ.items():
+        name = variable.upper()  # pydantic reads names in any case
+        is_ours = name.startswith(_PREFIX) and not _OF_KUBERNETES.fullmatch(f"{name}={value}")
+        if is_ours and name not in (*known, _OF_TESTS):
+            nearest = get_close_matches(name.removeprefix(_PREFIX), by_suffix, n=1)
+            hint = f"did you mean {by_suffix[nearest[0]]}?" if nearest else f"accepted are {', '.join(known)}"
+            raise SettingsError(f"{variable} is not a setting: {hint}")

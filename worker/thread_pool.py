@@ -7,42 +7,35 @@ reads. The message is never acknowledged, and a worker with N slots is deaf afte
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 from typing import Any
 
 import structlog
 from celery.concurrency import thread
-from celery.concurrency.base import apply_target
 from celery.worker.state import task_ready
 
 from worker.kombu_transport import set_aside
 
 log = structlog.get_logger()
 
+_TaskPool: Any = thread.TaskPool  # its stubs lack `on_apply`
 
-class TaskPool(thread.TaskPool):
+
+class TaskPool(_TaskPool):  # type: ignore[misc] # it is Any
     """Registered as `threads` by `worker.kombu_transport.install`."""
 
-    executor: ThreadPoolExecutor  # not in Celery's stubs
-
-    def on_apply(
-        self, target: Callable[..., Any], args: Any = None, kwargs: Any = None,
-        callback: Any = None, accept_callback: Any = None, **_: Any,
-    ) -> Any:  # fmt: skip
-        """Run `target` in a thread. callback: a method of the Celery request, which is found by it."""
-        request = callback.__self__
-
-        def run() -> None:
-            try:
-                apply_target(target, args, kwargs, callback, accept_callback)
-            except BaseException as error:
-                _release(request, error)
-
-        return thread.ApplyResult(self.executor.submit(run))  # type: ignore[attr-defined] # not in the stubs
+    def on_apply(self, *arguments: Any, callback: Any, **options: Any) -> Any:
+        """Run a task in a thread. callback: a method of the Celery request, which is found by it."""
+        result = super().on_apply(*arguments, callback=callback, **options)
+        result.f.add_done_callback(partial(_release, callback.__self__))
+        return result
 
 
-def _release(request: Any, error: BaseException) -> None:
+def _release(request: Any, future: Future[None]) -> None:
+    error = None if future.cancelled() else future.exception()
+    if error is None:
+        return
     log.error("task.not_finished", task=request.name, id=request.id, exc_info=error)
     try:
         if not request.acknowledged:

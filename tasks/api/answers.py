@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 _ID_FIELDS = ("finetune_id", "id", "name")
@@ -27,14 +26,17 @@ def listed_names(content: Any) -> list[str] | None:
     if not isinstance(items, list):
         return None
     names = [_name(item) for item in items]
-    known = [name for name in names if name and not _HALVES.search(name)]
-    return known if len(known) == len(items) else None
+    return names if all(name and not _HALVES.search(name) for name in names) else None
 
 
 def is_whole(content: dict[str, Any], count: int) -> bool:
     """Whether nothing beside `finetunes` speaks of more: a next page, a cursor, `has_more`, a larger total."""
-    beside = {name: value for name, value in content.items() if name != "finetunes"}
-    return not any(_is_more(name, value, count) for name, value in _leaves(beside))
+    leaves: list[tuple[str, Any]] = []
+    for name, value in content.items():
+        if name != "finetunes":
+            # Paging is often kept in an object of its own.
+            leaves += value.items() if isinstance(value, dict) else [(name, value)]
+    return not any(_is_more(name, value, count) for name, value in leaves)
 
 
 def detail(content: Any) -> str | None:
@@ -45,30 +47,24 @@ def detail(content: Any) -> str | None:
     return (found if isinstance(found, str) else json.dumps(found)) if found else None
 
 
-def _name(item: Any) -> str | None:
+def _name(item: Any) -> str:
+    """The name that an item of the list has, "" if it has none or several."""
     if isinstance(item, str):
         return item
     ids = [item[field] for field in _ID_FIELDS if item.get(field) is not None] if isinstance(item, dict) else []
-    return ids[0] if ids and isinstance(ids[0], str) and all(one == ids[0] for one in ids) else None
-
-
-def _leaves(content: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Names and values, those of one object deeper too: paging is often kept in one of its own."""
-    for name, value in content.items():
-        yield from value.items() if isinstance(value, dict) else [(name, value)]
+    return ids[0] if ids and isinstance(ids[0], str) and all(one == ids[0] for one in ids) else ""
 
 
 def _is_more(name: str, value: Any, count: int) -> bool:
     if _SPEAKS_OF_MORE.search(name):
         return bool(value)
-    if not _COUNTS.search(name) or not str(value).isdecimal():
-        return False
-    return float(str(value)) > (1 if "page" in name.lower() else count)
+    expected = 1 if "page" in name.lower() else count
+    return bool(_COUNTS.search(name)) and str(value).isdecimal() and float(str(value)) > expected
 
 
 def _problem(item: Any) -> str:
     if not isinstance(item, dict):
         return str(item)
-    where = item.get("loc") or ()
-    place = ".".join(map(str, where)) if isinstance(where, list | tuple) else str(where)
-    return f"{place}: {item.get('msg', '')}" if place else str(item.get("msg", ""))
+    where = item.get("loc") or []
+    place = ".".join(map(str, where if isinstance(where, list) else [where]))
+    return ": ".join(filter(None, (place, str(item.get("msg", "")))))

@@ -15,11 +15,13 @@ JanitorError
 
 from __future__ import annotations
 
+from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 
 from tasks.errors import JanitorError
 
 
+@dataclass(eq=False, repr=False)
 class ApiError(JanitorError):
     """A call to the BFL API had no good answer.
 
@@ -30,21 +32,12 @@ class ApiError(JanitorError):
     from_api:    whether the answer is JSON with `detail`, as BFL's are.
     """
 
-    def __init__(
-        self,
-        detail: str,
-        *,
-        http_status: int | None = None,
-        retry_after: timedelta | None = None,
-        seconds: float = 0.0,
-        from_api: bool = False,
-    ) -> None:
-        super().__init__(detail)
-        self.detail = detail
-        self.http_status = http_status
-        self.retry_after = retry_after
-        self.seconds = seconds
-        self.from_api = from_api
+    detail: str
+    _: KW_ONLY
+    http_status: int | None = None
+    retry_after: timedelta | None = None
+    seconds: float = 0.0
+    from_api: bool = False
 
     def __str__(self) -> str:
         return f"HTTP {self.http_status}: {self.detail}" if self.http_status else self.detail
@@ -77,17 +70,17 @@ class Unclear(ApiError): ...
 class Reshaped(Unclear): ...
 
 
+# That 402 can be back-pressure is known from public reports.
+_KINDS = {
+    401: KeyRefused, 402: Throttled, 403: KeyRefused, 404: NotFound, 408: TryAgain, 425: TryAgain, 429: Throttled,
+}  # fmt: skip
+
+
 def error_kind(status: int, *, told_to_wait: bool) -> type[ApiError]:
-    """The error for a status that is not 2xx. That 402 can be back-pressure is known from public reports.
+    """The error for a status that is not 2xx.
 
     told_to_wait: whether the answer has a `Retry-After`; it makes a 503 back-pressure.
     """
-    if status in (429, 402) or (status == 503 and told_to_wait):
+    if status == 503 and told_to_wait:
         return Throttled
-    if status in (408, 425):
-        return TryAgain
-    if status == 404:
-        return NotFound
-    if status in (401, 403):
-        return KeyRefused
-    return Refused if 300 <= status < 500 else Unclear
+    return _KINDS.get(status, Refused if 300 <= status < 500 else Unclear)

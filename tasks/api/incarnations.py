@@ -19,13 +19,14 @@ from decimal import Decimal
 from enum import StrEnum
 from typing import Any, Self
 
-from tasks.api.moments import Created, read_created
+from tasks.api.moments import Created, is_same_moment, read_created
 from tasks.durations import format_duration
 from tasks.text import finetune_key, is_same_name, one_line
 
 MOST_FIELDS = 50
 _ID_FIELDS = ("id", "uuid", "uid")
 _CREATED_FIELDS = ("created_at", "created", "timestamp")
+_IDENTITY = (("the unique id", _ID_FIELDS, is_same_name), ("the creation time", _CREATED_FIELDS, is_same_moment))
 # Letters of the last part of the name, so that `base_model`, `baseModel` and `config.base-model` are one.
 _SETTINGS = frozenset(
     ("type", "finetunetype", "mode", "basemodel", "model", "precision", "trigger", "triggerword", "triggerphrase",
@@ -34,7 +35,6 @@ _SETTINGS = frozenset(
 _FREE_TEXT = re.compile("comment|description|note", re.IGNORECASE)  # can hold personal data; never kept
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?", re.ASCII)
 _DEEPEST = 3
-_LONGEST_ID = 200
 
 
 class Verdict(StrEnum):
@@ -64,19 +64,10 @@ class Incarnation:
         """The creation time, None if the API gives no sound one; a date alone included."""
         return next((read_created(self.identity[name]) for name in _CREATED_FIELDS if name in self.identity), None)
 
-    def to_json(self) -> dict[str, Any]:
-        created = self.created
-        return {
-            "unique_id": self.unique_id,
-            "created_at": str(created) if created else None,
-            "identity": dict(self.identity),
-            "settings": dict(self.settings),
-            "others": dict(self.others),
-        }
-
     def to_text(self) -> str:
-        """Compact JSON; `from_text` reads it back."""
-        return json.dumps(self.to_json(), separators=(",", ":"), sort_keys=True)
+        """Compact JSON, which tells the unique id and the creation time in clear; `from_text` reads it back."""
+        in_clear = {"unique_id": self.unique_id, "created_at": str(self.created) if self.created else None}
+        return json.dumps(in_clear | vars(self), separators=(",", ":"), sort_keys=True)
 
     @classmethod
     def from_text(cls, text: str) -> Self | None:
@@ -84,11 +75,8 @@ class Incarnation:
         if not text:
             return None
         kept = json.loads(text)
-        parts = {name: kept.get(name) for name in ("identity", "settings", "others")}
-        return cls(**{
-            name: {str(key): str(value) for key, value in part.items()}
-            for name, part in parts.items() if isinstance(part, dict)
-        })  # fmt: skip
+        parts = [kept.get(name) for name in ("identity", "settings", "others")]
+        return cls(*({k: str(v) for k, v in part.items()} if isinstance(part, dict) else {} for part in parts))
 
 
 def incarnation_of(fields: Mapping[str, Any], finetune_id: str) -> Incarnation:
@@ -96,10 +84,12 @@ def incarnation_of(fields: Mapping[str, Any], finetune_id: str) -> Incarnation:
     identity = {name: text for name in _ID_FIELDS if (text := _unique_id(fields.get(name), finetune_id))}
     identity |= {name: str(made) for name in _CREATED_FIELDS if (made := read_created(fields.get(name)))}
     told = [
-        (not _is_setting(path), one_line(path, most=60), text)
-        for path, text in _scalars(fields)
+        (not _is_setting(path), one_line(path, most=60), plain)
+        for path, value in _scalars(fields)
+        if path not in identity
+        and not _FREE_TEXT.search(path)
         # A value that repeats the name is the same in every incarnation.
-        if path not in identity and not _FREE_TEXT.search(path) and not is_same_name(text, finetune_id)
+        and not is_same_name(plain := _plain(value), finetune_id)
     ]
     kept = sorted(told)[:MOST_FIELDS]
     settings = {path: _in_clear(text) for is_other, path, text in kept if not is_other}
@@ -111,50 +101,45 @@ def compare(earlier: Incarnation, later: Incarnation, *, gap: timedelta, within:
 
     gap: time between the two. within: how long equal settings are believed.
     """
-    same, changed = _identity(earlier, later)
+    same, changed = _identity(earlier.identity, later.identity)
     if same and changed:
         return Verdict.UNKNOWN, f"{same[0]} is the same, but {'; '.join(changed)}"
     if changed:
         return Verdict.OTHER, "; ".join(changed)
     if same:
-        return Verdict.SAME, f"{' and '.join(same)} are the same" if len(same) > 1 else f"{same[0]} is the same"
+        return Verdict.SAME, f"{' and '.join(same)} {'are' if len(same) > 1 else 'is'} the same"
     return _by_fields(earlier, later, gap, within)
 
 
-def _identity(earlier: Incarnation, later: Incarnation) -> tuple[list[str], list[str]]:
+def _identity(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[list[str], list[str]]:
     """What is the same and what has changed, of the first unique id and the first creation time that both have."""
     same, changed = [], []
-    one, other = earlier.identity, later.identity
-    for name in [name for name in _ID_FIELDS if name in one and name in other][:1]:
-        if is_same_name(one[name], other[name]):
-            same.append("the unique id")
-        else:
-            changed.append(f"the unique id changed from {one[name]} to {other[name]}")
-    for name in [name for name in _CREATED_FIELDS if name in one and name in other][:1]:
-        then, now = read_created(one[name]), read_created(other[name])
-        if then is None or now is None:
-            continue
-        if then.differs(now):
-            changed.append(f"the creation time changed from {then} to {now}")
-        elif not (then.is_date or now.is_date):
-            same.append("the creation time")
+    for what, fields, is_same in _IDENTITY:
+        both = [(one[name], other[name]) for name in fields if name in one and name in other]
+        answer = is_same(*both[0]) if both else None
+        if answer:
+            same.append(what)
+        elif answer is not None:
+            changed.append(_change(what, *both[0]))
     return same, changed
 
 
 def _by_fields(earlier: Incarnation, later: Incarnation, gap: timedelta, within: timedelta) -> tuple[Verdict, str]:
-    changed = _changed(earlier.settings, later.settings)
-    if changed:
-        told = [f"{name} changed from {earlier.settings[name]} to {later.settings[name]}" for name in changed]
-        return Verdict.OTHER, "; ".join(told)
-    changed = _changed(earlier.others, later.others)
-    if changed:
+    one, other = earlier.settings, later.settings
+    if changed := _changed(one, other):
+        return Verdict.OTHER, "; ".join(_change(name, one[name], other[name]) for name in changed)
+    if changed := _changed(earlier.others, later.others):
         return Verdict.UNKNOWN, f"{', '.join(changed)} changed, which does not tell incarnations apart"
-    if not (earlier.settings.keys() & later.settings.keys() or earlier.others.keys() & later.others.keys()):
+    if not (one.keys() & other.keys() or earlier.others.keys() & later.others.keys()):
         return Verdict.UNKNOWN, "the API's details have nothing that can be compared"
     if gap > within:
         ago = f"{format_duration(gap)} lie between the two, more than {format_duration(within)}"
         return Verdict.UNKNOWN, f"all fields are equal, but there is no creation time, and {ago}"
     return Verdict.SAME, "all fields are equal"
+
+
+def _change(what: str, then: str, now: str) -> str:
+    return f"{what} changed from {then} to {now}"
 
 
 def _changed(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
@@ -164,18 +149,18 @@ def _changed(one: Mapping[str, str], other: Mapping[str, str]) -> list[str]:
 def _unique_id(value: object, finetune_id: str) -> str | None:
     """`value` if it can be a unique id: one that contains the name is the same in every incarnation."""
     text = finetune_key(str(value)) if value and isinstance(value, str | int) and value is not True else ""
-    is_usable = bool(text) and len(text) <= _LONGEST_ID and text == one_line(text)
-    return text if is_usable and finetune_id.lower() not in text.lower() else None
+    is_usable = text == one_line(text, most=200) and finetune_id.lower() not in text.lower()
+    return text if text and is_usable else None
 
 
-def _scalars(fields: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, str]]:
-    """Paths such as `config.mode`, and values in one notation; lists are left out."""
+def _scalars(fields: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, str | float]]:
+    """Paths such as `config.mode`, and values; lists are left out."""
     for name, value in fields.items():
         path = f"{prefix}{name}"
         if isinstance(value, dict) and depth < _DEEPEST:
             yield from _scalars(value, f"{path}.", depth + 1)
         elif isinstance(value, str | int | float):
-            yield path, _plain(value)
+            yield path, value
 
 
 def _plain(value: str | float) -> str:

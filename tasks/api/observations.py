@@ -37,7 +37,6 @@ class Observation:
     vantage: str
     host: str
     date: datetime | None
-    details_work: bool
 
     @property
     def tolerance(self) -> timedelta:
@@ -64,18 +63,16 @@ def observe(api: BflReader, finetune_id: str, before_next: Callable[[], None]) -
     """
     try:
         details = api.finetune_details(finetune_id)
-    except (errors.NotFound, errors.Refused) as error:
-        if isinstance(error, errors.Refused) and error.http_status != 405:
+        found = incarnation_of(details.fields, finetune_id)
+        return Observation(Presence.PRESENT, found, api.vantage, api.host, details.date)
+    except errors.NotFound as error:
+        works = error.from_api
+    except errors.Refused as error:
+        if error.http_status != 405:
             raise
-        works = isinstance(error, errors.NotFound) and error.from_api
-    else:
-        incarnation = incarnation_of(details.fields, finetune_id)
-        return Observation(
-            Presence.PRESENT, incarnation, api.vantage, api.host, date=details.date, details_work=True
-        )
+        works = False
     before_next()
-    presence = _by_list(api, finetune_id, works=works)
-    return Observation(presence, None, api.vantage, api.host, date=None, details_work=works)
+    return Observation(_by_list(api, finetune_id, works=works), None, api.vantage, api.host, date=None)
 
 
 def existed(observation: Observation, asked_at: datetime, now: datetime) -> bool | None:
@@ -86,12 +83,6 @@ def existed(observation: Observation, asked_at: datetime, now: datetime) -> bool
     """
     age = observation.age(now)
     return None if age is None else age >= now - asked_at - observation.tolerance
-
-
-def created_after(observation: Observation, moment: datetime, now: datetime) -> bool | None:
-    """Whether the incarnation was clearly created after `moment`, such as an attempt of ours; None if unknown."""
-    there = existed(observation, moment, now)
-    return None if there is None else not there
 
 
 def _by_list(api: BflReader, finetune_id: str, *, works: bool) -> Presence:

@@ -12,7 +12,6 @@ already received cannot be recalled.
 
 from __future__ import annotations
 
-import functools
 import socket
 import ssl
 import struct
@@ -20,18 +19,16 @@ import threading
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import requests
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH, HTTPAdapter
+from urllib3 import HTTPConnectionPool, exceptions
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, NameResolutionError, NewConnectionError
 
 BODY_LIMIT = 1 << 20
-_CHUNK = 1 << 16
-_RESET_ON_CLOSE = (socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
 @dataclass(frozen=True)
@@ -56,40 +53,37 @@ class Reply(NamedTuple):
     begun: bool
 
 
-class Transport:
-    """Sends requests to the host of `url`: one `requests.Session` per thread, made at first use.
+class Transport(threading.local):
+    """Sends requests to the host of `url`; each thread has its own connection, made at first use.
 
-    ca_bundle: a file with the certificate authorities to trust instead of certifi's.
+    ca_bundle: a file with the certificate authorities to trust instead of certifi's. `threading.local` calls
+    `__init__` again in each thread, with the same arguments.
     """
 
     def __init__(self, url: str, timeouts: Timeouts, ca_bundle: Path | None = None) -> None:
         self._url = url
         self._timeouts = timeouts
         self._ca_bundle = ca_bundle
-        self._threads = threading.local()
 
     def send(self, request: requests.PreparedRequest) -> Reply:
         """The whole answer, or why there is none. It raises nothing: an error would have the key in it."""
         began = time.monotonic()
-        _call.start(self._timeouts, began)
-        response, body, broken = requests.Response(), b"", None
+        _call.timeouts, _call.begun = self._timeouts, False
+        _call.deadline = began + self._timeouts.total.total_seconds()
         try:
-            # By the adapter: a session would look for redirects, cookies and proxies, and none of them is wanted.
-            adapter = self._session().get_adapter(self._url)
-            response = adapter.send(request, stream=True, timeout=self._timeouts.read.total_seconds())
-            with response:
-                body = _body(response)
-        except (requests.RequestException, HTTPError, OSError, ValueError) as error:
+            with self._adapter.send(request, stream=True, timeout=self._timeouts.read.total_seconds()) as response:
+                body: bytes = response.raw.read(BODY_LIMIT + 1, decode_content=True)
+            if len(body) > BODY_LIMIT:
+                raise exceptions.DecodeError
+            return Reply(response, body, time.monotonic() - began, broken=None, begun=True)
+        except (requests.RequestException, exceptions.HTTPError, OSError, ValueError) as error:
             broken = _in_words(error)
-        return Reply(response, body, time.monotonic() - began, broken, _call.begun)
+        return Reply(requests.Response(), b"", time.monotonic() - began, broken, _call.begun)
 
-    def _session(self) -> requests.Session:
-        session: requests.Session | None = getattr(self._threads, "session", None)
-        if session is None:
-            session = self._threads.session = requests.Session()
-            session.trust_env = False
-            session.mount(self._url, _Adapter(self._timeouts, self._ca_bundle))
-        return session
+    @cached_property
+    def _adapter(self) -> _Adapter:
+        """A `requests.Session` would look for redirects, cookies and proxies, and none of them is wanted."""
+        return _Adapter(self._url, self._ca_bundle)
 
 
 class _Call(threading.local):
@@ -98,9 +92,6 @@ class _Call(threading.local):
     timeouts = Timeouts()
     deadline = 0.0
     begun = False
-
-    def start(self, timeouts: Timeouts, now: float) -> None:
-        self.timeouts, self.deadline, self.begun = timeouts, now + timeouts.total.total_seconds(), False
 
     def left(self, most: timedelta) -> float:
         """Seconds that the next step may take; raises `TimeoutError` if there are none."""
@@ -115,6 +106,13 @@ _call = _Call()
 
 class _Bounded(socket.socket):
     """A socket that never waits beyond the deadline of the call. Only requests use `sendall`, no handshake."""
+
+    def set_options(self) -> None:
+        self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
+            ms = max(1, round(_call.timeouts.total.total_seconds() * 1000))
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ms)
 
     def recv_into(self, *args: Any, **kwargs: Any) -> int:
         self._bound()
@@ -131,22 +129,17 @@ class _Bounded(socket.socket):
             self.settimeout(seconds)
 
 
-class _BoundedTls(_Bounded, ssl.SSLSocket):
-    pass
+class _BoundedTls(_Bounded, ssl.SSLSocket): ...
 
 
 class _Connection(HTTPConnection):
     def _new_conn(self) -> socket.socket:
-        try:
-            addresses = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
-        except (OSError, UnicodeError):
-            raise NameResolutionError(self.host, self, socket.gaierror()) from None
+        addresses = socket.getaddrinfo(self._dns_host, self.port, type=socket.SOCK_STREAM)
         error = OSError()
         for family, kind, protocol, _, address in addresses:
             connecting = _Bounded(family, kind, protocol)
             try:
-                for option in self.socket_options or ():
-                    connecting.setsockopt(*option)
+                connecting.set_options()
                 connecting.settimeout(_call.left(_call.timeouts.connect))
                 connecting.connect(address)
                 # For the handshake, if there is one: it takes the timeout of the socket as its bound.
@@ -155,8 +148,8 @@ class _Connection(HTTPConnection):
             except OSError as refused:
                 connecting.close()
                 error = refused
-        kind_of_error = ConnectTimeoutError if isinstance(error, TimeoutError) else NewConnectionError
-        raise kind_of_error(self, "no connection")
+        is_late = isinstance(error, TimeoutError)
+        raise (exceptions.ConnectTimeoutError if is_late else exceptions.NewConnectionError)(self, "no connection")
 
     def getresponse(self) -> Any:
         response = super().getresponse()
@@ -167,42 +160,26 @@ class _Connection(HTTPConnection):
         return response
 
 
-class _TlsConnection(_Connection, HTTPSConnection):
-    pass
-
-
-class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection
-
-
-class _TlsPool(HTTPSConnectionPool):
-    ConnectionCls = _TlsConnection
+class _TlsConnection(_Connection, HTTPSConnection): ...
 
 
 class _Adapter(HTTPAdapter):
     """One host, so one pool of one connection, looked up once; TLS settings are those of the shared context."""
 
-    _pool: HTTPConnectionPool | None = None
-
-    def __init__(self, timeouts: Timeouts, ca_bundle: Path | None) -> None:
+    def __init__(self, url: str, ca_bundle: Path | None) -> None:
         super().__init__(pool_connections=1, pool_maxsize=1)
-        options = [*HTTPConnection.default_socket_options, _RESET_ON_CLOSE]
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux only
-            ms = max(1, round(timeouts.total.total_seconds() * 1000))
-            options.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ms))
-        self.poolmanager.connection_pool_kw |= {"socket_options": options, "ssl_context": _tls_context(ca_bundle)}
-        self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
+        self.poolmanager.connection_pool_kw["ssl_context"] = _tls_context(ca_bundle)
+        self._pool: HTTPConnectionPool = self.poolmanager.connection_from_url(url)
+        self._pool.ConnectionCls = _TlsConnection if self._pool.scheme == "https" else _Connection
 
-    def get_connection_with_tls_context(self, request: Any, *_: Any, **__: Any) -> HTTPConnectionPool:
-        if self._pool is None:
-            self._pool = self.poolmanager.connection_from_url(request.url)
+    def get_connection_with_tls_context(self, *_: Any, **__: Any) -> HTTPConnectionPool:
         return self._pool
 
     def cert_verify(self, *_: Any) -> None:
         """The context verifies; this would load all certificates again for each connection."""
 
 
-@functools.cache
+@cache
 def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
     """One for the whole process: reading the certificates takes longer than a call."""
     context = ssl.create_default_context(cafile=str(ca_bundle or DEFAULT_CA_BUNDLE_PATH))
@@ -210,26 +187,14 @@ def _tls_context(ca_bundle: Path | None) -> ssl.SSLContext:
     return context
 
 
-def _body(response: requests.Response) -> bytes:
-    body = b""
-    for chunk in response.iter_content(_CHUNK):
-        body += chunk
-        if len(body) > BODY_LIMIT:
-            raise requests.exceptions.ContentDecodingError
-    return body
-
-
 _WORDS: tuple[tuple[Any, str], ...] = (
-    (NameResolutionError, "the host name was not resolved"),
-    (NewConnectionError, "the connection was refused or not possible"),
-    (ConnectTimeoutError, "no connection within the connect timeout"),
+    ((socket.gaierror, UnicodeError), "the host name was not resolved"),
+    (exceptions.NewConnectionError, "the connection was refused or not possible"),
+    (exceptions.ConnectTimeoutError, "no connection within the connect timeout"),
     (ssl.SSLCertVerificationError, "TLS failed, the certificate is not trusted (JANITOR_CA_BUNDLE can add trust)"),
     (ssl.SSLError, "TLS failed"),
-    ((TimeoutError, requests.Timeout), "no complete answer in time"),
-    (
-        requests.exceptions.ContentDecodingError,
-        f"the answer is larger than {BODY_LIMIT} bytes or cannot be decoded",
-    ),
+    ((TimeoutError, exceptions.ReadTimeoutError), "no complete answer in time"),
+    (exceptions.DecodeError, f"the answer is larger than {BODY_LIMIT} bytes or cannot be decoded"),
 )
 
 
@@ -240,7 +205,5 @@ def _in_words(error: object) -> str:
         chain.append(error)
         inner = [getattr(error, "reason", None), *error.args]
         error = next((cause for cause in inner if isinstance(cause, BaseException)), None)
-    for kinds, words in _WORDS:
-        if any(isinstance(cause, kinds) for cause in chain):
-            return words
-    return f"the connection broke ({type(chain[-1]).__name__})"
+    known = (words for kinds, words in _WORDS if any(isinstance(cause, kinds) for cause in chain))
+    return next(known, f"the connection broke ({type(chain[-1]).__name__})")

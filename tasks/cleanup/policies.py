@@ -97,13 +97,23 @@ def _in_words(key: str, error: Any) -> str:
     return f"{key}: {error['ctx']['error']}"
 
 
-def _text(fits: Callable[[str], object], accepted: str) -> BeforeValidator:
+def _only(fits: Callable[[Any], object], accepted: str) -> BeforeValidator:
     def read(value: object) -> object:
-        if not isinstance(value, str) or not fits(value):
+        if not fits(value):
             raise InvalidRequest(f"{value!r} is not accepted: give {accepted}")
         return value
 
     return BeforeValidator(read)
+
+
+def _text(fits: Callable[[str], object], accepted: str) -> BeforeValidator:
+    return _only(lambda value: isinstance(value, str) and fits(value), accepted)
+
+
+def _whole(least: int, most: int) -> BeforeValidator:
+    accepted = f"a whole number from {least} to {most}"
+    # To Python, true and false are whole numbers too.
+    return _only(lambda value: type(value) is int and least <= value <= most, accepted)
 
 
 def _patterns(value: object) -> tuple[str, ...]:
@@ -135,15 +145,6 @@ def _duration(value: object) -> timedelta:
     if not isinstance(value, str):
         raise InvalidRequest(f"{value!r} is not a duration: give {ACCEPTED_DURATION}")
     return parse_duration(value)
-
-
-def _whole(least: int, most: int) -> BeforeValidator:
-    def read(value: object) -> object:
-        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-            raise InvalidRequest(f"{value!r} is not accepted: give a whole number from {least} to {most}")
-        return value
-
-    return BeforeValidator(read)
 
 
 def _schedule(value: object) -> str:

@@ -218,19 +218,10 @@ def _among_the_newest(case: Case) -> str | None:
 
 
 KEEP: tuple[Callable[[Case], str | None], ...] = (
-    _not_matched,
-    _not_to_be_asked_for,
-    _protected_by_pattern,
-    _protected_by_request,
-    _requested_already,
-    _age_unknown,
-    _incarnation_unknown,
-    _too_young,
-    _use_not_reported,
-    _used_lately,
-    _newer_than_its_use,
+    _not_matched, _not_to_be_asked_for, _protected_by_pattern, _protected_by_request, _requested_already,
+    _age_unknown, _incarnation_unknown, _too_young, _use_not_reported, _used_lately, _newer_than_its_use,
     _among_the_newest,
-)
+)  # fmt: skip
 
 
 def _matches(finetune_id: str, patterns: Sequence[str]) -> bool:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 import structlog
 from cronsim import CronSim
 
-from tasks.api.client import BflReader
 from tasks.api.errors import Reshaped
-from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.plans import APPLY_WITHIN, Plan, apply_plan, empty_plan, make_plan, store
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.survey import Advance, Surveyor, no_progress
 from tasks.errors import JanitorError
 from tasks.intake import Intake
-from tasks.ledger import Ledger
 from tasks.ledger.redis_errors import unavailable
-from tasks.records import check_account, from_ms, to_ms
+from tasks.records import from_ms, to_ms
 
 log = structlog.get_logger()
 
@@ -30,25 +27,10 @@ _PLANS = uuid.UUID("a1c2f9a4-7d0c-4c6e-9d36-3a2f0e6b7c11")
 
 
 @dataclass(frozen=True)
-class Cleaner:
-    """Makes plans and applies them. readers: clients without a delete method, by account.
+class Cleaner(Surveyor):
+    """Surveys accounts, makes plans and applies them."""
 
-    max_concurrent, retry_budget, sleep, observe_within: see `tasks.cleanup.survey.Surveyor`.
-    """
-
-    ledger: Ledger
-    intake: Intake
-    readers: Mapping[str, BflReader]
-    max_concurrent: int
-    retry_budget: timedelta
-    sleep: Callable[[float], None]
-    observe_within: timedelta = timedelta(hours=1)
-
-    def survey(self, account: str, policies: Sequence[Policy], advance: Advance = no_progress) -> Inventory:
-        """What the account has now. Raises `InvalidRequest` if there is no key for it, `ApiError`."""
-        check_account(account, self.readers)
-        waits = (self.max_concurrent, self.retry_budget, self.sleep, self.observe_within)
-        return Surveyor(self.readers[account], self.ledger, account, *waits, advance).survey(policies)
+    intake: Intake = field(kw_only=True)
 
     def plan(self, policy: Policy, plan_id: str | None = None, advance: Advance = no_progress) -> Plan:
         """Make a plan and keep it; a list that cannot be relied on makes a blocked one. Raises like `survey`."""

@@ -5,13 +5,12 @@ It only reads: its client has no delete method. If the API fails, the survey fai
 
 from __future__ import annotations
 
-import threading
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import TypeVar
 
 from tasks.account_stops import cool_down
 from tasks.api import errors
@@ -20,6 +19,7 @@ from tasks.api.retry import Again, retried
 from tasks.cleanup.inventory import Inventory, Seen, deleted_by_us, load, read, requested_among, save
 from tasks.cleanup.policies import Policy
 from tasks.ledger import Ledger
+from tasks.records import check_account
 from tasks.text import finetune_key
 
 T = TypeVar("T")
@@ -32,33 +32,35 @@ def no_progress(_done: int, _total: int) -> None:
 
 @dataclass(frozen=True)
 class Surveyor:
-    """Surveys one account. sleep: waits some seconds, or raises if the process is to stop.
+    """Surveys accounts. readers: clients without a delete method, by account.
 
-    max_concurrent: the account's calls at once, if no worker has registered it; half of them are used.
-    observe_within: how long two observations with equal settings count as one incarnation.
+    max_concurrent: an account's calls at once, if no worker has registered it; half of them are used. sleep:
+    waits some seconds, or raises if the process is to stop. observe_within: how long two observations with equal
+    settings count as one incarnation.
     """
 
-    api: BflReader
     ledger: Ledger
-    account: str
+    readers: Mapping[str, BflReader]
     max_concurrent: int
     retry_budget: timedelta
     sleep: Callable[[float], None]
-    observe_within: timedelta
-    advance: Advance = no_progress
-    _nonce: str = field(default_factory=lambda: uuid.uuid4().hex)
+    observe_within: timedelta = timedelta(hours=1)
 
-    def survey(self, policies: Sequence[Policy]) -> Inventory:
-        """The inventory, kept in the ledger. Raises `ApiError`; `Reshaped` if the list cannot be relied on."""
-        ids = self._listed()
-        before = load(self.ledger, self.account)
+    def survey(self, account: str, policies: Sequence[Policy], advance: Advance = no_progress) -> Inventory:
+        """What the account has now, kept in the ledger.
+
+        Raises `InvalidRequest` if there is no key for it, `ApiError`; `Reshaped` if the list cannot be relied on.
+        """
+        check_account(account, self.readers)
+        ids = self._listed(account)
+        before = load(self.ledger, account)
         known = {finetune_key(id_): one for id_, one in before.seen.items()}
         seen = {id_: known[finetune_key(id_)] for id_ in ids if finetune_key(id_) in known}
-        requested = requested_among(self.ledger, self.account, ids)
+        requested = requested_among(self.ledger, account, ids)
         unread = [id_ for id_ in ids if id_ not in seen or not seen[id_].is_known]
         fresh: set[str] = set()
         while True:
-            seen |= self._read(unread, seen, before.now)
+            seen |= self._read(before, unread, seen, advance)
             fresh.update(unread)
             inventory = replace(before, seen={id_: seen[id_] for id_ in ids}, requested=requested)
             # What would be deleted is read again, so that a plan means what is there now.
@@ -66,9 +68,9 @@ class Surveyor:
             if not unread:
                 return self._kept(before, inventory)
 
-    def _listed(self) -> list[str]:
+    def _listed(self, account: str) -> list[str]:
         """The ids as listed, in order; of two spellings of one UUID only one."""
-        listing = self._call(self.api.my_finetunes)
+        listing = self._call(account, self.readers[account].my_finetunes)
         if not listing.is_whole:
             raise errors.Reshaped("my_finetunes does not list all: it tells of more")
         return sorted({finetune_key(id_): id_ for id_ in sorted(listing.names)}.values())
@@ -77,63 +79,63 @@ class Surveyor:
         total, expected = len(inventory.seen), before.seen_before or 0
         if before.listed_at and total < expected / 2:
             gone = before.seen.keys() - inventory.seen.keys()
-            ours = deleted_by_us(self.ledger, self.account, before.listed_at, gone)
+            ours = deleted_by_us(self.ledger, inventory.account, before.listed_at, gone)
             inventory = replace(inventory, deleted_by_us=ours)
         believed = total >= (expected - inventory.deleted_by_us) / 2
         save(self.ledger, before, inventory, believed=believed)
         return inventory
 
-    def _read(self, ids: Sequence[str], seen: Mapping[str, Seen], began: datetime) -> dict[str, Seen]:
-        same: dict[str, Any] = {"began": began, "vantage": self.api.vantage, "within": self.observe_within}
+    def _read(
+        self, before: Inventory, ids: Sequence[str], seen: Mapping[str, Seen], advance: Advance
+    ) -> dict[str, Seen]:
+        account, within = before.account, self.observe_within
+        vantage = self.readers[account].vantage
 
         def read_one(id_: str) -> Seen:
-            at, details = self.ledger.now_ms(), self._details(id_)
-            return read(id_, details, seen.get(id_), at=at, **same)
+            at, details = self.ledger.now_ms(), self._details(account, id_)
+            return read(id_, details, seen.get(id_), at=at, began=before.now, vantage=vantage, within=within)
 
         found: dict[str, Seen] = {}
         with ThreadPoolExecutor(max(1, self.max_concurrent // 2), thread_name_prefix="survey") as pool:
             for id_, one in zip(ids, pool.map(read_one, ids), strict=True):
                 found[id_] = one
-                self.advance(len(found), len(ids))
+                advance(len(found), len(ids))
         return found
 
-    def _details(self, finetune_id: str) -> Details | None:
+    def _details(self, account: str, finetune_id: str) -> Details | None:
         """None if the details of this one are not to be had: which finetune it is stays unknown, so it is kept."""
+        api = self.readers[account]
         try:
-            return self._call(lambda: self.api.finetune_details(finetune_id))
+            return self._call(account, lambda: api.finetune_details(finetune_id))
         except (errors.NotFound, errors.Refused, errors.Reshaped):
             return None
         except errors.KeyRefused:
-            self._call(self.api.my_finetunes)  # raises if the key is refused, and not only this finetune
+            self._call(account, api.my_finetunes)  # raises if the key is refused, and not only this finetune
             return None
 
-    def _call(self, call: Callable[[], T]) -> T:
-        holder = f"survey:{self._nonce}:{threading.get_ident()}"
+    def _call(self, account: str, call: Callable[[], T]) -> T:
+        holder = f"survey:{uuid.uuid4().hex}"
 
         def once() -> T:
             self.sleep(0)  # raises if the process is to stop
-            self._permitted(holder)
+            word, wait, _ = self.ledger.permit(account, holder, self.max_concurrent)
+            if word != "go":
+                why = "other calls use all permits of the account" if word == "full" else f"the account is {word}"
+                raise Again(why, wait or None)
             try:
                 return call()
             except (errors.NotFound, errors.Refused, errors.KeyRefused, errors.Reshaped):
                 raise
-            except errors.Throttled as error:
-                raise Again(str(error), cool_down(self.ledger, self.account, error)) from error
             except errors.ApiError as error:
-                raise Again(str(error), error.retry_after) from error
+                asked = cool_down(self.ledger, account, error) if isinstance(error, errors.Throttled) else None
+                raise Again(str(error), asked or error.retry_after) from error
             finally:
-                self.ledger.release(self.account, holder)
+                self.ledger.release(account, holder)
 
         try:
             return retried(once, self.retry_budget, self.sleep)
         except Again as again:
             raise again.__cause__ or errors.TryAgain(f"no survey for now: {again}") from None
-
-    def _permitted(self, holder: str) -> None:
-        word, wait, _ = self.ledger.permit(self.account, holder, self.max_concurrent)
-        if word != "go":
-            why = "other calls use all permits of the account" if word == "full" else f"the account is {word}"
-            raise Again(why, wait or None)
 
 
 def _proposed(inventory: Inventory, policies: Sequence[Policy]) -> set[str]:

@@ -51,14 +51,10 @@ def list_dead_letters(ledger: Ledger) -> list[DeadLetter]:
 
 def drop_dead_letters(ledger: Ledger, ids: set[str]) -> set[str]:
     """Delete these; the ids of those that were there. Raises `LedgerUnavailable`."""
-    dropped = set()
     with unavailable():
-        entries: Any = ledger.redis.lrange(_KEY, 0, -1)
-        for entry in entries:
-            id_ = json.loads(entry)["id"]
-            if id_ in ids and ledger.redis.lrem(_KEY, 1, entry):
-                dropped.add(id_)
-    return dropped
+        found: Any = ledger.redis.lrange(_KEY, 0, -1)
+        entries = {json.loads(entry)["id"]: entry for entry in found}
+        return {id_ for id_ in ids & entries.keys() if ledger.redis.lrem(_KEY, 1, entries[id_])}
 
 
 def _as_text(message: object) -> str:

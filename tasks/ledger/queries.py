@@ -5,25 +5,25 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from heapq import merge
 from itertools import compress, islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import TypeAdapter
 
 from tasks.durations import iso
 from tasks.errors import InvalidRequest, UnknownDeletion
+from tasks.ledger.inputs import to_milliseconds
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
-from tasks.records import DEFAULT_ACCOUNT, UNFINISHED, Attempt, Deletion, Evidence, State, is_final, moment, to_ms
+from tasks.records import DEFAULT_ACCOUNT, Deletion, State, is_final, moment, to_ms
 from tasks.text import finetune_key
 
+T = TypeVar("T")
 _CHUNK = 200
-_ATTEMPTS = {field.name for field in fields(Attempt)}
-_TIMES = {
-    "at", "created_at", "asked_at", "due_at", "next_try_at", "deadline", "finished_at", "observed_at",
-    "verified_at", "cancel_requested_at", "resolved_at",
-}  # fmt: skip
+_RECORDS = TypeAdapter(Deletion)
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class _Entry(NamedTuple):
     id: str
 
 
-def each(ledger: Ledger, names: Iterable[str], ask: Callable[[Any, str], object]) -> list[Any]:
-    """The answers to one command for each of `names`, in one round trip. ask: gives a pipeline the command."""
+def each(ledger: Ledger, items: Iterable[T], ask: Callable[[Any, T], object]) -> list[Any]:
+    """The answers to the same question about each of `items`, in one round trip. ask: puts it to a pipeline."""
     with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
-        for name in names:
-            ask(pipe, name)
+        for item in items:
+            ask(pipe, item)
         return pipe.execute()
 
 
@@ -76,18 +76,15 @@ def get(ledger: Ledger, deletion_id: str) -> Deletion:
 
 def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Deletion | None]:
     """A deletion for each id, None if it has no readable record; two round trips."""
-    accounts = _all_accounts(ledger)
-    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
-        for id_ in ids:
-            pipe.hgetall(ledger.keys.deletion(id_))
-            pipe.lrange(ledger.keys.attempts(id_), 0, -1)
-        for account in accounts:
-            pipe.hget(ledger.keys.account(account), "started_at")
-        rows = pipe.execute()
-    started = dict(zip(accounts, rows[2 * len(ids) :], strict=True))
-    give_up_ms = ledger.terms.give_up_after // timedelta(milliseconds=1)
-    pairs = zip(ids, rows[0 : 2 * len(ids) : 2], rows[1 : 2 * len(ids) : 2], strict=True)
-    return [_deletion(id_, row, lines, started, give_up_ms) for id_, row, lines in pairs]
+    keys, give_up_ms = ledger.keys, to_milliseconds(ledger.terms.give_up_after)
+    answers = each(
+        ledger, ids, lambda pipe, id_: pipe.hgetall(keys.deletion(id_)).lrange(keys.attempts(id_), 0, -1)
+    )
+    records, attempts = answers[::2], answers[1::2]
+    accounts = {record["account"] for record in records if "account" in record}
+    times = each(ledger, accounts, lambda pipe, name: pipe.hget(keys.account(name), "started_at"))
+    started = dict(zip(accounts, times, strict=True))
+    return [_deletion(*one, started, give_up_ms) for one in zip(ids, records, attempts, strict=True)]
 
 
 def list_deletions(ledger: Ledger, where: Filter, *, limit: int = 50, cursor: str | None = None) -> Page:
@@ -97,17 +94,10 @@ def list_deletions(ledger: Ledger, where: Filter, *, limit: int = 50, cursor: st
     """
     after = _parse_cursor(cursor) if cursor else None
     entries = _by_finetune(ledger, where) if where.finetune_id else _by_state(ledger, where, after)
-    if after is not None:
-        entries = (entry for entry in entries if entry < after)
+    ids = (entry.id for entry in entries if after is None or entry < after)
     found: list[Deletion] = []
-    seen: set[str] = set()  # one that changes its state meanwhile may come twice
-    while len(found) <= limit:
-        chunk = list(islice(entries, min(_CHUNK, limit + 1)))
-        if not chunk:
-            break
-        chunk = [entry for entry in chunk if entry.id not in seen]
-        seen.update(entry.id for entry in chunk)
-        found += [d for d in get_many(ledger, [entry.id for entry in chunk]) if d and _matches(d, where)]
+    while len(found) <= limit and (chunk := list(islice(ids, min(_CHUNK, limit + 1)))):
+        found += [one for one in get_many(ledger, chunk) if one and _matches(one, where)]
     last = found[limit - 1] if len(found) > limit else None
     return Page(found[:limit], f"{to_ms(last.created_at)}:{last.id}" if last else None)
 
@@ -125,23 +115,17 @@ def known_accounts(ledger: Ledger) -> set[str]:
     return {DEFAULT_ACCOUNT, *compress(names, registered)}
 
 
-def unfinished(ledger: Ledger, account: str, finetune_id: str) -> list[str]:
-    """The ids of the unfinished deletions of a finetune."""
-    with unavailable():
-        found: Any = ledger.redis.smembers(ledger.keys.unfinished(account, finetune_key(finetune_id)))
-    return sorted(found)
-
-
 def stopped_accounts(ledger: Ledger) -> dict[str, Stop]:
     """The accounts that do not delete now, and why; `*` stands for all of them."""
-    names, now = _all_accounts(ledger), ledger.now_ms()
-    asked = ("parked_reason", "cool_until", "cool_reason")
+    now, asked = ledger.now_ms(), ("parked_reason", "cool_until", "cool_reason")
     with unavailable():
         paused: Any = ledger.redis.hgetall(ledger.keys.paused)
+    names = sorted({*_all_accounts(ledger), *paused})
     rows = each(ledger, names, lambda pipe, name: pipe.hmget(ledger.keys.account(name), *asked))
-    stops = {name: Stop(reason, None, None) for name, reason in paused.items()}
-    for name, (parked, until, why) in zip(names, rows, strict=True):
-        stops[name] = Stop(paused.get(name), parked, why if int(until or 0) > now else None)
+    stops = {
+        name: Stop(paused.get(name), parked, why if int(until or 0) > now else None)
+        for name, (parked, until, why) in zip(names, rows, strict=True)
+    }
     return {name: stop for name, stop in stops.items() if any(reason is not None for reason in stop)}
 
 
@@ -152,46 +136,30 @@ def workers_seen(ledger: Ledger) -> list[str]:
     return list(found)
 
 
-def oldest_due(ledger: Ledger) -> datetime | None:
-    """Since when the longest waiting deletion is due, over all accounts; None if none is.
-
-    Retries count from then, too.
-    """
-    keys, accounts = ledger.keys, _all_accounts(ledger)
-    indexes = [keys.index(account, state) for account in accounts for state in UNFINISHED]
-    oldest = each(ledger, indexes, lambda pipe, key: pipe.zrange(key, 0, _CHUNK - 1))
-    ids = [id_ for rows in oldest for id_ in rows]
-    due = [int(at) for at in each(ledger, ids, lambda pipe, id_: pipe.hget(keys.deletion(id_), "due_at")) if at]
-    now = ledger.now_ms()
-    return moment(min((at for at in due if at <= now), default=None))
-
-
 def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
     states = where.states or tuple(State)
     keys = [ledger.keys.index(account, state) for account in _accounts(ledger, where) for state in states]
-    high = min((to_ms(where.until) if where.until else float("inf")), after.created_at if after else float("inf"))
-    low = to_ms(where.since) if where.since else "-inf"
-
-    # Unfinished states first: a deletion that moves on between two of these lists comes twice, and is not missed.
-    # (Not in a transaction: a full Redis refuses those.)
-    firsts = each(
-        ledger, keys, lambda pipe, key: pipe.zrevrangebyscore(key, high, low, 0, _CHUNK, withscores=True)
+    low: float = to_ms(where.since) if where.since else float("-inf")
+    high: float | str = min(
+        to_ms(where.until) if where.until else float("inf"), after.created_at if after else float("inf")
     )
 
-    def pages(key: str, rows: Any) -> Iterator[_Entry]:
-        while rows:
-            last = rows[-1][1]
-            # All of one moment at once, so that the next page can begin after it; with what moved on just now.
-            with unavailable():
-                same: Any = ledger.redis.zrevrangebyscore(key, last, last, withscores=True)
-            found = {**dict(rows), **dict(same)}.items()
-            yield from sorted((_Entry(int(score), id_) for id_, score in found), reverse=True)
-            if len(rows) < _CHUNK:
-                return
-            with unavailable():
-                rows = ledger.redis.zrevrangebyscore(key, f"({last}", low, 0, _CHUNK, withscores=True)
+    def look(high: float | str, low: float, *limit: int) -> list[Any]:
+        # Unfinished states first: a deletion that moves on between two of these lists comes twice, and is not
+        # missed. (Not in a transaction: a full Redis refuses those.)
+        return each(ledger, keys, lambda pipe, key: pipe.zrevrangebyscore(key, high, low, *limit, withscores=True))
 
-    return merge(*map(pages, keys, firsts), reverse=True)
+    while True:
+        rows = look(high, low, 0, _CHUNK)
+        # Below this moment a list was cut that holds more.
+        floors = [row[-1][1] for row in rows if len(row) == _CHUNK]
+        floor = max(floors, default=low)
+        # All of that moment at once, so that the next look can begin after it.
+        rows += look(floor, floor) if floors else []
+        yield from sorted({_Entry(int(at), id_) for row in rows for id_, at in row if at >= floor}, reverse=True)
+        if not floors:
+            return
+        high = f"({floor}"
 
 
 def _by_finetune(ledger: Ledger, where: Filter) -> Iterator[_Entry]:
@@ -222,54 +190,32 @@ def _all_accounts(ledger: Ledger) -> list[str]:
 
 
 def _matches(deletion: Deletion, where: Filter) -> bool:
-    return (
-        (not where.states or deletion.state in where.states)
-        and (where.since is None or deletion.created_at >= where.since)
-        and (where.until is None or deletion.created_at <= where.until)
-    )
+    at = deletion.created_at
+    has_state = not where.states or deletion.state in where.states
+    return has_state and (where.since or at) <= at <= (where.until or at)
 
 
 def _parse_cursor(cursor: str) -> _Entry:
-    created_at, _, id_ = cursor.partition(":")
-    if not re.fullmatch(r"[0-9]{1,15}", created_at) or not id_:
+    parts = re.fullmatch(r"([0-9]{1,15}):(.+)", cursor)
+    if not parts:
         raise InvalidRequest(
             f"the cursor {cursor!r} is not one that a list answered: leave it out to start from the newest"
         )
-    return _Entry(int(created_at), id_)
+    return _Entry(int(parts[1]), parts[2])
 
 
 def _deletion(
-    id_: str, row: Mapping[str, str], lines: Sequence[str], started: Mapping[str, str | None], give_up_ms: int
+    id_: str, record: dict[str, str], attempts: Sequence[str], started: Mapping[str, str | None], give_up_ms: int
 ) -> Deletion | None:
     """The record in a hash; None if there is none. A field that this version does not know is left out."""
-    row = {name: text for name, text in row.items() if text}
+    stored: dict[str, Any] = {name: text for name, text in record.items() if text}
     try:
-        found: dict[str, Any] = {
-            field.name: _value(field.name, row[field.name]) for field in fields(Deletion) if field.name in row
-        }
-        state = _word(State, row["state"])
-        since = max(int(row["due_at"]), int(started.get(row["account"]) or 0))
-        finished = found.get("finished_at")
-        return Deletion(**{
-            **found, "id": id_, "state": state, "evidence": _word(Evidence, row["evidence"]) if "evidence" in row
-            else None, "status": row.get("status") or (str(state) if is_final(state) else None), "timestamp":
-            row.get("timestamp") or iso(finished), "missing_ok": "missing_ok" in row, "incarnation":
-            json.loads(row["incarnation"]) if "incarnation" in row else None, "deadline": moment(since +
-            give_up_ms), "attempts": tuple(map(_attempt, lines)),
+        since = max(int(stored["due_at"]), int(started[stored["account"]] or 0))
+        ours = {"status": stored["state"]} if is_final(stored["state"]) else {}
+        return _RECORDS.validate_python({
+            "timestamp": iso(moment(stored.get("finished_at"))), **ours, **stored,
+            "id": id_, "deadline": since + give_up_ms, "attempts": list(map(json.loads, attempts)),
+            "incarnation": json.loads(stored.get("incarnation", "null")),
         })  # fmt: skip
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError):
         return None
-
-
-def _attempt(line: str) -> Attempt:
-    stored = json.loads(line)
-    return Attempt(**{name: _value(name, value) for name, value in stored.items() if name in _ATTEMPTS})
-
-
-def _value(name: str, value: Any) -> Any:
-    return moment(value) if name in _TIMES else value
-
-
-def _word(kind: type[Evidence] | type[State], text: str) -> Any:
-    """The member of an enumeration, or the text itself if this version does not know it."""
-    return kind(text) if text in list(kind) else text

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from tasks.ledger.keys import LANES
 from tasks.ledger.queries import each
@@ -52,26 +52,22 @@ class Statistics(NamedTuple):
 
 
 def statistics(ledger: Ledger) -> Statistics:
-    """Read all of it, in three round trips for any number of records. Raises `LedgerUnavailable`."""
+    """Read all of it, in five round trips for each account, whatever the number of records.
+
+    Raises `LedgerUnavailable`.
+    """
     keys, now = ledger.keys, ledger.now_ms()
     with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
         pipe.smembers(keys.accounts)
-        pipe.hgetall(keys.paused)
+        pipe.hkeys(keys.paused)
         pipe.zcount(keys.workers, now, "+inf")
         pipe.get(keys.maintained)
         pipe.get(keys.tick)
         pipe.llen(keys.dead_letters)
-        found, paused, workers, maintained, tick, dead_letters = pipe.execute()
-        names = sorted({DEFAULT_ACCOUNT, *found})
-        for name in names:
-            _ask(pipe, keys, name, now)
-        answers = pipe.execute()
-    width = len(answers) // len(names)
-    rows = {name: answers[i * width : (i + 1) * width] for i, name in enumerate(names)}
-    due = _oldest_due(ledger, rows, now)
+        names, paused, workers, maintained, tick, dead_letters = pipe.execute()
     accounts = {
-        name: _account(row, now, due.get(name, now), paused=name in paused or "*" in paused)
-        for name, row in rows.items()
+        name: _account(ledger, name, now, is_paused=not {name, "*"}.isdisjoint(paused))
+        for name in sorted({DEFAULT_ACCOUNT, *names})
     }
     return Statistics(accounts, workers, _age(now, maintained), _age(now, tick), dead_letters)
 
@@ -80,42 +76,18 @@ def _age(now: int, at: str | None) -> float:
     return (now - int(at)) / 1000 if at else float("inf")
 
 
-# What may be due stands in these; a deletion behind a sibling is only in the index of its state.
-_LISTS = len(LANES) + 3
-
-
-def _ask(pipe: Any, keys: Any, name: str, now: int) -> None:
-    lists = [keys.queue(name, lane) for lane in LANES]
-    lists += [keys.wait(name), keys.index(name, State.QUEUED), keys.index(name, State.RUNNING)]
-    for key in lists:
-        pipe.zrange(key, 0, _SAMPLE - 1)
-    for state in State:
-        pipe.zcard(keys.index(name, state))
-    for lane in LANES:
-        pipe.zcard(keys.leases(name, lane))
-    pipe.zcount(keys.permits(name), now, "+inf")
-    pipe.hmget(keys.account(name), "max_concurrent", "cool_until", "parked_at")
-    pipe.hgetall(keys.stats(name))
-
-
-def _oldest_due(ledger: Ledger, rows: Mapping[str, list[Any]], now: int) -> dict[str, int]:
-    """The oldest due time of each account that has one, in milliseconds."""
-    owners = {id_: name for name, row in rows.items() for ids in row[:_LISTS] for id_ in ids}
-    times = each(ledger, owners, lambda pipe, id_: pipe.hget(ledger.keys.deletion(id_), "due_at"))
-    oldest: dict[str, int] = {}
-    for name, at in zip(owners.values(), times, strict=True):
-        if at and int(at) <= now:
-            oldest[name] = min(oldest.get(name, now), int(at))
-    return oldest
-
-
-def _account(row: list[Any], now: int, due_at: int, *, paused: bool) -> AccountStatistics:
-    counts, (permits, account, stats) = row[_LISTS:-3], row[-3:]
-    states, leases = counts[: len(State)], counts[len(State) :]
-    limit, cool_until, parked_at = account
-    calls: dict[str, Counter[str]] = {}
+def _account(ledger: Ledger, name: str, now: int, *, is_paused: bool) -> AccountStatistics:
+    keys = ledger.keys
+    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+        pipe.zcount(keys.permits(name), now, "+inf")
+        pipe.hmget(keys.account(name), "max_concurrent", "cool_until", "parked_at")
+        pipe.hgetall(keys.stats(name))
+        permits, (limit, cool_until, parked_at), stats = pipe.execute()
+    states = each(ledger, State, lambda pipe, state: pipe.zcard(keys.index(name, state)))
+    leases = each(ledger, LANES, lambda pipe, lane: pipe.zcard(keys.leases(name, lane)))
+    calls: dict[str, Counter[str]] = defaultdict(Counter)
     for answer, bucket, count in _counts(stats, "call"):
-        calls.setdefault(answer, Counter())[bucket] += count
+        calls[answer][bucket] += count
     return AccountStatistics(
         states=dict(zip(State, states, strict=True)),
         requests={source: count for source, _, count in _counts(stats, "source")},
@@ -123,13 +95,25 @@ def _account(row: list[Any], now: int, due_at: int, *, paused: bool) -> AccountS
         calls=calls,
         call_seconds={answer: count / 1000 for answer, _, count in _counts(stats, "ms")},
         verifications_failed=int(stats.get("verification:failed", 0)),
-        oldest_due_seconds=(now - due_at) / 1000,
+        oldest_due_seconds=_oldest_due(ledger, name, now) / 1000,
         permits=permits + sum(leases),
         permits_limit=int(limit or 1),
         cool_down_seconds=max(0.0, (int(float(cool_until or 0)) - now) / 1000),
         parked=parked_at is not None,
-        paused=paused,
+        paused=is_paused,
     )
+
+
+def _oldest_due(ledger: Ledger, name: str, now: int) -> int:
+    """For how many milliseconds the oldest due deletion of an account is due; 0 if none is."""
+    keys = ledger.keys
+    # What may be due stands in these; a deletion behind a sibling is only in the index of its state.
+    lists = [keys.wait(name), keys.index(name, State.QUEUED), keys.index(name, State.RUNNING)]
+    lists += [keys.queue(name, lane) for lane in LANES]
+    rows = each(ledger, lists, lambda pipe, key: pipe.zrange(key, 0, _SAMPLE - 1))
+    ids = {id_ for row in rows for id_ in row}
+    times = each(ledger, ids, lambda pipe, id_: pipe.hget(keys.deletion(id_), "due_at"))
+    return max((now - int(at) for at in times if at and int(at) <= now), default=0)
 
 
 def _counts(stats: Mapping[str, str], kind: str) -> list[tuple[str, str, int]]:

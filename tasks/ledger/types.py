@@ -6,8 +6,8 @@ Pure data; times are milliseconds on Redis's clock unless they are datetimes.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -203,19 +203,15 @@ def claimed_from(answer: str, account: str) -> Claimed:
     dropped = tuple(found.get("dropped", ()))
     if row is None:
         return Claimed(None, why=found["why"], dropped=dropped)
-    texts = {name: str(row[name]) for name in ("id", "kind", "token", "lane", "finetune_id")}
-    optional = {name: str(row.get(name, "")) for name in ("incarnation", "vantage")}
-    numbers = {name: int(float(row.get(name) or 0)) for name in _NUMBERS}
-    flags = {name: bool(row.get(name)) for name in ("last_try", "cleanup")}
-    tries = tuple(
-        Try(**{**one, **{name: int(one.get(name) or 0) for name in ("mark", "finish", "born_after")}})
-        for one in row.get("tries", ())
-    )
-    claim = Claim(account=account, now=int(found["now"]), tries=tries, **texts, **optional, **numbers, **flags)  # type: ignore[arg-type] # kind is one of its words
-    return Claimed(claim, more=bool(found["more"]), dropped=dropped)
+    tries = tuple(Try(**_fields(Try, one)) for one in row.pop("tries", ()))
+    given = {"account": account, "now": int(found["now"]), "tries": tries, **_fields(Claim, row)}
+    return Claimed(Claim(**given), more=bool(found["more"]), dropped=dropped)
 
 
-_NUMBERS = (
-    "accepted", "created_at", "asked_at", "due_at", "started_at", "unclear_at", "cancel_requested_at",
-    "observed_at", "born_after", "backoffs", "not_founds",
-)  # fmt: skip
+_READ: dict[Any, Callable[[Any], Any]] = {"int": lambda text: int(float(text)), "bool": bool}
+
+
+def _fields(kind: type[Claim | Try], row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a dataclass, as a script tells them: numbers as text or as Lua writes them."""
+    told = [one for one in fields(kind) if row.get(one.name) not in (None, "")]
+    return {one.name: _READ.get(one.type, str)(row[one.name]) for one in told}

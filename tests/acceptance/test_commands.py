@@ -326,7 +326,7 @@ def test_a_bad_setting_stops_the_start_with_one_line_that_names_it(env, setting,
 
 
 def test_cleanup_check_says_what_each_policy_would_do(env):
-    done = janitor_here(env, "cleanup", "check", "--file", str(ROOT / "docs/policies.example.toml"))
+    done = janitor_here(env, "cleanup", "check", "--file", str(ROOT / "docs/how-to/policies.example.toml"))
     tests, unused = done.stdout.splitlines()
     assert done.returncode == 0
     assert tests.startswith("tests (default): match test-*, ci-*; older than 7d; keep the newest 3; at most 20")

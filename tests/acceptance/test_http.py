@@ -376,7 +376,7 @@ def test_the_record_is_what_the_command_prints(billing, env, finetune):
 
 
 @pytest.mark.skipif(not shutil.which("jq"), reason="the guides use jq, and it is not installed")
-@pytest.mark.parametrize("document", ["docs/http.md", "docs/producers.md"])
+@pytest.mark.parametrize("document", ["docs/how-to/http.md", "docs/how-to/producers.md"])
 def test_the_calls_in_the_guides_work_as_they_stand(base, api, document):
     for name in ("my-finetune", "other-finetune"):
         api.create(name)
@@ -392,7 +392,7 @@ def test_the_calls_in_the_guides_work_as_they_stand(base, api, document):
     )
 
 
-def test_the_guide_has_each_metric_and_no_other(boss):
-    text = (ROOT / "docs/http.md").read_text(encoding="utf-8")
+def test_the_reference_has_each_metric_and_no_other(boss):
+    text = (ROOT / "docs/reference/metrics.md").read_text(encoding="utf-8")
     scraped = set(re.findall(r"^# TYPE (janitor_\w+)", boss.get("/metrics").text, re.MULTILINE))
     assert set(re.findall(r"`(janitor_\w+)`", text)) == scraped

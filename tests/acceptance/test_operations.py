@@ -1,4 +1,4 @@
-"""What docs/operations tells people to do: done."""
+"""What docs/how-to/operations.md tells people to do: done."""
 
 import re
 import subprocess
@@ -9,7 +9,7 @@ from tests.processes import KEY, ROOT, environment, free_ports, janitor, records
 from worker.local import embedded
 from worker.sandbox.api import Sandbox
 
-GUIDE = (ROOT / "docs" / "operations" / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "how-to" / "operations.md").read_text(encoding="utf-8")
 
 
 @pytest.fixture
@@ -89,7 +89,7 @@ def test_a_key_is_rotated_without_a_stop(redis_url, api, tmp_path):
     assert {call["key"] for call in api.journal()} == {"ok"}, "the account was never parked"
 
 
-UNITS = sorted((ROOT / "docs" / "operations" / "systemd").iterdir())
+UNITS = sorted((ROOT / "docs" / "how-to" / "systemd").iterdir())
 
 
 @pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)

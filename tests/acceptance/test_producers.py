@@ -123,10 +123,10 @@ def run_alone(code, redis_url):
 def test_the_guides_callbacks_run_as_they_stand(api, redis_url, notes):
     for name in ("linked", "chained"):
         api.create(name)
-    run_alone(documented("docs/producers.md", "callbacks"), redis_url)
+    run_alone(documented("docs/how-to/producers.md", "callbacks"), redis_url)
     until(lambda: {tag for tag, _ in notes()} >= {"told", "next"}, seconds=60, what="the callbacks")
     # The finetune is gone by now: this time it is `not_found`, and the other callback runs.
-    run_alone(documented("docs/producers.md", "callbacks"), redis_url)
+    run_alone(documented("docs/how-to/producers.md", "callbacks"), redis_url)
     until(lambda: "not deleted" in {tag for tag, _ in notes()}, seconds=60, what="the other callback")
     assert [tag for tag, _ in notes()].count("next") == 1, "a chain stops where a finetune was not deleted"
 
@@ -134,12 +134,13 @@ def test_the_guides_callbacks_run_as_they_stand(api, redis_url, notes):
 def test_the_guides_result_is_read_as_it_stands(redis_url):
     asking = 'app.send_task("finetunes.delete", ["never-there"], queue="deletions")'
     code = f"from celery import Celery\napp = Celery(broker=BROKER_URL, backend=BROKER_URL)\ndeletion = {asking}\n"
-    done = run_alone(code + documented("docs/producers.md", "result") + "print(record['state'])", redis_url)
+    done = run_alone(code + documented("docs/how-to/producers.md", "result") + "print(record['state'])", redis_url)
     assert done.stdout == "not_found\n"
 
 
-def test_the_readmes_producer_runs_as_it_stands(api, redis_url):
-    code = documented("README.md", "producer")
+@pytest.mark.parametrize("document", ["README.md", "docs/how-to/producers.md"])
+def test_the_documented_producer_runs_as_it_stands(api, redis_url, document):
+    code = documented(document, "producer")
     api.create("my-finetune")
     done = run_alone(code, redis_url)
     assert done.stdout.startswith("deleted Success Finetune my-finetune deleted 20")

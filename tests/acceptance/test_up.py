@@ -1,6 +1,7 @@
 """`janitor up` and `janitor demo`: whole systems from nothing, which leave nothing behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import pytest
 
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
-from tests.processes import KEY, environment, janitor, producer, records, started, until
+from tests.processes import KEY, ROOT, environment, janitor, producer, records, started, until
 from worker.local import embedded
 from worker.local.supervise import Spec
 from worker.redis_url import celery_url, connect
@@ -53,6 +54,19 @@ def tree(pid):
     while more := {child for child, parent in pairs if parent in pids} - pids:
         pids |= more
     return pids
+
+
+def rows(text):
+    """The rows of a table of deletions: state, finetune and message, without what differs from run to run."""
+    found = []
+    for line in text.splitlines():
+        if row := re.match(r"(\w+) +20\S+ \S+ UTC +(demo-\S+) +[0-9a-f-]{36} +(.+)", line):
+            found.append(list(row.groups()))
+        elif found and (more := re.match(r" {80,}(\S.*)", line)):
+            found[-1][2] = f"{found[-1][2].strip()} {more[1]}"
+    return sorted(
+        [state, finetune, re.sub(r":\d+", ":PORT", message.strip())] for state, finetune, message in found
+    )
 
 
 def alive(pids):
@@ -104,11 +118,15 @@ def test_up_prints_the_url_for_by_name_producers(home, api, tmp_path):
 
 def test_the_demo_shows_one_of_each_outcome(tmp_path):
     folder = tmp_path / f"demo-{uuid.uuid4().hex[:4]}"
-    done = janitor(environment(PATH=os.environ["PATH"]), "demo", "--keep", str(folder))
+    # As wide as the README shows it; pytest sets a width of its own.
+    env = environment(PATH=os.environ["PATH"], COLUMNS=160)
+    done = janitor(env, "demo", "--keep", str(folder))
     assert done.returncode == 0, done.stderr
     outcomes = ("deleted", "not_found", "superseded", "failed", "review", "cancelled")
-    assert [state for state in outcomes if state not in done.stdout] == []
-    assert len([line for line in done.stdout.splitlines() if "demo-" in line]) >= 8
+    assert {state for state, *_ in rows(done.stdout)} == set(outcomes)
+    assert len(rows(done.stdout)) == 8
+    # The README shows what the command prints: these finetunes, states and messages, in whatever order they end.
+    assert rows(done.stdout) == rows((ROOT / "README.md").read_text(encoding="utf-8"))
     assert "the API counted 4 delete calls, and 3 finetunes are gone" in done.stderr
     assert embedded.find_running(folder) is None
 

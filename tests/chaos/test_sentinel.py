@@ -37,7 +37,7 @@ def answers(port, password=None):
 
 
 def server(folder, port, *more):
-    """A Redis as docs/operations describes it for a failover that loses nothing."""
+    """A Redis as docs/how-to/operations.md describes it for a failover that loses nothing."""
     folder.mkdir()
     options = {
         "port": port, "bind": "127.0.0.1", "dir": folder, "save": "", "appendonly": "yes", "appendfsync": "always",
@@ -77,7 +77,7 @@ def killed(setup):
 
 
 def asked_for(setup):
-    """As docs/operations says: for 10 s nobody tells the old master, and what it takes in them would be lost."""
+    """As docs/how-to/operations.md says: nobody tells the old master for 10 s; what it takes then is lost."""
     setup.old.client_pause(15_000, all=False)
     assert setup.sentinel.execute_command("SENTINEL", "FAILOVER", "janitor")
 

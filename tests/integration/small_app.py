@@ -12,7 +12,7 @@ from celery.exceptions import Reject
 from kombu import Exchange, Queue
 
 from worker.kombu_transport import install
-from worker.message_check import QUEUES, TASKS
+from worker.message_fields import QUEUES, TASKS
 from worker.redis_url import celery_options, celery_settings, celery_url
 
 SLOTS = 2

@@ -226,10 +226,11 @@ class TestFiles:
         assert re.findall(r"^USER (.*)$", DOCKERFILE, re.M) == ["10001:10001"]
         assert all(f"{name}={value}" in DOCKERFILE for name, value in IMAGE_ENVIRONMENT.items())
 
-    def test_every_installation_keeps_to_the_constraints(self):
+    def test_every_installation_checks_hashes_or_is_the_project_alone(self):
         installs = re.findall(r"^.*\bpip\b.*\binstall\b.*$", DOCKERFILE, re.M)
-        assert installs
-        assert all("--constraint constraints.txt" in install for install in installs)
+        assert len(installs) == 2
+        assert "--require-hashes --requirement ${REQUIREMENTS}" in installs[0]
+        assert installs[1].endswith("--no-deps .")
 
     def test_the_final_stage_has_nothing_to_build_with(self):
         final = DOCKERFILE.rpartition("\nFROM ")[2]

@@ -10,9 +10,10 @@ import pytest
 import redis
 from celery import Celery
 
+from tests.processes import until
 from worker.local import embedded
 from worker.local.embedded import EmbeddedRedisError
-from worker.local.supervise import NotReady, started, until
+from worker.local.supervise import NotReady, started
 from worker.redis_url import celery_url
 
 

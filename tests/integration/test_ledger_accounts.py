@@ -5,17 +5,10 @@ from datetime import timedelta
 
 import pytest
 
-from tasks.ledger.queries import Filter, ended, get, list_deletions, oldest_due, stopped_accounts
-from tasks.records import State
-from tests.conftest import (
-    NOW,
-    accept,
-    asking,
-    carry_out_one,
-    claim,
-    finish,
-    states,
-)  # fmt: skip
+from tasks.ledger.queries import Filter, ended, get, list_deletions, stopped_accounts
+from tasks.ledger.statistics import statistics
+from tasks.records import State, from_ms
+from tests.conftest import NOW, accept, asking, carry_out_one, claim, states
 
 HOUR = timedelta(hours=1)
 ATTEMPT = json.dumps({"at": 1, "sent": True, "http_status": 500})
@@ -210,11 +203,10 @@ class TestQueries:
                 break
         assert len(seen) == len(set(seen)) == 470
 
-    def test_what_is_ended_and_since_when_the_oldest_is_due(self, many):
+    def test_what_is_ended(self, many):
         assert ended(many, ["d00", "d01", "never"]) == {"d01", "never"}
-        assert oldest_due(many) == get(many, "d00").due_at
 
-    def test_the_oldest_due_is_not_moved_by_retries(self, ledger, clocked):
-        accept(ledger, asking())
-        finish(clocked.after(hours=1), claim(ledger), "back", delay=HOUR)
-        assert oldest_due(clocked.after(minutes=1)) == NOW
+    def test_the_oldest_due_is_that_of_each_account(self, many):
+        for name, oldest in (("default", "d02"), ("other", "d00")):
+            waited = (from_ms(many.now_ms()) - get(many, oldest).due_at).total_seconds()
+            assert statistics(many).accounts[name].oldest_due_seconds == waited

@@ -5,6 +5,7 @@ from datetime import timedelta
 import pytest
 
 from tasks.errors import LedgerFull, LedgerRefused, LedgerUnavailable, WrongLedger
+from tasks.ledger import queries
 from tasks.ledger.queries import Filter, get, known_accounts, list_deletions, stopped_accounts
 from tasks.ledger.scripts import script_names, script_text
 from tasks.ledger.store import Ledger
@@ -401,17 +402,37 @@ class TestLists:
         rest = list_deletions(ledger, Filter(), limit=1000, cursor=pages.cursor)
         assert {deletion.id for deletion in rest.deletions} == {f"r{n:03}" for n in range(450)} - set(seen)
 
-    def test_nor_what_moves_between_its_two_looks(self, ledger, monkeypatch):
-        # Given deletions of one moment, claimed while the list is read.
+    def test_nor_what_moves_between_its_looks(self, ledger, monkeypatch):
+        # Given more deletions of one moment than one look takes in, claimed while the list is read.
         accept(ledger, *(asking(f"ft-{n}", id=f"r{n}") for n in range(5)))
-        look_again = ledger.redis.zrevrangebyscore
+        look = queries.each
 
-        def meanwhile(*given, **options):
+        def meanwhile(*given):
+            found = look(*given)
             claim_all(ledger)
-            return look_again(*given, **options)
+            return found
 
-        monkeypatch.setattr(ledger.redis, "zrevrangebyscore", meanwhile)
+        monkeypatch.setattr(queries, "_CHUNK", 2)
+        monkeypatch.setattr(queries, "each", meanwhile)
         assert len(list_deletions(ledger, Filter()).deletions) == 5
+
+    @pytest.mark.parametrize("limit", [1, 4, 100])
+    def test_pages_that_end_within_a_moment_hold_everything_once_and_in_order(
+        self, ledger, clocked, monkeypatch, limit
+    ):
+        # Given three moments, each with more deletions than one look takes in; the older, the more are cancelled.
+        monkeypatch.setattr(queries, "_CHUNK", 2)
+        for moment, cancelled in enumerate((7, 3, 0)):
+            ids = [f"r{moment}{n}" for n in range(7)]
+            accept(ledger, *(asking(f"ft-{id_}", id=id_) for id_ in ids))
+            ledger.cancel(ids[:cancelled])
+            clocked.after(seconds=1)
+        # When it is read page by page, then nothing is missing or there twice.
+        seen, cursor = [], None
+        while cursor or not seen:
+            deletions, cursor = list_deletions(ledger, Filter(), limit=limit, cursor=cursor)
+            seen += [deletion.id for deletion in deletions]
+        assert seen == [f"r{moment}{n}" for moment in (2, 1, 0) for n in (6, 5, 4, 3, 2, 1, 0)]
 
 
 class TestOneAccountStop:

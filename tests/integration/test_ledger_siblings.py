@@ -4,8 +4,9 @@ from datetime import timedelta
 
 import pytest
 
-from tasks.ledger.queries import get, unfinished
+from tasks.ledger.queries import get
 from tasks.records import FINAL, State
+from tasks.text import finetune_key
 from tests.conftest import NOW, PERMITS, accept, asking, claim, claim_all, claim_and_mark, finish, mark, states
 
 HOUR = timedelta(hours=1)
@@ -46,7 +47,7 @@ class TestOneAtATime:
         accept(ledger, asking(UPPER, id="r1"), asking(UPPER.lower(), id="r2"), asking("Name", id="r3"))
         accept(ledger, asking("name", id="r4"))
         assert [one.id for one in claim_all(ledger)] == ["r1", "r3", "r4"]
-        assert unfinished(ledger, "default", UPPER) == ["r1", "r2"]
+        assert ledger.redis.smembers(ledger.keys.unfinished("default", finetune_key(UPPER))) == {"r1", "r2"}
         assert get(ledger, "r1").finetune_id == UPPER, "it is deleted as it was asked for"
 
     def test_the_same_name_in_another_account_is_another_finetune(self, ledger):

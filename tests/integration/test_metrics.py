@@ -22,7 +22,7 @@ from worker.metrics import registry
 from worker.redis_url import connect
 from worker.sandbox.api import Sandbox
 
-ALERTS = Path(__file__).parents[2] / "docs/operations/alerts.yml"
+ALERTS = Path(__file__).parents[2] / "docs/how-to/alerts.yml"
 
 
 def scrape(ledger):

@@ -63,7 +63,7 @@ def cleaner(ledger, api):
 
 def cleaner_of(ledger, api, budget=timedelta(seconds=0)):
     intake = Intake(ledger, lambda account: None)
-    return Cleaner(ledger, intake, {"default": BflReader(api.url, KEY)}, 8, budget, no_sleep)
+    return Cleaner(ledger, {"default": BflReader(api.url, KEY)}, 8, budget, no_sleep, intake=intake)
 
 
 def applied(cleaner, plan, by=None):

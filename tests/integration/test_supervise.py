@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from worker.local.supervise import NotReady, Spec, started, until
+from tests.processes import until
+from worker.local.supervise import NotReady, Spec, started
 
 SLEEPER = [sys.executable, "-c", "import signal; signal.pause()"]
 STUBBORN = [

@@ -8,12 +8,15 @@ import time
 from contextlib import contextmanager
 
 import pytest
+from celery import Celery
 
 from tasks.ledger.keys import keys
 from tests.processes import KEY, ROOT, environment, producer, until, worker
+from worker.app import configuration
 from worker.local.embedded import running
 from worker.redis_url import connect
 from worker.sandbox.api import Sandbox
+from worker.settings import Settings
 
 MIB = 1 << 20
 
@@ -47,6 +50,24 @@ def celery(env, *arguments):
     """Run Celery's command to its end."""
     argv = [sys.executable, "-m", "celery", "-A", "worker", *arguments]
     return subprocess.run(argv, env=env, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+
+
+def test_a_setting_says_something_new_and_the_defaults_that_matter_are_what_they_were():
+    defaults = Celery(set_as_current=False).conf
+    repeated = {
+        name: value
+        for name, value in configuration(Settings(), "redis://localhost").items()
+        if defaults.get(name) == value
+    }
+    assert repeated == {}
+    # See the docstring of `configuration`.
+    assert list(defaults.accept_content) == ["json"]
+    assert defaults.task_create_missing_queues
+    assert defaults.task_acks_on_failure_or_timeout
+    assert (defaults.task_acks_on_failure, defaults.task_acks_on_timeout) == (None, None)
+    assert not defaults.worker_cancel_long_running_tasks_on_connection_loss
+    assert not defaults.redis_retry_on_timeout
+    assert (defaults.broker_connection_retry, defaults.broker_connection_retry_on_startup) == (True, None)
 
 
 @pytest.mark.parametrize(

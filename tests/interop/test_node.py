@@ -38,7 +38,7 @@ def redis_url(tmp_path_factory):
 def ask(redis_url, finetune):
     """What the documented client prints: the deletion's id with its record, or with the error."""
     (code,) = re.findall(
-        r"<!-- tested: node -->\n```js\n(.*?)```", (ROOT / "docs/producers.md").read_text(), re.DOTALL
+        r"<!-- tested: node -->\n```js\n(.*?)```", (ROOT / "docs/how-to/producers.md").read_text(), re.DOTALL
     )
     argv = ["node", "-", redis_url, finetune]
     done = subprocess.run(argv, input=code, cwd=HERE, capture_output=True, text=True, timeout=60, check=False)

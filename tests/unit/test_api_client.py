@@ -232,16 +232,6 @@ def test_a_refused_key_names_the_host_and_the_variable_to_set(wire):
     )
 
 
-def test_an_observer_sees_what_was_sent_and_what_came_back(wire):
-    seen: list[Any] = []
-    wire.answers(FROM_API, 404)
-    wire.error_of(lambda: client(observer=lambda *told: seen.append(told)).my_finetunes())
-    wire.breaks(begun=True)
-    wire.error_of(lambda: client(observer=lambda *told: seen.append(told)).my_finetunes())
-    (request, response, body), (_, nothing, _) = seen
-    assert (request.method, response.status_code, json.loads(body), nothing) == ("GET", 404, FROM_API, None)
-
-
 # Details and lists.
 
 

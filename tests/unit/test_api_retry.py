@@ -8,7 +8,7 @@ import tenacity
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.api.retry import COOL_DOWN, LONGEST_RETRY_AFTER, RETRY_BUDGET, Again, long_delay, retried, retry_after
+from tasks.api.retry import COOL_DOWN, LONGEST_RETRY_AFTER, Again, long_delay, retried, retry_after
 
 DATE = "Wed, 21 Oct 2026 07:28:00 GMT"
 SECOND, HOUR = timedelta(seconds=1), timedelta(hours=1)
@@ -75,12 +75,10 @@ class Tries:
     def __init__(self, monkeypatch, *errors: Exception) -> None:
         self.clock = Clock()
         self.errors = list(errors)
-        self.noted: list[float] = []
         monkeypatch.setattr(tenacity, "time", SimpleNamespace(monotonic=self.clock))
-        self.noting = lambda: self.noted.append(self.clock())
 
     def loop(self) -> str:
-        return retried(self.once, BUDGET, self.clock.sleep, self.noting)
+        return retried(self.once, BUDGET, self.clock.sleep)
 
     def once(self) -> str:
         if self.errors:
@@ -88,10 +86,10 @@ class Tries:
         return "done"
 
 
-def test_what_may_be_repeated_is_repeated_after_a_noted_wait(monkeypatch):
+def test_what_may_be_repeated_is_repeated_after_a_wait(monkeypatch):
     tries = Tries(monkeypatch, Again("busy"), Again("busy"))
     assert tries.loop() == "done"
-    assert (len(tries.noted), len(tries.clock.slept)) == (2, 2)
+    assert len(tries.clock.slept) == 2
     assert all(0 <= seconds <= 8 for seconds in tries.clock.slept)
 
 
@@ -121,12 +119,6 @@ def test_anything_else_is_raised_at_once(monkeypatch):
     assert not tries.clock.slept
 
 
-def test_waits_are_five_seconds_in_all_and_an_account_cools_down_in_steps():
-    assert timedelta(seconds=5) == RETRY_BUDGET
+def test_an_account_cools_down_in_steps():
     assert COOL_DOWN[402] == (timedelta(seconds=30), timedelta(minutes=5))
     assert COOL_DOWN[429] == (SECOND, timedelta(minutes=1))
-
-
-def test_a_wait_is_noted_only_if_asked_for(monkeypatch):
-    tries = Tries(monkeypatch, Again("busy"))
-    assert retried(tries.once, BUDGET, tries.clock.sleep) == "done"

@@ -11,7 +11,7 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from tasks.errors import InvalidRequest
-from worker.http import guard
+from worker.http import tokens
 from worker.http.models import NewDeletions
 from worker.http.server import listen
 from worker.http.tokens import Token
@@ -26,7 +26,7 @@ def read(messages):
         return messages.pop(0)
 
     async def all_of_it():
-        bounded = guard._bounded(receive)
+        bounded = tokens._bounded(receive)
         got: list[MutableMapping[str, Any]] = []
         while not got or got[-1].get("more_body"):
             got.append(await bounded())
@@ -40,15 +40,15 @@ def chunk(body, *, more):
 
 
 def test_a_body_up_to_the_limit_is_read_and_one_byte_more_is_not():
-    half = b"x" * (guard.MOST_BYTES // 2)
-    assert len(read([chunk(half, more=True), chunk(half, more=False)])) == guard.MOST_BYTES
+    half = b"x" * (tokens.MOST_BYTES // 2)
+    assert len(read([chunk(half, more=True), chunk(half, more=False)])) == tokens.MOST_BYTES
     with pytest.raises(HTTPException) as refused:
         read([chunk(half, more=True), chunk(half, more=True), chunk(b"x", more=True)])
     assert refused.value.status_code == 413
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch):
-    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(tokens, "BODY_SECONDS", 0.05)
     with pytest.raises(HTTPException) as refused:
         read([chunk(b"{", more=True)])
     assert refused.value.status_code == 408
@@ -121,7 +121,7 @@ def test_a_token_file_with_the_digest_of_nothing_lets_nobody_in():
     # when a request comes without a secret, then it is refused.
     for given in ([], [(b"authorization", b"Bearer ")], [(b"authorization", b"Bearer")]):
         scope = {"type": "http", "path": "/v1/deletions", "headers": given}
-        asyncio.run(guard.Guard(never, [token])(scope, never, send))
+        asyncio.run(tokens.Guard(never, [token])(scope, never, send))
     assert [one["status"] for one in answers if "status" in one] == [401, 401, 401]
 
 

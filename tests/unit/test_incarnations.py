@@ -1,5 +1,6 @@
 """A name can live more than once: two observations show the same incarnation, another one, or do not tell."""
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
@@ -231,7 +232,7 @@ def test_the_reason_is_told_in_words(one, other, why):
 
 
 def test_the_record_has_the_creation_time_and_settings_in_clear_and_no_comment():
-    told = kept({**TRAINED, "uuid": UUID, "owner": "miller"}).to_json()
+    told = json.loads(kept({**TRAINED, "uuid": UUID, "owner": "miller"}).to_text())
     assert (told["created_at"], told["unique_id"]) == ("2026-02-01T10:00:00.123456Z", UUID)
     assert told["settings"]["trigger_word"] == "TOK"
     assert told["settings"]["iterations"] == "300"

@@ -37,14 +37,14 @@ DAY_ONLY = {**THERE, "created_at": "2026-02-01"}
 
 def present(fields, vantage=HERE, date=NOW):
     incarnation = incarnation_of(fields, OURS)
-    return Observation(Presence.PRESENT, incarnation, vantage, "api.test", date=date, details_work=True)
+    return Observation(Presence.PRESENT, incarnation, vantage, "api.test", date=date)
 
 
-def without_details(presence, vantage=HERE, *, details_work=False):
-    return Observation(presence, None, vantage, "api.test", date=None, details_work=details_work)
+def without_details(presence, vantage=HERE):
+    return Observation(presence, None, vantage, "api.test", date=None)
 
 
-ABSENT = without_details(Presence.ABSENT, details_work=True)
+ABSENT = without_details(Presence.ABSENT)
 UNLISTED = without_details(Presence.UNLISTED)
 LISTED = without_details(Presence.PRESENT)
 

@@ -23,7 +23,8 @@ from kombu.transport.virtual.base import Base64, Message
 from kombu.utils.json import dumps
 
 from worker.kombu_transport import Unacknowledged
-from worker.message_check import MOST_BYTES, MOST_DECOMPRESSED, TASKS, RefusedMessage, check_message, read
+from worker.message_check import MOST_BYTES, MOST_DECOMPRESSED, check_message, read
+from worker.message_fields import TASKS, RefusedMessage
 
 QUEUE = "deletions"
 
@@ -233,6 +234,9 @@ MESSAGES = {
     "an empty group": (lambda: callback(subtask_type="group", kwargs={"tasks": []}), "is a group without tasks"),
     "an option of Celery's": (
         lambda: callback(options={"queue": "theirs", "connection": 1}), "the option 'connection' is not accepted",
+    ),
+    "a null as the id of a task": (
+        lambda: callback("chord", options={"queue": "theirs", "task_id": None}), "option task_id is None: give",
     ),
     "an exchange": (
         lambda: callback(options={"exchange": "", "routing_key": "x"}), "the option 'exchange' is not accepted",

@@ -8,7 +8,7 @@ import pytest
 from tasks.cleanup.policies import Policy, PolicyError, parse_policies, read_policies
 from tasks.errors import InvalidRequest
 
-EXAMPLE = Path(__file__).parents[2] / "docs" / "policies.example.toml"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "how-to" / "policies.example.toml"
 
 
 def test_the_example_is_one():

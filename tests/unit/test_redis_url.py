@@ -15,7 +15,6 @@ from worker.redis_url import (
     celery_options,
     celery_settings,
     celery_url,
-    checked_url,
     connect,
     following,
     parse,
@@ -54,7 +53,7 @@ SECONDS = "a number of seconds, more than 0 and at most 10"
     ],
 )
 def test_one_url_serves_both(url, for_celery):
-    assert checked_url(url) == url
+    assert with_password(url, None) == url
     assert celery_url(url) == for_celery
 
 
@@ -69,7 +68,7 @@ def test_one_url_serves_both(url, for_celery):
 )  # fmt: skip
 def test_what_is_no_single_redis_is_refused_without_its_password(url):
     with pytest.raises(SettingsError, match=r"^REDIS_URL is not a URL of a Redis: give redis://") as refused:
-        checked_url(url)
+        parse(url)
     assert PASSWORD not in str(refused.value)
 
 
@@ -91,7 +90,7 @@ def test_what_is_no_single_redis_is_refused_without_its_password(url):
 )
 def test_an_option_that_one_of_the_three_cannot_use_is_refused_by_name(url, line):
     with pytest.raises(SettingsError) as refused:
-        checked_url(url)
+        parse(url)
     assert str(refused.value).removeprefix("REDIS_URL").lstrip(" ").startswith(line)
 
 

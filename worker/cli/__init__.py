@@ -6,7 +6,6 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
-from typing import Any
 
 import click
 
@@ -17,28 +16,29 @@ from tasks.errors import JanitorError, LedgerUnavailable, PlanRefused, UnknownDe
 _COMMANDS = {
     "demo": ("demo", "Show the whole system on this machine, against a simulated API."),
     "up": ("processes", "Run Redis, worker and beat here, in one foreground process tree."),
-    "delete": ("enqueue", "Ask for finetunes to be deleted."),
-    "show": ("records", "Show one record."),
-    "list": ("records", "List records, newest first."),
-    "wait": ("records", "Wait until deletions have ended."),
-    "cancel": ("enqueue", "Withdraw deletions."),
-    "retry": ("enqueue", "Ask again for deletions that ended otherwise."),
+    "delete": ("deletions", "Ask for finetunes to be deleted."),
+    "show": ("deletions", "Show one record."),
+    "list": ("deletions", "List records, newest first."),
+    "wait": ("deletions", "Wait until deletions have ended."),
+    "cancel": ("deletions", "Withdraw deletions."),
+    "retry": ("deletions", "Ask again for deletions that did not end as asked."),
     "pause": ("control", "Stop all deleting within 2 seconds, everywhere."),
-    "resume": ("control", "Go on deleting after a pause."),
+    "resume": ("control", "Resume deleting after a pause."),
     "dead-letters": ("control", "List, show or drop messages that could not be read."),
     "finetunes": ("finetunes", "Show what is there: age, last use, protection, stale or not."),
-    "protect": ("finetunes", "Keep finetunes from cleanups."),
-    "unprotect": ("finetunes", "Let cleanups have finetunes again."),
+    "protect": ("finetunes", "Protect finetunes from cleanups."),
+    "unprotect": ("finetunes", "Let cleanups delete finetunes again."),
     "touch": ("finetunes", "Report that finetunes are used."),
     "cleanup": ("cleanup", "Find stale finetunes: check, plan, show, list, apply."),
     "doctor": ("doctor", "Check settings, Redis, the API and the workers."),
     "worker": ("processes", "Run a worker."),
     "beat": ("processes", "Run beat, which starts scheduled cleanups."),
-    "serve": ("serving", "Run the HTTP service."),
-    "metrics": ("serving", "Serve Prometheus metrics."),
+    "serve": ("processes", "Run the HTTP service."),
+    "metrics": ("processes", "Serve Prometheus metrics."),
     "sandbox": ("processes", "Run a simulated BFL API."),
 }
-_WRONG_USAGE, _UNREACHABLE = 2, 3
+_SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+WRONG_USAGE, UNREACHABLE, NOT_IN_TIME = 2, 3, 4  # exit codes
 
 
 class _LazyGroup(click.Group):
@@ -57,7 +57,7 @@ class _LazyGroup(click.Group):
             formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
 
 
-@click.group(cls=_LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(cls=_LazyGroup, context_settings=_SETTINGS)
 @click.version_option(package_name="finetune-janitor", prog_name="janitor")
 def cli() -> None:
     """Delete finetunes at the BFL API: queued, carried out by workers, every outcome on record.
@@ -75,26 +75,24 @@ def cli() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Run the command; every expected error ends in one line on stderr and its exit code."""
     try:
-        result: Any = cli.main(argv, prog_name="janitor", standalone_mode=False)
-    except click.exceptions.Exit as stop:
-        sys.exit(stop.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        code: int | None = cli.main(argv, prog_name="janitor", standalone_mode=False)
     except click.ClickException as error:
         error.show()
-        sys.exit(error.exit_code)
+        code = error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        code = 130
     except JanitorError as error:
         click.echo(f"Error: {error}", err=True)
-        sys.exit(exit_code(error))
+        code = exit_code(error)
     except BrokenPipeError:
         _drop_stdout()
-        sys.exit(0)
+        code = 0
     except OSError as error:
         _drop_stdout()
         where = f"{error.filename}: " if error.filename else ""
         click.echo(f"Error: {where}{error.strerror or error}", err=True)
-        sys.exit(1)
-    sys.exit(result if isinstance(result, int) else 0)
+        code = 1
+    sys.exit(code)
 
 
 def _drop_stdout() -> None:
@@ -106,5 +104,5 @@ def _drop_stdout() -> None:
 def exit_code(error: Exception) -> int:
     """The exit code for an error: 1 unknown or a refused plan, 3 unreachable, 2 what a person can correct."""
     if isinstance(error, LedgerUnavailable | ApiError):
-        return _UNREACHABLE
-    return 1 if isinstance(error, UnknownDeletion | UnknownPlan | PlanRefused) else _WRONG_USAGE
+        return UNREACHABLE
+    return 1 if isinstance(error, UnknownDeletion | UnknownPlan | PlanRefused) else WRONG_USAGE

@@ -1,7 +1,7 @@
 """`janitor demo`: the whole system on this machine, from nothing, against a simulated API.
 
-Everything is real but the API: an embedded Redis, a Celery worker process, a producer that knows Celery alone, the
-command. Each outcome is provoked by how the simulated API behaves; no record is written by hand.
+Everything is real but the API: an embedded Redis, a Celery worker process, a Celery producer, the command. Each
+outcome is provoked by how the simulated API behaves; no record is written by hand.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import click
+from celery import Celery
 
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
@@ -30,21 +31,10 @@ KEY = "demo-key"
 _PATIENCE_SECONDS = "30"
 _JANITOR = [sys.executable, "-m", "worker.cli"]
 
-# A producer as another service would write it: it imports Celery and nothing of ours.
-PRODUCER = """
-import json, sys
-from celery import Celery
-
-app = Celery(broker=sys.argv[1], backend=sys.argv[1], set_as_current=False)
-for arguments in json.loads(sys.argv[2]):
-    deletion = app.send_task("finetunes.delete", kwargs=arguments, queue="deletions")
-    print(deletion.id)
-"""
-
 
 @click.command()
 @click.option("--keep", type=click.Path(file_okay=False, path_type=Path), help="Keep the state in this folder.")
-def demo(*, keep: Path | None) -> int:
+def demo(*, keep: Path | None) -> None:
     """Show the whole system on this machine, against a simulated API.
 
     Nothing is needed: no Redis, no Docker, no key. It takes some seconds.
@@ -53,43 +43,36 @@ def demo(*, keep: Path | None) -> int:
     janitor demo
     """
     with tempfile.TemporaryDirectory(prefix="janitor-demo-") as folder:
-        return _show(keep or Path(folder))
+        _show(keep or Path(folder))
 
 
-def _show(state_dir: Path) -> int:
+def _show(state_dir: Path) -> None:
     note("starting an embedded Redis, a simulated BFL API and a Celery worker ...")
     with embedded.running(state_dir) as url, Sandbox(keys={KEY}) as api:
         env = _environment(url, api.url, state_dir)
         with started(_worker(env, state_dir)):
             _provoke(api)
-            ids = [*_by_name(url, env), *_by_command(env)]
+            ids = [*_by_name(url), *_by_command(env)]
             note("waiting for the outcomes ...")
-            _janitor(env, "wait", *ids, "--timeout", _PATIENCE_SECONDS, "--json", codes=(0, 1))
+            _janitor(env, "wait", *ids, "--timeout", _PATIENCE_SECONDS, codes=(0, 1))
             note("the records, as `janitor list` shows them:\n")
             subprocess.run([*_JANITOR, "list"], env=env, check=True, timeout=60)  # noqa: S603 -- our own command
         deletes = api.deletes()
         gone = sum(call["effective"] for call in deletes)
         note(f"\nthe API counted {len(deletes)} delete calls, and {gone} finetunes are gone")
-    return 0
 
 
 def _environment(url: str, api_url: str, state_dir: Path) -> dict[str, str]:
     ours = ("BFL_", "JANITOR_", "REDIS_")
-    return {
-        **{name: value for name, value in os.environ.items() if not name.upper().startswith(ours)},
-        "REDIS_URL": url,
-        "BFL_API_KEY": KEY,
-        "BFL_API_URL": api_url,
-        "JANITOR_STATE_DIR": str(state_dir),
-    }
+    kept = {name: value for name, value in os.environ.items() if not name.upper().startswith(ours)}
+    here = {"REDIS_URL": url, "BFL_API_KEY": KEY, "BFL_API_URL": api_url, "JANITOR_STATE_DIR": str(state_dir)}
+    return kept | here
 
 
 def _worker(env: Mapping[str, str], state_dir: Path) -> Spec:
-    """A plain Celery worker; ready once its maintenance, which starts last, has made it known."""
-    ledger = Ledger(connect(env["REDIS_URL"]))
-    options = ["-P", "threads", "--without-mingle", "--without-gossip"]
-    argv = [sys.executable, "-m", "celery", "-A", "worker", "worker", *options]
-    return Spec("worker", argv, env, ready=lambda: bool(workers_seen(ledger)), log=state_dir / "worker.log")
+    """A Celery worker; ready once its maintenance, which starts last, has made it known."""
+    ledger, log = Ledger(connect(env["REDIS_URL"])), state_dir / "worker.log"
+    return Spec("worker", [*_JANITOR, "worker"], env, ready=lambda: bool(workers_seen(ledger)), log=log)
 
 
 def _provoke(api: Sandbox) -> None:
@@ -106,37 +89,35 @@ def _provoke(api: Sandbox) -> None:
     api.fault("status", finetune_id="demo-refused", status=422, body={"detail": [problem]})
 
 
-def _by_name(url: str, env: Mapping[str, str]) -> list[str]:
-    now = datetime.now(UTC).isoformat()
-    long_ago = (datetime.now(UTC) - timedelta(hours=2)).isoformat()
-    wanted: list[dict[str, Any]] = [
-        {"finetune_id": "demo-by-name", "requested_by": "billing", "reason": "customer left", "requested_at": now},
-        {"finetune_id": "demo-lost-answer", "requested_by": "billing", "requested_at": now},
-        {"finetune_id": "demo-refused", "requested_at": now},
-        {"finetune_id": "demo-undated", "requested_at": long_ago},
-        {"finetune_id": "demo-reborn", "requested_at": long_ago},
-    ]
+def _by_name(url: str) -> list[str]:
+    """As another service sends them: with Celery, and with nothing of ours."""
+    now = datetime.now(UTC)
+    long_ago = {"requested_at": (now - timedelta(hours=2)).isoformat()}
+    wanted: dict[str, dict[str, str]] = {
+        "demo-by-name": {"requested_by": "billing", "reason": "customer left"},
+        "demo-lost-answer": {"requested_by": "billing"},
+        "demo-refused": {},
+        "demo-undated": long_ago,
+        "demo-reborn": long_ago,
+    }
     note("a producer that knows Celery alone asks for five of them by name, for two of them two hours late ...")
-    argv = [sys.executable, "-c", PRODUCER, celery_url(url), json.dumps(wanted)]
-    done = subprocess.run(argv, env=env, check=True, capture_output=True, text=True, timeout=30)  # noqa: S603 -- ours
-    return done.stdout.split()
+    with Celery(broker=celery_url(url), backend=celery_url(url), set_as_current=False) as app:
+        send = partial(app.send_task, "finetunes.delete", queue="deletions")
+        return [send([name], {"requested_at": now.isoformat(), **more}).id for name, more in wanted.items()]
 
 
 def _by_command(env: Mapping[str, str]) -> list[str]:
     note("and the command for three more, of which one is withdrawn ...")
-    by_command, gone = _delete(env, "demo-by-command", "demo-gone")
-    (withdrawn,) = _delete(env, "demo-withdrawn", "--in", "1h")
+    by_command, gone = _janitor(env, "delete", "demo-by-command", "demo-gone")
+    (withdrawn,) = _janitor(env, "delete", "demo-withdrawn", "--in", "1h")
     _janitor(env, "cancel", withdrawn, "--reason", "it is used again")
     return [by_command, gone, withdrawn]
 
 
-def _delete(env: Mapping[str, str], *arguments: str) -> list[str]:
-    return [json.loads(line)["id"] for line in _janitor(env, "delete", *arguments, "--json").splitlines()]
-
-
-def _janitor(env: Mapping[str, str], *arguments: str, codes: tuple[int, ...] = (0,)) -> str:
-    argv = [*_JANITOR, *arguments]
+def _janitor(env: Mapping[str, str], *arguments: str, codes: tuple[int, ...] = (0,)) -> list[str]:
+    """Run a command; the ids of the records that it prints."""
+    argv = [*_JANITOR, *arguments, "--json"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603 -- ours
     if done.returncode not in codes:
         raise click.ClickException(f"`janitor {' '.join(arguments)}` ended with {done.returncode}: {done.stderr}")
-    return done.stdout
+    return [json.loads(line)["id"] for line in done.stdout.splitlines()]

@@ -2,30 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from datetime import timedelta
+from typing import NamedTuple
 
 import click
 
-from tasks.errors import LedgerUnavailable
-from tasks.ledger import Ledger
-from tasks.ledger.redis_errors import unavailable
-from worker.cli.common import json_option
-from worker.cli.output import print_json
-from worker.cli.settings import show
-from worker.doctor.api import check_api, check_proxy
-from worker.doctor.ledger import check_ledger
-from worker.doctor.server import Finding, check_server
-from worker.logs import configure as configure_logs
-from worker.redis_url import connect, redis_url
-from worker.settings import Settings, SettingsError, load_settings
+from tasks.durations import format_duration
+from worker.cli import UNREACHABLE, options
+from worker.cli.output import print_record
+from worker.cli.session import Session
+from worker.doctor.checks import check
+from worker.settings import DEFAULT_API_URL, Settings
 
-_UNREACHABLE = 3
+
+class Setting(NamedTuple):
+    """One setting, with what it is now and where that comes from; a key is not shown."""
+
+    setting: str
+    value: str
+    source: str
+    default: str
+    meaning: str
 
 
 @click.command()
 @click.option("--settings", "show_settings", is_flag=True, help="List every setting: value, source, meaning.")
-@json_option
-def doctor(*, show_settings: bool, as_json: bool) -> int:
+@options.json
+def doctor(*, show_settings: bool) -> int:
     """Check settings, Redis, the API and the workers; say what to do if something is wrong.
 
     It deletes nothing. Exit codes: 0 all is well (warnings included), 1 something must be done, 3 Redis or the API
@@ -35,47 +40,43 @@ def doctor(*, show_settings: bool, as_json: bool) -> int:
     janitor doctor
     janitor doctor --settings
     """
-    settings = load_settings()
-    configure_logs("WARNING")  # on stderr: stdout is for findings
+    session = Session()
     if show_settings:
-        return show(settings, as_json=as_json)
-    return _report(check(settings), as_json=as_json)
-
-
-def check(settings: Settings) -> Iterator[Finding]:
-    """Everything that can be known from here, one finding at a time. Raises `WrongLedger`."""
-    try:
-        accounts = settings.accounts
-        yield Finding("settings", "ok", "no setting contradicts another (--settings lists them)")
-    except SettingsError as error:
-        accounts = {}
-        yield Finding("settings", "error", str(error))
-    try:
-        ledger = Ledger(connect(redis_url(settings), patient=False))
-        ledger.check_schema()
-        with unavailable():
-            yield from check_server(ledger.redis)
-        yield from check_ledger(ledger, settings.tick_every)
-    except SettingsError as error:
-        yield Finding("redis", "error", str(error))
-    except LedgerUnavailable as error:
-        yield Finding("redis", "unreachable", str(error))
-    if not accounts:
-        yield Finding("api", "warning", "no key here: set BFL_API_KEY where workers run; producers need none")
-        return
-    yield from check_proxy()
-    for account in accounts.values():
-        yield from check_api(settings, account)
-
-
-def _report(findings: Iterator[Finding], *, as_json: bool) -> int:
+        # As a list: nothing is printed if an account's settings are wrong.
+        for one in list(_settings(session.settings)):
+            print_record(one._asdict(), _in_words(one))
+        return 0
     levels = set()
-    for finding in findings:
+    for finding in check(session.settings, lambda: session.ledger):
         levels.add(finding.level)
-        if as_json:
-            print_json([finding._asdict()])
-        else:
-            click.echo(f"{finding.level:<11} {finding.check:<19} {finding.message}")
-    if "unreachable" in levels:
-        return _UNREACHABLE
-    return 1 if "error" in levels else 0
+        print_record(finding._asdict(), f"{finding.level:<11} {finding.check:<19} {finding.message}")
+    return UNREACHABLE if "unreachable" in levels else int("error" in levels)
+
+
+def _in_words(one: Setting) -> str:
+    changed = "" if one.value == one.default else f", default {one.default or 'none'}"
+    return f"{one.setting}={one.value}  ({one.source}{changed})\n    {one.meaning}"
+
+
+def _settings(settings: Settings) -> Iterator[Setting]:
+    for name, field in Settings.model_fields.items():
+        variable = str(field.validation_alias or f"JANITOR_{name.upper()}")
+        default = _shown(field.get_default(call_default_factory=True))
+        source = "environment" if name in settings.model_fields_set else "default"
+        yield Setting(variable, _shown(getattr(settings, name)), source, default, field.description or "")
+    for account in settings.accounts.values():
+        suffix = account.url_variable.upper().removeprefix("BFL_API_URL")
+        from_file = any(name.upper() == f"BFL_API_KEY_FILE{suffix}" and os.environ[name] for name in os.environ)
+        source = "file" if from_file else "environment"
+        yield Setting(f"BFL_API_KEY{suffix}", "**********", source, "", f"the key of account {account.name}")
+        meaning = f"base URL of the API for account {account.name}"
+        source = "default" if account.url == DEFAULT_API_URL else "environment"
+        yield Setting(f"BFL_API_URL{suffix}", account.url, source, DEFAULT_API_URL, meaning)
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, timedelta):
+        return format_duration(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)

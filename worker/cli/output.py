@@ -6,10 +6,10 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 from rich.console import Console
@@ -17,12 +17,15 @@ from rich.table import Table
 from rich.text import Text
 
 from tasks.records import Deletion
+from worker.cli.options import as_json
+
+T = TypeVar("T")
+Record = Mapping[str, Any]
 
 _STYLES = {"deleted": "green", "failed": "red", "review": "bold red", "running": "cyan", "cancelled": "dim"}
 _LABELS = {"finetune_id": "finetune", "created_at": "accepted at"}
 _WIDE, _WIDTH_OF_FILES = 120, 160
 _NOT_IN_CSV = {"incarnation", "attempts"}  # they have parts of their own
-_CSV_COLUMNS = [field.name for field in fields(Deletion) if field.name not in _NOT_IN_CSV]
 
 
 def note(message: str) -> None:
@@ -30,70 +33,65 @@ def note(message: str) -> None:
     click.echo(message, err=True)
 
 
-def print_json(records: Iterable[dict[str, Any]]) -> None:
-    """One JSON document a line."""
-    for record in records:
-        click.echo(json.dumps(record, ensure_ascii=False))
+def print_record(record: Record, text: str) -> None:
+    """The record as a line of JSON with --json, else the text."""
+    click.echo(_json(record) if as_json() else text)
 
 
-def print_deletions(deletions: Sequence[Deletion], *, as_json: bool) -> None:
-    """JSON; for a person everything about one, a table of more."""
-    if as_json:
-        print_json(deletion.to_json() for deletion in deletions)
-    elif len(deletions) == 1:
-        print_record(deletions[0])
-    elif deletions:
-        print_table(deletions)
+def print_table(
+    items: Sequence[T], record: Callable[[T], Record], headings: Sequence[str],
+    cells: Callable[[T], Iterable[str | Text]], *, never_fold: Container[str] = (), if_empty: str = "",
+) -> None:  # fmt: skip
+    """The records with --json, else a table that fits the terminal: long cells fold. if_empty: a note instead."""
+    if as_json():
+        for item in items:
+            click.echo(_json(record(item)))
+    elif items:
+        table = Table(box=None, header_style="bold", pad_edge=False)
+        for heading in headings:
+            # An id that is cut off names no finetune, or another one.
+            table.add_column(heading, overflow="fold", no_wrap=heading in never_fold)
+        for item in items:
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells(item)))
+        _console().print(table)
+    elif if_empty:
+        note(if_empty)
+
+
+def print_deletions(deletions: Sequence[Deletion], *, if_empty: str = "") -> None:
+    """One line for each deletion if the terminal is wide enough, else several."""
+    is_wide = _console().width >= _WIDE
+    headings = ("STATE", "WHEN", *(("FINETUNE", "ID", "MESSAGE") if is_wide else ("FINETUNE, ID, MESSAGE",)))
+
+    def cells(one: Deletion) -> Iterable[str | Text]:
+        state = Text(str(one.state), _STYLES.get(one.state, ""))
+        what = [one.finetune_id, one.id, one.message or ""]
+        when = local(one.finished_at or one.next_try_at or one.due_at)
+        return state, when, *(what if is_wide else ["\n".join(filter(None, what))])
+
+    whole = {"STATE", "WHEN", "ID"}
+    print_table(deletions, Deletion.to_json, headings, cells, never_fold=whole, if_empty=if_empty)
+
+
+def print_in_full(deletions: Sequence[Deletion]) -> None:
+    """Everything about one deletion, a table of more."""
+    if len(deletions) == 1 and not as_json():
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(style="bold", no_wrap=True)
+        table.add_column(overflow="fold")
+        for name, value in _facts(deletions[0]):
+            table.add_row(name, Text(value))
+        _console().print(table)
+    else:
+        print_deletions(deletions)
 
 
 def print_csv(deletions: Iterable[Deletion]) -> None:
     """The fields of the records without incarnation and attempts, with a heading."""
-    writer = csv.DictWriter(sys.stdout, _CSV_COLUMNS, extrasaction="ignore")
+    columns = [field.name for field in fields(Deletion) if field.name not in _NOT_IN_CSV]
+    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
     writer.writeheader()
     writer.writerows(deletion.to_json() for deletion in deletions)
-
-
-def print_table(deletions: Sequence[Deletion]) -> None:
-    """One line for each deletion if the terminal is wide enough, else several; ids are never cut."""
-    console = _console()
-    wide = console.width >= _WIDE
-    headings = ("FINETUNE", "ID", "MESSAGE") if wide else ("FINETUNE, ID, MESSAGE",)
-    table = Table("STATE", "WHEN", box=None, header_style="bold", pad_edge=False)
-    for column in table.columns:
-        column.no_wrap = True
-    for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=heading == "ID")
-    for deletion in deletions:
-        table.add_row(*_cells(deletion, wide=wide))
-    console.print(table)
-
-
-def _cells(deletion: Deletion, *, wide: bool) -> Iterable[Any]:
-    yield Text(str(deletion.state), _STYLES.get(deletion.state, ""))
-    yield local(deletion.finished_at or deletion.next_try_at or deletion.due_at)
-    what = [deletion.finetune_id, deletion.id, deletion.message or ""]
-    yield from (map(Text, what) if wide else [Text("\n".join(filter(None, what)))])
-
-
-def print_rows(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A plain table that fits the terminal; long cells fold."""
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for heading in headings:
-        table.add_column(heading, overflow="fold")  # an id cut short would name no finetune, or another
-    for row in rows:
-        table.add_row(*map(Text, row))
-    _console().print(table)
-
-
-def print_record(deletion: Deletion) -> None:
-    """Everything about one deletion."""
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    for name, value in _facts(deletion):
-        if value:
-            table.add_row(name, Text(value))
-    _console().print(table)
 
 
 def local(moment: datetime | None) -> str:
@@ -101,28 +99,32 @@ def local(moment: datetime | None) -> str:
     return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if moment else ""
 
 
-def _facts(deletion: Deletion) -> Iterable[tuple[str, str]]:
+def _facts(deletion: Deletion) -> Iterator[tuple[str, str]]:
     """The fields that are filled, each as a person reads it."""
-    for field in fields(deletion):
-        match value := getattr(deletion, field.name):
-            case datetime():
-                shown = local(value)
-            case Mapping():
-                shown = json.dumps(value, ensure_ascii=False)
-            case tuple():
-                continue
-            case bool():
-                shown = "yes" if value else ""
-            case _:
-                shown = str(value or "")
-        yield _LABELS.get(field.name) or field.name.replace("_", " "), shown
-    for attempt in deletion.attempts:
+    values = {field.name: getattr(deletion, field.name) for field in fields(deletion)}
+    attempts = values.pop("attempts")
+    for name, value in values.items():
+        if value:
+            yield _LABELS.get(name) or name.replace("_", " "), _in_words(value)
+    for attempt in attempts:
         status = f"HTTP {attempt.http_status}" if attempt.http_status else attempt.error or ""
         sent = "" if attempt.sent else " (not sent)"
         yield "attempt", f"{local(attempt.at)} {status}{sent} {attempt.message or ''}"
 
 
+def _in_words(value: object) -> str:
+    if isinstance(value, datetime):
+        return local(value)
+    if isinstance(value, Mapping):
+        return _json(value)
+    return "yes" if value is True else str(value)
+
+
+def _json(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
 def _console() -> Console:
-    # COLUMNS, if set, goes before both.
+    # COLUMNS, if it is set, goes before both.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_FILES
     return Console(width=width, highlight=False)

@@ -1,30 +1,35 @@
-"""Commands that run processes: up, worker, beat, sandbox."""
+"""Commands that run processes: up, worker, beat, serve, metrics, sandbox."""
 
 from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import click
 
 from tasks.errors import InvalidRequest
-from worker.cli.common import extra
+from worker.cli.output import note
 from worker.local import embedded, supervise
 from worker.local.supervise import Spec
+from worker.logs import configure as configure_logs
 from worker.redis_url import celery_url
 from worker.sandbox.api import Sandbox
-from worker.settings import Settings, load_settings, require_accounts
+from worker.settings import Settings, SettingsError, load_settings, require_accounts
 
 _STOP_SECONDS_OVER_CALL = 7  # a worker needs 5 at most
 _JANITOR = (sys.executable, "-m", "worker.cli")
-_EXTRA = {"ignore_unknown_options": True}
+_options_of_celery = click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
+_host_option = click.option("--host", default="127.0.0.1", help="The address to listen on.")
+_PORT = click.IntRange(0, 65535)
+_Texts = tuple[str, ...]
 
 
 @click.command()
-@click.option("--http", "http", is_flag=True, help="Run the HTTP service too; it needs JANITOR_TOKENS_FILE.")
-@click.option("--http-port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Its port.")
+@click.option("--http", is_flag=True, help="Run the HTTP service too; it needs JANITOR_TOKENS_FILE.")
+@click.option("--http-port", type=click.IntRange(1, 65535), default=8080, help="Its port.")
 def up(*, http: bool, http_port: int) -> int:
     """Run Redis, worker and beat here, in one foreground process tree.
 
@@ -38,11 +43,10 @@ def up(*, http: bool, http_port: int) -> int:
     settings = load_settings()
     require_accounts(settings)
     if http:
-        with extra():
-            import fastapi  # noqa: F401, PLC0415 -- is the extra installed?
-
-            from worker.http.tokens import read_tokens  # noqa: PLC0415 -- not needed for --help
-        read_tokens(settings.tokens_file)  # reported now, and not by a process that is started again and again
+        with _extra():
+            from worker.http import server, tokens  # noqa: F401, PLC0415 -- is the extra installed?
+        # An error is told now, and not by a process that is started again and again.
+        tokens.read_tokens(settings.tokens_file)
     with embedded.lock(settings.state_dir):
         url = embedded.url(settings.state_dir)
         click.echo(f"state in {settings.state_dir}")
@@ -50,9 +54,9 @@ def up(*, http: bool, http_port: int) -> int:
         return supervise.supervise(_tree(settings, url, http_port if http else None), on_event=click.echo)
 
 
-@click.command(context_settings=_EXTRA)
-@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def worker(*, celery_options: tuple[str, ...]) -> int:
+@click.command(context_settings={"ignore_unknown_options": True})
+@_options_of_celery
+def worker(*, celery_options: _Texts) -> int:
     """Run a worker: `celery -A worker worker -P threads`. Further options go to Celery as they are.
 
     It makes up to JANITOR_THREADS API calls at once. More processes are more workers.
@@ -64,32 +68,80 @@ def worker(*, celery_options: tuple[str, ...]) -> int:
     settings = load_settings()
     require_accounts(settings)
     # Mingle and gossip exchange revokes and clocks that nothing here uses, and delay a start by over a second.
-    argv = ["worker", "--pool", "threads", "--without-mingle", "--without-gossip", *celery_options]
-    return _celery(settings, argv)
+    quick = ("--without-mingle", "--without-gossip")
+    return _celery(settings, "worker", "--pool", "threads", *quick, *celery_options)
 
 
-@click.command(context_settings=_EXTRA)
-@click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
-def beat(*, celery_options: tuple[str, ...]) -> int:
+@click.command(context_settings={"ignore_unknown_options": True})
+@_options_of_celery
+def beat(*, celery_options: _Texts) -> int:
     """Run beat, which starts what is scheduled: `celery -A worker beat`.
 
     \b
     janitor beat
     """
-    return _celery(load_settings(), ["beat", *celery_options])
+    return _celery(load_settings(), "beat", *celery_options)
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=8899, show_default=True, help="0 picks a free one.")
-@click.option("--key", "keys", multiple=True, default=["sandbox-key"], show_default=True, help="An accepted key.")
+@_host_option
+@click.option("--port", type=_PORT, default=8080, help="0 picks a free one.")
+@click.option("--new-token", metavar="NAME", help="Print a new token and its table for the file, and end.")
+def serve(*, host: str, port: int, new_token: str | None) -> None:
+    """Run the HTTP service, for clients with a token in JANITOR_TOKENS_FILE.
+
+    It speaks plain HTTP: if other machines use it, put a proxy that does TLS in front of it. It needs no API key.
+
+    \b
+    janitor serve --new-token billing
+    JANITOR_TOKENS_FILE=tokens.toml janitor serve --port 8080
+    """
+    with _extra():
+        from worker.http import server, tokens  # noqa: PLC0415 -- brings in FastAPI
+
+    if new_token is not None:
+        secret, table = tokens.new_token(new_token)
+        note("the token, shown this once:")
+        click.echo(secret)
+        note("\nadd this to the file JANITOR_TOKENS_FILE, with the scopes and accounts you want:\n")
+        note(table)
+        return
+    settings = load_settings()
+    known = tokens.read_tokens(settings.tokens_file)
+    configure_logs(settings.log_level)
+    with server.listen(host, port) as listening:
+        click.echo(f"listening on {_url(host, listening.getsockname()[1])}")
+        server.serve(settings, known, listening)
+
+
+@click.command()
+@_host_option
+@click.option("--port", type=_PORT, default=9464, help="0 picks a free one.")
+def metrics(*, host: str, port: int) -> None:
+    """Serve Prometheus metrics, and nothing else, without a token.
+
+    They are computed from Redis at each scrape: one such process is enough for any number of workers.
+
+    \b
+    janitor metrics --port 9464
+    """
+    with _extra():
+        from worker.http import server  # noqa: PLC0415 -- brings in uvicorn
+
+    settings = load_settings()
+    configure_logs(settings.log_level)
+    with server.listen(host, port) as listening:
+        click.echo(f"listening on {_url(host, listening.getsockname()[1])}/metrics")
+        server.serve_metrics(settings, listening)
+
+
+@click.command()
+@click.option("--port", type=_PORT, default=8899, help="0 picks a free one.")
+@click.option("--key", "keys", multiple=True, default=["sandbox-key"], help="An accepted key.")
 @click.option("--finetune", "finetunes", multiple=True, metavar="ID", help="A finetune that exists at the start.")
 @click.option("--journal", type=click.Path(dir_okay=False, path_type=Path), help="Append each call to this file.")
-@click.option(
-    "--latency", type=click.FloatRange(0, 60), default=0.05, show_default=True, help="Seconds an answer takes."
-)
-def sandbox(
-    *, port: int, keys: tuple[str, ...], finetunes: tuple[str, ...], journal: Path | None, latency: float
-) -> int:
+@click.option("--latency", type=click.FloatRange(0, 60), default=0.05, help="Seconds an answer takes.")
+def sandbox(*, port: int, keys: _Texts, finetunes: _Texts, journal: Path | None, latency: float) -> None:
     """Run a simulated BFL API on this machine, for trying things out without a key.
 
     \b
@@ -107,10 +159,20 @@ def sandbox(
     with api, suppress(KeyboardInterrupt):
         click.echo(f"a simulated BFL API at {api.url}, with {len(api.finetunes())} finetunes")
         api.closing.wait()
-    return 0
 
 
-def _celery(settings: Settings, argv: list[str]) -> int:
+@contextmanager
+def _extra() -> Iterator[None]:
+    """Around imports that the extra `http` brings; raises `SettingsError` if it is not installed."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"{error.name} is not installed: this command needs `pip install '.[http]'` in a checkout"
+        ) from None
+
+
+def _celery(settings: Settings, *argv: str) -> int:
     """Celery's own command, with its exit code: `app.start` does the same and loses it."""
     from celery.bin.celery import celery as command  # noqa: PLC0415 -- brings in Celery
 
@@ -132,3 +194,7 @@ def _tree(settings: Settings, url: str, http_port: int | None) -> list[Spec]:
         Spec("beat", [*_JANITOR, "beat"], keyless),
         *serve,
     ]
+
+
+def _url(host: str, port: int) -> str:
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -1,1 +1,1 @@
-"""What `janitor doctor` checks: the API, the ledger, the Redis server."""
+"""What `janitor doctor` checks: settings, the Redis server, the ledger, the API."""

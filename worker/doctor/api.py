@@ -16,8 +16,7 @@ from tasks.api.client import BflReader, Timeouts
 from tasks.api.errors import ApiError, KeyRefused, NotFound, Unclear
 from tasks.api.incarnations import incarnation_of
 from tasks.durations import format_duration
-from tasks.records import DEFAULT_ACCOUNT
-from worker.doctor.server import Finding
+from worker.doctor.server import Finding, judged
 from worker.settings import Account, Settings
 
 # From public reports; the contract names api.us1.bfl.ai, which is reported to be switched off.
@@ -29,22 +28,20 @@ _NO_FINETUNE = "janitor-doctor-no-such-finetune"
 
 def check_proxy() -> Iterator[Finding]:
     """Say that a proxy in the environment is not used, if there is one."""
-    for variable in _PROXY_VARIABLES:
-        if os.environ.get(variable):
-            text = f"{variable} is set, and is not used: workers connect to the API directly"
-            yield Finding("proxy", "warning", text)
-            return
+    if variable := next(filter(os.environ.get, _PROXY_VARIABLES), None):
+        text = f"{variable} is set, and is not used: workers connect to the API directly"
+        yield Finding("proxy", "warning", text)
 
 
 def check_api(settings: Settings, account: Account) -> Iterator[Finding]:
     """One finding at a time."""
-    reader = _reader(settings, account, account.url)
-    name = f"api {account.name}"
+    reader, name = _reader(settings, account), f"api {account.name}"
     yield from _certificate(settings, account)
     try:
         listing = reader.my_finetunes()
     except KeyRefused as error:
-        yield Finding(name, "error", f"the key is refused: {error}; correct {_key_variable(account)}")
+        variable = account.url_variable.upper().replace("URL", "KEY", 1)
+        yield Finding(name, "error", f"the key is refused: {error}; correct {variable}")
     except Unclear as error:
         question = f"is this the right host? It is set by {account.url_variable}"
         yield Finding(name, "error", f"{account.url}: {error}; {question}")
@@ -57,14 +54,10 @@ def check_api(settings: Settings, account: Account) -> Iterator[Finding]:
     yield from _other_hosts(settings, account)
 
 
-def _reader(settings: Settings, account: Account, url: str) -> BflReader:
+def _reader(settings: Settings, account: Account) -> BflReader:
     timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
     key = account.key.get_secret_value()
-    return BflReader(url, key, timeouts, ca_bundle=settings.ca_bundle, url_variable=account.url_variable)
-
-
-def _key_variable(account: Account) -> str:
-    return "BFL_API_KEY" if account.name == DEFAULT_ACCOUNT else f"BFL_API_KEY_{account.name.upper()}"
+    return BflReader(account.url, key, timeouts, ca_bundle=settings.ca_bundle, url_variable=account.url_variable)
 
 
 def _other_hosts(settings: Settings, account: Account) -> Iterator[Finding]:
@@ -72,11 +65,9 @@ def _other_hosts(settings: Settings, account: Account) -> Iterator[Finding]:
     if not f".{urlsplit(account.url).hostname}".endswith(".bfl.ai"):
         return
     found, advice = [], ""
-    for url in KNOWN_URLS:
-        if url == account.url:
-            continue
+    for url in [one for one in KNOWN_URLS if one != account.url]:
         try:
-            count = _reader(settings, account, url).my_finetunes().count
+            count = _reader(settings, account._replace(url=url)).my_finetunes().count
         except ApiError as error:
             found.append(f"{url}: {str(error).partition(': ')[0]}")
         else:
@@ -106,11 +97,10 @@ def _details(settings: Settings, reader: BflReader, account: Account, listed: li
             return Finding(name, "warning", f"finetune_details of {finetune_id}, which is listed: {error}; {then}")
         found = incarnation_of(details.fields, finetune_id)
         if found.unique_id is None and (found.created is None or found.created.is_date):
-            within = format_duration(settings.observe_within)
             text = (
                 f"finetune_details of {finetune_id} has neither a unique id nor an exact creation time: if its "
-                f"name is used again, only its settings can tell, and a deletion that waits longer than {within} "
-                "(JANITOR_OBSERVE_WITHIN) ends in review"
+                "name is used again, only its settings can tell, and a deletion that waits longer than "
+                f"{format_duration(settings.observe_within)} (JANITOR_OBSERVE_WITHIN) ends in review"
             )
             return Finding(name, "warning", text)
     return Finding(name, "ok", f"finetune_details tells incarnations apart (asked about {', '.join(asked)})")
@@ -130,9 +120,10 @@ def _certificate(settings: Settings, account: Account) -> Iterator[Finding]:
     except OSError:
         return  # the call that follows says so
     else:
-        soon = left < _RENEW_BEFORE.days
-        text = f"the certificate of {host} ends in {left} days"
-        yield Finding(name, "warning" if soon else "ok", f"{text}: its owner has to renew it" if soon else text)
+        yield judged(
+            name, f"the certificate of {host} ends in {left} days",
+            (left < _RENEW_BEFORE.days, "warning", "its owner has to renew it"),
+        )  # fmt: skip
 
 
 def certificate_days(host: str, port: int, timeout_seconds: float, trusted: Path) -> int:

@@ -15,7 +15,7 @@ from tasks.ledger.queries import stopped_accounts, workers_seen
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.statistics import statistics
 from tasks.records import from_ms
-from worker.doctor.server import Finding
+from worker.doctor.server import Finding, judged
 
 LATE = timedelta(minutes=5)
 SKEW = timedelta(seconds=5)
@@ -23,13 +23,19 @@ SKEW = timedelta(seconds=5)
 
 def check_ledger(ledger: Ledger, tick_every: timedelta) -> Iterator[Finding]:
     """One finding at a time. Raises `LedgerUnavailable`. tick_every: of beat."""
-    overdue = max(one.oldest_due_seconds for one in statistics(ledger).accounts.values())
+    overdue = timedelta(seconds=max(one.oldest_due_seconds for one in statistics(ledger).accounts.values()))
     yield _clock(ledger)
-    yield _workers(ledger, is_due=overdue > 0)
+    yield _workers(ledger, is_due=bool(overdue))
     yield from _beat(ledger, late=3 * tick_every)
-    yield _due(timedelta(seconds=overdue))
+    yield judged(
+        "queue", f"the oldest due deletion has waited {_rounded(overdue)}" if overdue else "nothing is due",
+        (overdue > LATE, "warning", "do workers run, is the account stopped, does the API answer?"),
+    )  # fmt: skip
     yield from _stops(ledger)
-    yield _dead_letters(ledger)
+    letters, fact = list_dead_letters(ledger), "every message could be read"
+    if letters:
+        fact = f"{len(letters)} messages could not be read, the last one because {letters[0].reason!r}"
+    yield judged("dead letters", fact, (letters, "warning", "see `janitor dead-letters list`"))
 
 
 def _clock(ledger: Ledger) -> Finding:
@@ -37,50 +43,34 @@ def _clock(ledger: Ledger) -> Finding:
     before = time.time()
     theirs = ledger.now_ms() / 1000
     skew = timedelta(seconds=theirs - (before + time.time()) / 2)
-    if abs(skew) <= SKEW:
-        return Finding("clock", "ok", "the clocks of Redis and this host agree")
-    ahead = "ahead of" if skew > timedelta(0) else "behind"
-    text = f"the clock of Redis is {_rounded(abs(skew))} {ahead} that of this host: synchronise both (NTP)"
-    return Finding("clock", "warning", text)
+    where = "ahead of" if skew > timedelta(0) else "behind"
+    fact = f"the clock of Redis is {_rounded(abs(skew))} {where} that of this host"
+    return judged("clock", fact, (abs(skew) > SKEW, "warning", "synchronise both (NTP)"))
 
 
 def _workers(ledger: Ledger, *, is_due: bool) -> Finding:
-    seen = workers_seen(ledger)
-    if not seen:
-        text = "no worker is seen: start one with `janitor worker` or `janitor up`"
-        return Finding("workers", "error" if is_due else "warning", text)
-    text = f"worker processes: {', '.join(seen)}"
-    versions = {name.rpartition(" ")[2] for name in seen}
-    if versions != {ours := version("finetune-janitor")}:
-        return Finding("workers", "warning", f"{text}; this is {ours}: bring all to one version")
-    return Finding("workers", "ok", text)
+    seen, ours = workers_seen(ledger), version("finetune-janitor")
+    differ = {name.rpartition(" ")[2] for name in seen} != {ours}
+    return judged(
+        "workers", f"worker processes: {', '.join(seen)}" if seen else "no worker is seen",
+        (not seen, "error" if is_due else "warning", "start one with `janitor worker` or `janitor up`"),
+        (differ, "warning", f"this command is {ours}; bring all to one version"),
+    )  # fmt: skip
 
 
 def _beat(ledger: Ledger, *, late: timedelta) -> Iterator[Finding]:
     with unavailable():
         ticked_at: Any = ledger.redis.get(ledger.keys.tick)
         runs: Any = ledger.redis.hgetall(ledger.keys.policy_runs)
-    start = "start one with `janitor beat` or `janitor up`; without it no cleanup runs"
-    if ticked_at is None:
-        yield Finding("beat", "warning", f"no beat is seen: {start}")
-        return
-    age = from_ms(ledger.now_ms()) - from_ms(ticked_at)
-    if age > late:
-        yield Finding("beat", "warning", f"the last tick of beat is {_rounded(age)} old: {start}")
-    else:
-        yield Finding("beat", "ok", f"beat ticked {_rounded(max(age, timedelta(0)))} ago")
-    for policy, run in sorted(runs.items()):
+    age = None if ticked_at is None else max(from_ms(ledger.now_ms()) - from_ms(ticked_at), timedelta(0))
+    yield judged(
+        "beat", "no beat is seen" if age is None else f"the last tick of beat is {_rounded(age)} old",
+        (age is None or age > late, "warning",
+         "start one with `janitor beat` or `janitor up`; without it no cleanup runs"),
+    )  # fmt: skip
+    for policy, run in sorted(runs.items()) if age is not None else ():
         at, _, schedule = run.partition(" ")
         yield Finding("policy", "ok", f"{policy} ({schedule}): its last scheduled time was {iso(from_ms(at))}")
-
-
-def _due(overdue: timedelta) -> Finding:
-    if not overdue:
-        return Finding("queue", "ok", "nothing is due")
-    text = f"the oldest due deletion has waited {_rounded(overdue)}"
-    if overdue > LATE:
-        return Finding("queue", "warning", f"{text}: do workers run, is the account stopped, does the API answer?")
-    return Finding("queue", "ok", text)
 
 
 def _stops(ledger: Ledger) -> Iterator[Finding]:
@@ -93,14 +83,6 @@ def _stops(ledger: Ledger) -> Iterator[Finding]:
             yield Finding("parked", "error", why)
         if stop.cooling is not None:
             yield Finding("cool-down", "ok", f"{what} waits, as the API asked: {stop.cooling}")
-
-
-def _dead_letters(ledger: Ledger) -> Finding:
-    found = list_dead_letters(ledger)
-    if not found:
-        return Finding("dead letters", "ok", "every message could be read")
-    text = f"{len(found)} messages could not be read, the last one because {found[0].reason!r}"
-    return Finding("dead letters", "warning", f"{text}: see `janitor dead-letters list`")
 
 
 def _rounded(age: timedelta) -> str:

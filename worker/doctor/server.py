@@ -13,64 +13,64 @@ OLDEST = (6, 2)
 _SLOW_SECONDS = 0.1  # a deletion needs two round trips, one to mark it and one to finish it
 _SHORTEST_IDLE_SECONDS = 60  # connections are tried every 30 s
 
+Level = Literal["ok", "warning", "error", "unreachable"]
+
 
 class Finding(NamedTuple):
     """One line: what was checked, how it is, and what to do if it is not ok."""
 
     check: str
-    level: Literal["ok", "warning", "error", "unreachable"]
+    level: Level
     message: str
+
+
+def judged(check: str, fact: str, *problems: tuple[object, Level, str]) -> Finding:
+    """What was found, with the first problem that applies. problems: (whether it applies, level, what to do)."""
+    for applies, level, advice in problems:
+        if applies:
+            return Finding(check, level, f"{fact}: {advice}")
+    return Finding(check, "ok", fact)
 
 
 def check_server(client: redis.Redis) -> Iterator[Finding]:
     """What Redis tells of itself. Raises redis-py's errors if it cannot be reached."""
     info: dict[str, Any] = client.info()
-    version = str(info["redis_version"])
-    if tuple(map(int, version.split(".")[:2])) < OLDEST:
-        yield Finding("redis", "error", f"version {version}: 6.2 or newer is needed")
-    elif info.get("cluster_enabled"):
-        yield Finding("redis", "error", "this is a Redis Cluster: use a single Redis, or Sentinel")
-    else:
-        yield Finding("redis", "ok", f"version {version}")
-    yield _eviction(info)
+    version, eviction = str(info["redis_version"]), info.get("maxmemory_policy")
+    is_old = tuple(map(int, version.split(".")[:2])) < OLDEST
+    yield judged(
+        "redis", f"version {version}",
+        (is_old, "error", "6.2 or newer is needed"),
+        (info.get("cluster_enabled"), "error", "this is a Redis Cluster: use a single Redis, or Sentinel"),
+    )  # fmt: skip
+    yield judged(
+        "eviction", f"maxmemory-policy is {eviction}",
+        (eviction != "noeviction", "error", "records can be lost; set noeviction"),
+    )  # fmt: skip
     yield _persistence(client, info)
-    yield _memory(info)
+    limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
+    yield judged(
+        "memory", f"{used >> 20} of {limit >> 20} MiB used" if limit else f"{used >> 20} MiB used, no limit set",
+        (limit and used > 0.7 * limit, "warning", "new deletions are refused when it is full; give it more"),
+    )  # fmt: skip
     yield _timeouts(client)
-    if int(info.get("connected_slaves", 0)):
-        yield _replicas(client, int(info["connected_slaves"]))
-
-
-def _eviction(info: dict[str, Any]) -> Finding:
-    policy = info.get("maxmemory_policy")
-    if policy == "noeviction":
-        return Finding("eviction", "ok", "maxmemory-policy is noeviction")
-    return Finding("eviction", "error", f"maxmemory-policy is {policy}, so records could vanish: set noeviction")
+    if replicas := int(info.get("connected_slaves", 0)):
+        needed = _config(client, "min-replicas-to-write")
+        # After a failover an old master accepts writes for some 10 s, unless it needs the replicas that it lost.
+        yield judged(
+            "replicas", f"replicas: {replicas}, min-replicas-to-write is {needed or 'not known'}",
+            (needed == "0", "warning", "a failover loses what the old master still accepts; set it to 1"),
+        )  # fmt: skip
 
 
 def _persistence(client: redis.Redis, info: dict[str, Any]) -> Finding:
-    if not info.get("aof_enabled"):
-        what = (
-            "the append-only file is off, so a restart loses the ledger: set appendonly yes and appendfsync always"
-        )
-        return Finding("persistence", "error", what)
-    if info.get("aof_last_write_status", "ok") != "ok":
-        what = "the append-only file could not be written: is the disk of Redis full? its log says more"
-        return Finding("persistence", "error", what)
-    policy = _config(client, "appendfsync")
-    if policy == "always":
-        return Finding("persistence", "ok", "the append-only file is on, with fsync always")
-    what = f"appendfsync is {policy or 'not known'}: a crash of the host may lose a second; set it to always"
-    return Finding("persistence", "warning", what)
-
-
-def _memory(info: dict[str, Any]) -> Finding:
-    limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
-    if not limit:
-        return Finding("memory", "ok", f"{used >> 20} MiB used, no limit set")
-    text = f"{used >> 20} of {limit >> 20} MiB used"
-    if used > 0.7 * limit:
-        return Finding("memory", "warning", f"{text}: new deletions are refused when it is full; give it more")
-    return Finding("memory", "ok", text)
+    is_on, sync = info.get("aof_enabled"), _config(client, "appendfsync") or "not known"
+    return judged(
+        "persistence", f"the append-only file is {f'on, with fsync {sync}' if is_on else 'off'}",
+        (not is_on, "error", "a restart loses the ledger; set appendonly yes and appendfsync always"),
+        (info.get("aof_last_write_status", "ok") != "ok", "error",
+         "it could not be written; is the disk of Redis full? its log says more"),
+        (sync != "always", "warning", "a crash of the host may lose a second; set appendfsync always"),
+    )  # fmt: skip
 
 
 def _timeouts(client: redis.Redis) -> Finding:
@@ -78,25 +78,12 @@ def _timeouts(client: redis.Redis) -> Finding:
     client.ping()
     seconds = time.monotonic() - began
     idle = int(_config(client, "timeout") or 0)
-    text = f"an answer takes {seconds * 1000:.1f} ms"
-    if seconds > _SLOW_SECONDS:
-        return Finding("timeouts", "warning", f"{text}: put the workers near Redis")
-    if 0 < idle < _SHORTEST_IDLE_SECONDS:
-        return Finding(
-            "timeouts", "warning", f"{text}, but Redis closes connections that are idle for {idle}s: set timeout 0"
-        )
-    return Finding("timeouts", "ok", text)
-
-
-def _replicas(client: redis.Redis, count: int) -> Finding:
-    """After a failover an old master accepts writes for some 10 s, unless it needs the replicas that it lost."""
-    needed = _config(client, "min-replicas-to-write")
-    text = f"replicas: {count}, min-replicas-to-write is {needed or 'not known'}"
-    if needed == "0":
-        return Finding(
-            "replicas", "warning", f"{text}: a failover loses what the old master still accepts; set it to 1"
-        )
-    return Finding("replicas", "ok", text)
+    return judged(
+        "timeouts", f"an answer takes {seconds * 1000:.1f} ms",
+        (seconds > _SLOW_SECONDS, "warning", "put the workers near Redis"),
+        (0 < idle < _SHORTEST_IDLE_SECONDS, "warning",
+         f"Redis closes connections that are idle for {idle}s; set timeout 0"),
+    )  # fmt: skip
 
 
 def _config(client: redis.Redis, name: str) -> str | None:

@@ -9,11 +9,12 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
+from tasks.intake import Intake
+from tasks.ledger import Ledger
 from worker.http import cleanup, deletions
-from worker.http.deletions import Office, Reader
-from worker.http.guard import Guard
-from worker.http.problems import documented, install
-from worker.http.tokens import Token
+from worker.http.problems import HANDLERS, documented
+from worker.http.tokens import Guard, Reader, Token
+from worker.http.waiting import Waiting
 from worker.metrics import registry
 
 _DESCRIPTION = (
@@ -22,24 +23,23 @@ _DESCRIPTION = (
 )
 
 
-def create_api(office: Office, tokens: Sequence[Token], version: str) -> FastAPI:
-    """The service for these tokens."""
+def create_api(intake: Intake, tokens: Sequence[Token], version: str) -> FastAPI:
+    """The service for these tokens; `state.waiting` has its long polls."""
     app = FastAPI(
         title="Finetune Janitor", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
-        redirect_slashes=False,
+        redirect_slashes=False, exception_handlers=HANDLERS,
         separate_input_output_schemas=False,  # a field with a default may be left out of an answer
     )  # fmt: skip
-    app.state.office = office
+    app.state.intake, app.state.waiting = intake, Waiting(intake.ledger)
     app.add_middleware(Guard, tokens=tokens)
-    install(app)
     app.include_router(deletions.router)
     app.include_router(cleanup.router)
-    _add_probes(app, office)
+    _add_probes(app, intake.ledger)
     return app
 
 
-def _add_probes(app: FastAPI, office: Office) -> None:
-    collected = registry(office.ledger)
+def _add_probes(app: FastAPI, ledger: Ledger) -> None:
+    collected = registry(ledger)
 
     @app.get("/healthz", tags=["probes"], operation_id="isAlive")
     async def healthz() -> JSONResponse:
@@ -49,10 +49,10 @@ def _add_probes(app: FastAPI, office: Office) -> None:
     @app.get("/readyz", tags=["probes"], operation_id="isReady", responses=documented(503))
     def readyz() -> JSONResponse:
         """Redis answers, and its ledger is one that this version works with."""
-        office.ledger.check_schema()
+        ledger.check_schema()
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics", tags=["probes"], operation_id="metrics", response_class=PlainTextResponse,
+    @app.get("/metrics", tags=["probes"], operation_id="getMetrics", response_class=PlainTextResponse,
              responses=documented(401, 403))  # fmt: skip
     def metrics(caller: Reader) -> Response:
         """Prometheus metrics of all accounts, for tokens with `read` and all accounts."""

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Depends, Query
+from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
-from tasks.cleanup import inventory
-from tasks.cleanup.plans import Plan, apply_plan, get_plan, list_plans
+from tasks.cleanup import inventory, plans
+from tasks.cleanup.plans import Plan
 from tasks.errors import UnknownPlan
+from tasks.intake import Intake
 from tasks.records import DEFAULT_ACCOUNT, Deletion
-from worker.http.deletions import Enqueuer, Here, Reader
-from worker.http.guard import check_accounts, needs
+from worker.http.deletions import TheIntake
 from worker.http.models import Moment
 from worker.http.problems import documented
-from worker.http.tokens import Token
+from worker.http.tokens import Admin, Enqueuer, Reader, Token
 
-Admin = Annotated[Token, Depends(needs("admin"))]
 router = APIRouter(prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 404, 422, 503))
 
 
@@ -34,6 +33,10 @@ class Protection(Where):
     """The account that has the finetune, and how long it is protected."""
 
     until: Moment | None = Field(None, description="for good if it is not given")
+
+
+InAccount = Annotated[Where, Query()]
+Protect = Annotated[Protection, Query()]
 
 
 class Withdrawn(BaseModel):
@@ -67,62 +70,58 @@ class AppliedPlan(BaseModel):
     deletions: list[AppliedItem]
 
 
-@router.post("/finetunes/{finetune_id:path}/touch", operation_id="touchFinetune", response_model=Withdrawn)
-def touch(finetune_id: str, office: Here, caller: Enqueuer, where: Annotated[Where, Query()]) -> JSONResponse:
+@router.post("/finetunes/{finetune_id:path}/touch", operation_id="touchFinetune")
+def touch_finetune(finetune_id: str, intake: TheIntake, caller: Enqueuer, where: InAccount) -> Withdrawn:
     """Report that a finetune is used, now."""
-    check_accounts(caller, [where.account])
-    return JSONResponse({"withdrawn": inventory.touch(office.ledger, where.account, [finetune_id])})
+    caller.check_account(where.account)
+    return Withdrawn(withdrawn=inventory.touch(intake.ledger, where.account, [finetune_id]))
 
 
-@router.post("/finetunes/{finetune_id:path}/protect", operation_id="protectFinetune", response_model=Withdrawn)
-def protect(finetune_id: str, office: Here, caller: Admin, where: Annotated[Protection, Query()]) -> JSONResponse:
+@router.post("/finetunes/{finetune_id:path}/protect", operation_id="protectFinetune")
+def protect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: Protect) -> Withdrawn:
     """Keep a finetune from every cleanup."""
-    check_accounts(caller, [where.account])
-    withdrawn = inventory.protect(office.ledger, where.account, [finetune_id], where.until)
-    return JSONResponse({"withdrawn": withdrawn})
+    caller.check_account(where.account)
+    return Withdrawn(withdrawn=inventory.protect(intake.ledger, where.account, [finetune_id], where.until))
 
 
-@router.post("/finetunes/{finetune_id:path}/unprotect", operation_id="unprotectFinetune", response_model=Withdrawn)
-def unprotect(finetune_id: str, office: Here, caller: Admin, where: Annotated[Where, Query()]) -> JSONResponse:
+@router.post("/finetunes/{finetune_id:path}/unprotect", operation_id="unprotectFinetune")
+def unprotect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: InAccount) -> Withdrawn:
     """Allow cleanups to delete it again."""
-    check_accounts(caller, [where.account])
-    inventory.unprotect(office.ledger, where.account, [finetune_id])
-    return JSONResponse({"withdrawn": []})
+    caller.check_account(where.account)
+    inventory.unprotect(intake.ledger, where.account, [finetune_id])
+    return Withdrawn(withdrawn=[])
 
 
 @router.get("/plans", operation_id="listPlans", response_model=Plans)
-def plans(office: Here, caller: Reader, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> JSONResponse:
+def list_plans(intake: TheIntake, caller: Reader, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> JSONResponse:
     """List the latest plans, newest first; those of accounts that the token may not see are left out."""
-    found = [plan.summary() for plan in list_plans(office.ledger, limit=limit) if caller.may_use(plan.account)]
-    return JSONResponse({"plans": found})
+    found = plans.list_plans(intake.ledger, limit=limit)
+    return JSONResponse({"plans": [plan.summary() for plan in found if caller.may_use(plan.account)]})
 
 
-@router.get("/plans/{plan_id}", operation_id="showPlan", response_model=Plan)
-def show(plan_id: str, office: Here, caller: Reader) -> JSONResponse:
+@router.get("/plans/{plan_id}", operation_id="getPlan", response_model=Plan)
+def get_plan(plan_id: str, intake: TheIntake, caller: Reader) -> JSONResponse:
     """A plan with every finetune of its account."""
-    return JSONResponse(_visible(office, plan_id, caller).to_json())
+    return JSONResponse(_visible(intake, plan_id, caller).to_json())
 
 
 @router.post(
-    "/plans/{plan_id}/apply",
-    operation_id="applyPlan",
-    status_code=202,
-    response_model=AppliedPlan,
+    "/plans/{plan_id}/apply", operation_id="applyPlan", status_code=202, response_model=AppliedPlan,
     responses=documented(409) | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
-)
-def apply(plan_id: str, office: Here, caller: Admin) -> JSONResponse:
+)  # fmt: skip
+def apply_plan(plan_id: str, intake: TheIntake, caller: Admin) -> JSONResponse:
     """Ask for exactly the plan's deletions, each bound to what the plan saw. Repeating it is harmless.
 
     409 if the plan is blocked, or older than 24 hours.
     """
-    plan = _visible(office, plan_id, caller)
-    applied = apply_plan(office.ledger, office.intake, plan, requested_by=caller.name)
+    plan = _visible(intake, plan_id, caller)
+    applied = plans.apply_plan(intake.ledger, intake, plan, requested_by=caller.name)
     items = [one._asdict() | {"deletion": one.deletion.to_json() if one.deletion else None} for one in applied]
     return JSONResponse({"deletions": items}, 202 if any(one.created for one in applied) else 200)
 
 
-def _visible(office: Here, plan_id: str, caller: Token) -> Plan:
-    plan = get_plan(office.ledger, plan_id)
+def _visible(intake: Intake, plan_id: str, caller: Token) -> Plan:
+    plan = plans.get_plan(intake.ledger, plan_id)
     if not caller.may_use(plan.account):
         raise UnknownPlan(f"no plan has the id {plan_id!r}")
     return plan

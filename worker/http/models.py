@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from collections import Counter
 from datetime import datetime, timedelta
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.config import JsonDict
 
 from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
 from tasks.errors import InvalidRequest
@@ -15,6 +17,7 @@ from tasks.records import DEFAULT_ACCOUNT, MAX_ID_LENGTH, MAX_TEXT_LENGTH, Delet
 from tasks.text import finetune_key
 
 MOST_AT_ONCE = 1000
+_ID_LENGTH: JsonDict = {"minLength": 1, "maxLength": MAX_ID_LENGTH}  # only told: `check_finetune_id` has the words
 # Ids made from idempotency keys are below this one, each token's in a name space of its own.
 _IDS = uuid.UUID("5b0f0d0c-8f0e-4c53-9a55-6f6a3c1f2d11")
 
@@ -40,38 +43,24 @@ class NewDeletion(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    finetune_id: str = Field(
-        description="the finetune to delete", json_schema_extra={"minLength": 1, "maxLength": MAX_ID_LENGTH}
-    )
+    finetune_id: str = Field(description="the finetune to delete", json_schema_extra=_ID_LENGTH)
     account: str = Field(DEFAULT_ACCOUNT, description="the account that has it")
     reason: str | None = Field(None, description=f"one line, at most {MAX_TEXT_LENGTH} characters, kept on record")
     due_at: Moment | None = Field(None, description="not before this time; a past time counts as now")
-    delay_seconds: float | None = Field(
-        None, ge=0, le=LONGEST.total_seconds(), allow_inf_nan=False, description="not before this many seconds"
-    )
+    delay_seconds: float | None = Field(None, ge=0, le=LONGEST.total_seconds(), allow_inf_nan=False,
+        description="not before this many seconds")  # fmt: skip
     requested_at: Moment | None = Field(
-        None,
-        description="when it was asked for, if earlier than now: a finetune created later is not deleted",
+        None, description="when it was asked for, if earlier than now: a finetune created later is not deleted"
     )
     missing_ok: bool = Field(default=False, description="it is fine if there is no such finetune")
-
-    def request(self, id_: str, requested_by: str, digest: str, *, bulk: bool) -> NewRequest:
-        fields = self.model_dump(exclude={"delay_seconds"})
-        delay = timedelta(seconds=self.delay_seconds) if self.delay_seconds is not None else None
-        return NewRequest(
-            id_, **fields, delay=delay, source="http", requested_by=requested_by, digest=digest, bulk=bulk
-        )
 
 
 class NewDeletions(BaseModel):
     """At least one; all are accepted or none."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "examples": [{"deletions": [{"finetune_id": "my-finetune", "reason": "customer left"}]}]
-        },
-    )
+    model_config = ConfigDict(extra="forbid", json_schema_extra={
+        "examples": [{"deletions": [{"finetune_id": "my-finetune", "reason": "customer left"}]}]
+    })  # fmt: skip
 
     deletions: list[NewDeletion] = Field(min_length=1, max_length=MOST_AT_ONCE)
 
@@ -82,13 +71,19 @@ class NewDeletions(BaseModel):
         have the digest of the whole body: so the first one tells whether the key was used for another body.
         """
         names = [f"{one.account}/{finetune_key(one.finetune_id)}" for one in self.deletions]
-        if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InvalidRequest(f"deletions has {twice!r} twice: name each finetune of an account once")
-        digest = digest_of(names, None, self.model_dump(exclude_defaults=True))
-        bulk = len(self.deletions) > BULK
-        ids = [str(uuid.uuid5(_IDS, f"{token}/{n}/{key}") if key else uuid.uuid4()) for n in range(len(names))]
-        return [one.request(id_, token, digest, bulk=bulk) for id_, one in zip(ids, self.deletions, strict=True)]
+        for name, times in Counter(names).items():
+            if times > 1:
+                raise InvalidRequest(f"deletions has {name!r} twice: name each finetune of an account once")
+        bulk, digest = len(names) > BULK, digest_of(names, None, self.model_dump(exclude_defaults=True))
+        requests = []
+        for n, one in enumerate(self.deletions):
+            id_ = str(uuid.uuid5(_IDS, f"{token}/{n}/{key}") if key else uuid.uuid4())
+            fields = one.model_dump(exclude={"delay_seconds"})
+            delay = None if one.delay_seconds is None else timedelta(seconds=one.delay_seconds)
+            requests.append(NewRequest(
+                id_, **fields, delay=delay, source="http", requested_by=token, digest=digest, bulk=bulk
+            ))  # fmt: skip
+        return requests
 
 
 class Asked(BaseModel):
@@ -109,7 +104,7 @@ class Wanted(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    finetune_id: str | None = Field(None, json_schema_extra={"minLength": 1, "maxLength": MAX_ID_LENGTH})
+    finetune_id: str | None = Field(None, json_schema_extra=_ID_LENGTH)
     state: list[State] = Field(default=[], description="may be repeated")
     account: str | None = None
     since: Moment | None = Field(None, description="accepted at or after this time")

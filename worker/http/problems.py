@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
 import structlog
-from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, Response
 
 from tasks import errors
 
 log = structlog.get_logger()
 
-RETRY_AFTER = {"Retry-After": "5"}
-_STATUS: list[tuple[type[errors.JanitorError], int]] = [
-    (errors.UnknownDeletion, 404), (errors.UnknownPlan, 404), (errors.IdConflict, 409), (errors.PlanRefused, 409),
-    (errors.InvalidRequest, 422), (errors.LedgerUnavailable, 503), (errors.WrongLedger, 503),
-]  # fmt: skip
+# Of an error that has several of these among its base classes, the nearest one counts.
+_STATUS: dict[type, int] = {
+    errors.UnknownDeletion: 404, errors.UnknownPlan: 404, errors.IdConflict: 409, errors.PlanRefused: 409,
+    errors.InvalidRequest: 422, errors.LedgerUnavailable: 503, errors.WrongLedger: 503, errors.JanitorError: 500,
+}  # fmt: skip
 _MEANINGS = {
     400: "the body cannot be read",
     401: "no token, or one that is not known",
@@ -44,55 +44,47 @@ class Problem(BaseModel):
     detail: str
 
 
-class _ProblemResponse(JSONResponse):
-    media_type = "application/problem+json"
-
-
-def problem(status: int, detail: str, headers: Any = None) -> JSONResponse:
-    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail)
-    return _ProblemResponse(body.model_dump(), status, RETRY_AFTER if status == 503 else headers)
+def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail).model_dump()
+    headers = {"Retry-After": "5"} if status == 503 else headers
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 def documented(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's `responses` for these."""
-    schema = Problem.model_json_schema()
-    content = {"application/problem+json": {"schema": schema}}
+    content = {"application/problem+json": {"schema": Problem.model_json_schema()}}
     return {status: {"description": _MEANINGS[status], "content": content} for status in statuses}
 
 
-def install(app: FastAPI) -> None:
-    """Have every error of `app` answered as a problem."""
-
-    @app.exception_handler(errors.JanitorError)
-    async def ours(_: Request, error: errors.JanitorError) -> JSONResponse:
-        status = next((status for kind, status in _STATUS if isinstance(error, kind)), 500)
-        return problem(status, str(error))
-
-    @app.exception_handler(HTTPException)
-    async def refused(_: Request, error: HTTPException) -> JSONResponse:
-        return problem(error.status_code, error.detail, error.headers)
-
-    @app.exception_handler(RequestValidationError)
-    async def misshapen(_: Request, error: RequestValidationError) -> JSONResponse:
-        return problem(422, _one_line(error))
-
-    @app.exception_handler(Exception)
-    async def bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("http.bug", method=request.method, path=request.url.path, exc_info=error)
-        return problem(500, "an internal error: the service's log has it")
+async def _ours(_: Request, error: errors.JanitorError) -> JSONResponse:
+    return problem(next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS), str(error))
 
 
-def _one_line(error: RequestValidationError) -> str:
+async def _refused(_: Request, error: HTTPException) -> JSONResponse:
+    return problem(error.status_code, error.detail, error.headers)
+
+
+async def _misshapen(_: Request, error: RequestValidationError) -> JSONResponse:
     first, *more = error.errors()
-    where = ".".join(map(str, first["loc"]))
     given = first.get("input")
     if isinstance(given, bytes):
-        return "the body was not read as JSON: send it with `Content-Type: application/json`"
+        return problem(422, "the body was not read as JSON: send it with `Content-Type: application/json`")
+    where = ".".join(map(str, first["loc"]))
     shown = "" if first["type"] in ("missing", "json_invalid") else f" is {_shown(given)}"
     also = f" (and {len(more)} more)" if more else ""
-    return (
-        f"{where}{shown}: {first['msg'].removeprefix('Value error, ')}{also}; /openapi.json has what is accepted"
-    )
+    words = first["msg"].removeprefix("Value error, ")
+    return problem(422, f"{where}{shown}: {words}{also}; /openapi.json has what is accepted")
+
+
+async def _bug(request: Request, error: Exception) -> JSONResponse:
+    log.error("http.bug", method=request.method, path=request.url.path, exc_info=error)
+    return problem(500, "an internal error: the service's log has it")
+
+
+# For `FastAPI(exception_handlers=...)`: every error is answered as a problem.
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    errors.JanitorError: _ours, HTTPException: _refused, RequestValidationError: _misshapen, Exception: _bug,
+}  # fmt: skip
 
 
 def _shown(value: object) -> str:

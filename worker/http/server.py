@@ -20,9 +20,7 @@ from tasks.intake import Intake
 from tasks.ledger import Ledger
 from worker.app import create_app
 from worker.http.app import create_api
-from worker.http.deletions import Office
 from worker.http.tokens import Token
-from worker.http.waiting import Waiting
 from worker.metrics import registry
 from worker.redis_url import connect, redis_url
 from worker.settings import Settings, terms
@@ -54,17 +52,17 @@ def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> 
     """
     url = redis_url(settings)
     celery = create_app(settings, url)
-    ledger = _ledger(settings, url)
-    intake = Intake(ledger, lambda account: wake(celery, account), settings.allow_org_ids)
-    office = Office(ledger, intake, Waiting(ledger))
-    _allow_many_connections()
-    _run(create_api(office, tokens, version("finetune-janitor")), listening, office.waiting.stop)
+    intake = Intake(_ledger(settings, url), lambda account: wake(celery, account), settings.allow_org_ids)
+    api = create_api(intake, tokens, version("finetune-janitor"))
+    # A long poll is an open file: the usual soft limit of 1,024 would end at as many.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    _run(api, listening, api.state.waiting.stop)
 
 
 def serve_metrics(settings: Settings, listening: socket.socket) -> None:
     """Serve metrics alone, likewise."""
-    ledger = _ledger(settings, redis_url(settings))
-    _run(make_asgi_app(registry(ledger)), listening)
+    _run(make_asgi_app(registry(_ledger(settings, redis_url(settings)))), listening)
 
 
 def _ledger(settings: Settings, url: str) -> Ledger:
@@ -90,9 +88,3 @@ def _run(app: Any, listening: socket.socket, before_stop: Callable[[], None] = l
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has stopped
         signal.signal(number, lambda *_: None)
     asyncio.run(Server(config).serve([listening]))
-
-
-def _allow_many_connections() -> None:
-    """A long poll is an open file: the usual soft limit of 1,024 would end at as many."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

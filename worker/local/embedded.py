@@ -9,19 +9,16 @@ import re
 import shutil
 import socket
 import subprocess
-import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TextIO
 from urllib.parse import quote
 
 import redis
 from redis.backoff import NoBackoff
-from redis.exceptions import BusyLoadingError, RedisError
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from tasks.errors import JanitorError
@@ -54,14 +51,13 @@ def find_server() -> Path:
 
 
 def socket_path(state_dir: Path) -> Path:
-    """Where the socket is: in `state_dir`, or in a private temporary folder if that path is too long."""
+    """Where the socket is: in `state_dir`, or in a private folder under /tmp if that path is too long."""
     path = state_dir.absolute() / "redis.sock"
     if len(os.fsencode(path)) <= _LONGEST_SOCKET_PATH:
         return path
+    # Not where TMPDIR says: all processes that use this Redis have to find the same place.
     digest = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
-    name = Path(f"janitor-{os.getuid()}-{digest}") / "redis.sock"
-    short = Path(tempfile.gettempdir()) / name
-    return short if len(os.fsencode(short)) <= _LONGEST_SOCKET_PATH else Path("/tmp") / name  # noqa: S108 -- 0700, checked
+    return Path(f"/tmp/janitor-{os.getuid()}-{digest}/redis.sock")  # noqa: S108 -- 0700, checked
 
 
 def url(state_dir: Path) -> str:
@@ -78,7 +74,14 @@ def find_running(state_dir: Path) -> str | None:
 @contextmanager
 def lock(state_dir: Path) -> Iterator[None]:
     """`state_dir` is ours alone inside; raises `EmbeddedRedisError` that names who has it."""
-    with _lock_file(state_dir) as file:
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        file = (state_dir / "up.lock").open("a+", encoding="utf-8")
+    except OSError as error:
+        raise EmbeddedRedisError(
+            f"the folder {state_dir} cannot be used ({error.strerror}): set JANITOR_STATE_DIR to one that can be"
+        ) from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -93,16 +96,6 @@ def lock(state_dir: Path) -> Iterator[None]:
         yield
 
 
-def _lock_file(state_dir: Path) -> TextIO:
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (state_dir / "up.lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise EmbeddedRedisError(
-            f"the folder {state_dir} cannot be used ({error.strerror}): set JANITOR_STATE_DIR to one that can be"
-        ) from None
-
-
 def spec(state_dir: Path) -> Spec:
     """The process to run, with the lock held. A server left behind by a killed `janitor up` is shut down first."""
     server, path = find_server(), socket_path(state_dir)
@@ -110,25 +103,16 @@ def spec(state_dir: Path) -> Spec:
     _check_private(path.parent)
     _check_written_by(state_dir / "redis-version", server)
     _shut_down_left_over(state_dir)
+    folder, log = state_dir.absolute(), state_dir.absolute() / "redis.log"
     options = {
-        "port": "0",
-        "unixsocket": str(path),
-        "unixsocketperm": "700",
-        "dir": str(state_dir.absolute()),
-        "appendonly": "yes",
-        "appendfsync": "always",
-        "maxmemory-policy": "noeviction",
-        "save": "",
+        "port": "0", "unixsocket": str(path), "unixsocketperm": "700", "dir": str(folder), "logfile": str(log),
+        "appendonly": "yes", "appendfsync": "always", "save": "", "maxmemory-policy": "noeviction",
         # A record holds JSON: fields of up to 2 KiB stay in the compact encoding.
         "hash-max-ziplist-value": "2048",
-        "daemonize": "no",
-        "logfile": str(state_dir.absolute() / "redis.log"),
-    }
+    }  # fmt: skip
     argv = [str(server), *(part for name, value in options.items() for part in (f"--{name}", value))]
-    return Spec(
-        "redis", argv, without_keys(os.environ), ready=lambda: _answers(state_dir), stop_seconds=_STOP_SECONDS,
-        log=state_dir / "redis.log",
-    )  # fmt: skip
+    keyless = without_keys(os.environ)
+    return Spec("redis", argv, keyless, ready=lambda: _answers(state_dir), stop_seconds=_STOP_SECONDS, log=log)
 
 
 @contextmanager
@@ -180,14 +164,10 @@ def _listens(state_dir: Path) -> bool:
 def _shut_down_left_over(state_dir: Path) -> None:
     until = time.monotonic() + _STOP_SECONDS
     while _listens(state_dir) and time.monotonic() < until:
-        with _client(state_dir) as client:
-            try:
-                client.shutdown(nosave=True)  # the append-only file has all of it
-            except BusyLoadingError:
-                pass  # it has to end its start first
-            except RedisError:
-                break
-        threading.Event().wait(0.1)
+        # Refused while it loads its data: it has to end its start first.
+        with _client(state_dir) as client, suppress(RedisError):
+            client.shutdown(nosave=True)  # the append-only file has all of it
+        time.sleep(0.1)
     if _answers(state_dir):
         raise EmbeddedRedisError(
             f"a Redis left behind in {state_dir} does not stop: end its process and try again"

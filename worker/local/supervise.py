@@ -49,27 +49,21 @@ class Child:
         with spec.log.open("ab") if spec.log else nullcontext() as output:
             # What it starts dies with us even when we are killed: on Linux the kernel tells it.
             self.process = subprocess.Popen(  # noqa: S603 -- our own commands
-                spec.argv,
-                env=spec.env,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                spec.argv, env=spec.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
                 preexec_fn=_die_with_parent if _libc else None,  # noqa: PLW1509 -- one libc call, no locks
-            )
+            )  # fmt: skip
 
-    def wait_ready(self, stopping: Callable[[], bool] = lambda: False) -> bool:
+    def wait_ready(self, stopping: Callable[[], object] = lambda: False) -> bool:
         """True once it is ready, False if a stop was asked for meanwhile; raises `NotReady`."""
-        ready, until = self.spec.ready, self.started_at + self.spec.ready_seconds
-        while ready is not None and not ready():
+        spec = self.spec
+        while spec.ready is not None and not spec.ready():
             if stopping():
                 return False
             if self.poll() is not None:
-                raise NotReady(f"{self.spec.name} ended with {self.process.returncode}{_tail(self.spec.log)}")
-            if time.monotonic() > until:
-                raise NotReady(
-                    f"{self.spec.name} was not ready within {self.spec.ready_seconds:g}s{_tail(self.spec.log)}"
-                )
+                raise NotReady(f"{spec.name} ended with {self.process.returncode}{_tail(spec.log)}")
+            if time.monotonic() > self.started_at + spec.ready_seconds:
+                raise NotReady(f"{spec.name} was not ready within {spec.ready_seconds:g}s{_tail(spec.log)}")
             time.sleep(_EVERY_SECONDS)
         return True
 
@@ -81,8 +75,7 @@ class Child:
 
     def stop(self) -> int:
         """SIGTERM, SIGKILL for the whole group after `stop_seconds`; the exit code."""
-        code = self.poll()
-        if code is not None:
+        if (code := self.poll()) is not None:
             return code  # and its number may be another process's by now
         self.process.terminate()
         with suppress(subprocess.TimeoutExpired):
@@ -106,15 +99,6 @@ def started(spec: Spec) -> Iterator[Child]:
         child.stop()
 
 
-def until(met: Callable[[], bool], *, seconds: float, what: str) -> None:
-    """Return once `met()`; raises `NotReady` after `seconds`."""
-    over = time.monotonic() + seconds
-    while not met():
-        if time.monotonic() > over:
-            raise NotReady(f"{what} did not happen within {seconds:g}s")
-        time.sleep(_EVERY_SECONDS)
-
-
 def without_keys(environ: Mapping[str, str]) -> dict[str, str]:
     """An environment without API keys: only workers need them."""
     return {name: value for name, value in environ.items() if not name.startswith("BFL_API_KEY")}
@@ -123,62 +107,56 @@ def without_keys(environ: Mapping[str, str]) -> dict[str, str]:
 def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None]) -> int:
     """Run them until SIGINT or SIGTERM; the exit code, 1 if one does not stay up. Only in the main thread."""
     signals: list[int] = []  # a `threading.Event` set by a signal handler while it is waited for can lock up
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda number, _: signals.append(number))
-    keepers: list[_Keeper] = []
+    before = {
+        number: signal.signal(number, lambda number, _: signals.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    children: list[Child] = []
+    watches: list[Iterator[Child]] = []
     try:
         for spec in specs:
-            keepers.append(_Keeper(spec, on_event))
-            if not keepers[-1].child.wait_ready(lambda: bool(signals)):
+            children.append(Child(spec))
+            if not children[-1].wait_ready(lambda: signals):
                 break
-            on_event(f"{spec.name} runs (process {keepers[-1].child.process.pid})")
+            watches.append(_kept_up(children[-1], on_event))
+            on_event(f"{spec.name} runs (process {children[-1].process.pid})")
         while not signals:
-            for keeper in keepers:
-                keeper.check()
+            for n, watch in enumerate(watches):
+                children[n] = next(watch)
             time.sleep(_EVERY_SECONDS)
         return 0
     except NotReady as error:
         on_event(f"stopping: {error}")
         return 1
     finally:
-        for keeper in reversed(keepers):
-            keeper.child.stop()
-            on_event(f"{keeper.spec.name} stopped")
+        for child in reversed(children):
+            child.stop()
+            on_event(f"{child.spec.name} stopped")
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-class _Keeper:
-    """Keeps one process up."""
+def _kept_up(child: Child, on_event: Callable[[str], None]) -> Iterator[Child]:
+    """At each step the process as it is now: one that has ended is started again after a pause.
 
-    def __init__(self, spec: Spec, on_event: Callable[[str], None]) -> None:
-        self.spec = spec
-        self.child = Child(spec)
-        self._on_event = on_event
-        self._quick_failures = 0
-        self._start_at: float | None = None
-
-    def check(self) -> None:
-        now = time.monotonic()
-        if self._start_at is not None:
-            if now >= self._start_at:
-                self.child, self._start_at = Child(self.spec), None
-        elif self.child.poll() is not None:
-            self._died(now)
-
-    def _died(self, now: float) -> None:
-        code = self.child.stop()
-        quick = now - self.child.started_at < QUICK_FAILURE_SECONDS
-        self._quick_failures = self._quick_failures + 1 if quick else 1
-        if self._quick_failures >= MOST_QUICK_FAILURES:
+    Raises `NotReady` if it does not stay up.
+    """
+    spec, quick_failures = child.spec, 0
+    while True:
+        while (code := child.poll()) is None:
+            yield child
+        ended_at = time.monotonic()
+        quick_failures = quick_failures + 1 if ended_at - child.started_at < QUICK_FAILURE_SECONDS else 1
+        if quick_failures >= MOST_QUICK_FAILURES:
             raise NotReady(
-                f"{self.spec.name} ended {self._quick_failures} times within {QUICK_FAILURE_SECONDS:g}s of its "
-                f"start, the last time with {code}{_tail(self.spec.log)}"
+                f"{spec.name} ended {quick_failures} times within {QUICK_FAILURE_SECONDS:g}s of its start, "
+                f"the last time with {code}{_tail(spec.log)}"
             )
-        pause = min(_FIRST_PAUSE_SECONDS * 2 ** (self._quick_failures - 1), _LONGEST_PAUSE_SECONDS)
-        self._start_at = now + pause
-        self._on_event(f"{self.spec.name} ended with {code}, starting it again in {pause:g}s")
+        pause = min(_FIRST_PAUSE_SECONDS * 2 ** (quick_failures - 1), _LONGEST_PAUSE_SECONDS)
+        on_event(f"{spec.name} ended with {code}, starting it again in {pause:g}s")
+        while time.monotonic() < ended_at + pause:
+            yield child
+        child = Child(spec)
 
 
 def _die_with_parent() -> None:
@@ -186,10 +164,7 @@ def _die_with_parent() -> None:
         _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _tail(log: Path | None, lines: int = 2) -> str:
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace") if log else ""
-    except OSError:
-        return ""
-    last = " | ".join(text.strip().splitlines()[-lines:])
+def _tail(log: Path | None) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace") if log and log.exists() else ""
+    last = " | ".join(text.strip().splitlines()[-2:])
     return f"; the end of {log}: {last}" if last else ""

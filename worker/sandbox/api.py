@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import unquote
 from uuid import uuid4
 
 from tasks.text import finetune_key
-from worker.sandbox.wire import BREAKING, Answer, Fault, Server, distorted
+from worker.sandbox.wire import BREAKING, CALLS, Answer, Fault, Request, Server, distorted
 
-_NOT_FOUND = {"detail": "Finetune not found or access denied"}  # known from public reports
-_FORBIDDEN = {"detail": "Not authenticated"}
+_NO_SUCH_CALL = Answer(404, {"detail": "Not Found"})
 
 
 class Sandbox:
@@ -30,19 +29,14 @@ class Sandbox:
     """
 
     def __init__(
-        self,
-        *,
-        port: int = 0,
-        keys: Collection[str] = ("sandbox-key",),
-        latency_seconds: float = 0.05,
-        max_at_once: int = 24,
-        journal_path: Path | None = None,
-    ) -> None:
+        self, *, port: int = 0, keys: Collection[str] = ("sandbox-key",), latency_seconds: float = 0.05,
+        max_at_once: int = 24, journal_path: Path | None = None,
+    ) -> None:  # fmt: skip
         self.keys = set(keys)
         self.latency_seconds = latency_seconds
         self.max_at_once = max_at_once
         self.closing = threading.Event()
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
         # By the one spelling of a name: two spellings of a UUID are one finetune.
         self._finetunes: dict[str, tuple[str, dict[str, Any]]] = {}
         self._incarnations: dict[str, int] = {}
@@ -50,7 +44,7 @@ class Sandbox:
         self._journal: list[dict[str, Any]] = []
         self._file = journal_path.open("a", encoding="utf-8", buffering=1) if journal_path else None
         self._at_once = 0
-        self._server = Server(port, self)
+        self._server = Server(port, self._answer, self.closing)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
@@ -61,7 +55,6 @@ class Sandbox:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
-        self._server.cut_all()
         if self._file:
             self._file.close()
 
@@ -71,7 +64,7 @@ class Sandbox:
         As if trained, created 40 days ago. lora: as if uploaded in the dashboard, with a unique id and free fields
         (what BFL shows of those is published nowhere). details: other values of fields; None leaves one out.
         """
-        with self.lock:
+        with self._lock:
             key = finetune_key(finetune_id)
             number = self._incarnations[key] = self._incarnations.get(key, 0) + 1
             created = (datetime.now(UTC) - timedelta(days=40) + timedelta(minutes=number)).isoformat()
@@ -80,24 +73,21 @@ class Sandbox:
             self._finetunes[key] = (finetune_id, whole)
 
     def remove(self, finetune_id: str) -> None:
-        with self.lock:
+        with self._lock:
             self._finetunes.pop(finetune_key(finetune_id), None)
 
     def finetunes(self) -> list[str]:
-        with self.lock:
+        with self._lock:
             return [name for name, _ in self._finetunes.values()]
 
     def fault(self, kind: str, **more: Any) -> Fault:
         """Have the next matching calls go wrong; see `Fault`."""
-        fault = Fault(kind, **more)
-        with self.lock:
-            self._faults.append(fault)
+        self._faults.append(fault := Fault(kind, **more))
         return fault
 
     def heal(self) -> None:
         """No faults any more."""
-        with self.lock:
-            self._faults.clear()
+        self._faults.clear()
 
     def journal(self) -> list[dict[str, Any]]:
         """Every call, in the order of its effect.
@@ -106,7 +96,7 @@ class Sandbox:
         removed the finetune), incarnation (the number of the one that it met, 0 for none), at_once, fault, key
         (ok, missing or wrong).
         """
-        with self.lock:
+        with self._lock:
             return [dict(entry) for entry in self._journal]
 
     def deletes(self, finetune_id: str | None = None) -> list[dict[str, Any]]:
@@ -114,54 +104,83 @@ class Sandbox:
         found = [entry for entry in self.journal() if entry["call"] == "delete_finetune"]
         return [entry for entry in found if finetune_id in (None, entry["finetune_id"])]
 
-    @contextmanager
-    def counted(self) -> Iterator[None]:
-        """One more call is under way inside."""
-        with self.lock:
+    def _answer(self, request: Request) -> tuple[Answer, Fault | None]:
+        if request.path.startswith("/_sandbox/"):
+            return self._control(request), None
+        call = request.path.removeprefix("/v1/")
+        if call not in CALLS:
+            return _NO_SUCH_CALL, None
+        if (request.method == "POST") != (call == "delete_finetune"):
+            return Answer(405, {"detail": "Method Not Allowed"}), None
+        finetune_id = request.given.get("finetune_id") if isinstance(request.given, dict) else None
+        with self._lock:
             self._at_once += 1
         try:
-            yield
+            self.closing.wait(self.latency_seconds)
+            if call != "my_finetunes" and not isinstance(finetune_id, str):
+                place = ["body" if request.method == "POST" else "query", "finetune_id"]
+                kind, words = ("string_type", "Not a string") if finetune_id else ("missing", "Field required")
+                return Answer(422, {"detail": [{"loc": place, "msg": words, "type": kind}]}), None
+            return self._carry_out(call, finetune_id, request.key)
         finally:
-            with self.lock:
+            with self._lock:
                 self._at_once -= 1
 
-    def answer(self, call: str, finetune_id: str | None, key: str | None) -> tuple[Answer, Fault | None]:
+    def _control(self, request: Request) -> Answer:
+        kind, _, name = request.path.removeprefix("/_sandbox/").partition("/")
+        try:
+            match request.method, kind:
+                case "GET", "journal":
+                    return Answer(200, self.journal())
+                case "POST", "finetunes":
+                    self.create(**request.given)
+                case "DELETE", "finetunes":
+                    self.remove(unquote(name))
+                case "POST", "faults":
+                    self.fault(**request.given)
+                case "DELETE", "faults":
+                    self.heal()
+                case _:
+                    return _NO_SUCH_CALL
+        except (TypeError, ValueError) as error:
+            return Answer(422, {"detail": str(error)})
+        return Answer(200, {})
+
+    def _carry_out(self, call: str, finetune_id: str | None, key: str | None) -> tuple[Answer, Fault | None]:
         """What a well-formed call meets; its effect and its line in the journal are one step."""
-        with self.lock:
-            known = "ok" if key in self.keys else "wrong" if key else "missing"
-            fault = self._next_fault(call, finetune_id) if known == "ok" else None
-            found = finetune_key(finetune_id or "")
-            there = self._finetunes.get(found)
-            number = self._incarnations[found] if there else 0
-            if known != "ok":
-                answer = Answer(403, _FORBIDDEN)
-            elif self._at_once > self.max_at_once:
-                answer, fault = Answer(429, {"detail": "Too many requests"}), None
-            else:
-                answer = self._plain(call, finetune_id, there)
-            effective = call == "delete_finetune" and answer.status == 200
+        with self._lock:
+            name = finetune_key(finetune_id or "")
+            number = self._incarnations[name] if name in self._finetunes else 0
+            answer = self._usual(call, finetune_id, key)
+            fault = self._next_fault(call, finetune_id) if answer.status not in (403, 429) else None
+            effective = call == "delete_finetune" and answer.status == 200 and not (fault and not fault.applies)
+            if effective:
+                del self._finetunes[name]
             if fault:
                 answer = distorted(answer, fault)
-                effective = effective and bool(fault.applies)
-            if effective:
-                del self._finetunes[found]
-            broken = fault is not None and fault.kind in BREAKING
+            is_whole = fault is None or fault.kind not in BREAKING
             entry = {
                 "n": len(self._journal) + 1, "at": _now(), "call": call, "finetune_id": finetune_id,
-                "http_status": None if broken else answer.status, "effective": effective, "incarnation": number,
-                "at_once": self._at_once, "fault": fault.kind if fault else None, "key": known,
+                "http_status": answer.status if is_whole else None, "effective": effective, "incarnation": number,
+                "at_once": self._at_once, "fault": fault.kind if fault else None,
+                "key": "ok" if key in self.keys else "wrong" if key else "missing",
             }  # fmt: skip
             self._journal.append(entry)
             if self._file:
                 self._file.write(json.dumps(entry) + "\n")
             return answer, fault
 
-    def _plain(self, call: str, finetune_id: str | None, there: tuple[str, dict[str, Any]] | None) -> Answer:
+    def _usual(self, call: str, finetune_id: str | None, key: str | None) -> Answer:
+        """The answer if nothing goes wrong."""
+        if key not in self.keys:
+            return Answer(403, {"detail": "Not authenticated"})
+        if self._at_once > self.max_at_once:
+            return Answer(429, {"detail": "Too many requests"})
         if call == "my_finetunes":
             return Answer(200, {"finetunes": self.finetunes()})
-        if there is None:
-            return Answer(404, _NOT_FOUND)
-        name, details = there
+        name, details = self._finetunes.get(finetune_key(finetune_id or ""), ("", {}))
+        if not name:
+            return Answer(404, {"detail": "Finetune not found or access denied"})  # known from public reports
         if call == "finetune_details":
             return Answer(200, {"finetune_details": dict(details)})
         words = {"status": "Success", "message": f"Finetune {finetune_id} deleted"}
@@ -171,12 +190,10 @@ class Sandbox:
         for fault in self._faults:
             if fault.call != call or fault.finetune_id not in (None, finetune_id) or fault.times == 0:
                 continue
-            if fault.skip:
-                fault.skip -= 1
-                continue
-            if fault.times:
-                fault.times -= 1
-            return fault
+            if not fault.skip:
+                fault.times = fault.times and fault.times - 1
+                return fault
+            fault.skip -= 1
         return None
 
 
