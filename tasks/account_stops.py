@@ -1,7 +1,5 @@
 """Stops of a whole account that follow from an answer of the API."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 from tasks.api.errors import KeyRefused, Throttled

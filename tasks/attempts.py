@@ -1,7 +1,5 @@
 """What is kept of an attempt: a line for the record, and counters for metrics."""
 
-from __future__ import annotations
-
 import json
 from bisect import bisect_left
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Requests in by-name messages: read with care, because callers are strangers."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Mapping
 from datetime import datetime, timedelta

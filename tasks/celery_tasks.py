@@ -6,8 +6,6 @@ chord), the message is sent once more under the same id with them; it finds the 
 itself runs them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace

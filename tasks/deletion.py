@@ -4,8 +4,6 @@
 may be repeated are repeated under tenacity within a short budget; longer waits happen in the ledger.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace

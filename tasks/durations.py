@@ -1,7 +1,5 @@
 """Durations and points in time as people write them: `90s`, `24h`, `1h30m`, `2026-12-24T18:00:00Z`."""
 
-from __future__ import annotations
-
 import re
 from datetime import UTC, datetime, timedelta
 

@@ -16,8 +16,6 @@ JanitorError
 └── ApiError                  see `tasks.api.errors`
 """
 
-from __future__ import annotations
-
 
 class JanitorError(Exception):
     """Anything this project raises on purpose; `str()` of it is one line fit for a person."""

@@ -1,7 +1,5 @@
 """How old an observation is, by the larger of two clocks, and what Redis's clock says now."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """The way in: requests are checked whole, written, and only then is a worker woken."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence

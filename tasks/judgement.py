@@ -4,8 +4,6 @@
 with how the deletion ends, or with `STAYS`: the finetune that was meant is there, as far as can be told.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -34,7 +32,7 @@ class Known:
     born_after: datetime | None = None
 
     @classmethod
-    def of(cls, claim: Claim) -> Known:
+    def of(cls, claim: Claim) -> "Known":
         """What the record says. Raises `ValueError` if that cannot be read."""
         times = (moment(at or None) for at in (claim.observed_at, claim.unclear_at, claim.born_after))
         observed_at, unclear_at, born_after = times
@@ -55,7 +53,7 @@ class Known:
             timedelta(0) if self.unclear_at is None else max(timedelta(0), self.unclear_at + SETTLED_AFTER - now)
         )
 
-    def with_seen(self, seen: Observation, now: datetime) -> Known:
+    def with_seen(self, seen: Observation, now: datetime) -> "Known":
         """What is known after another observation of the same incarnation.
 
         An identity that was seen once stays known.

@@ -4,8 +4,6 @@ Wake-ups, expired leases, results that are due, pruning, memory, reports of use.
 at once: what a round does is decided in the ledger. Calls to the API may take long, so they have their own thread.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 import time

@@ -1,13 +1,11 @@
 """What is kept about a deletion, and which changes of state are allowed. Pure data, no I/O."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BeforeValidator, Field
 
@@ -182,7 +180,7 @@ class NewRequest:
     def lane(self) -> str:
         return "cleanup" if self.is_cleanup else "bulk" if self.bulk else "single"
 
-    def checked(self, *, allow_org_ids: bool) -> NewRequest:
+    def checked(self, *, allow_org_ids: bool) -> Self:
         """Itself; raises `InvalidRequest` with what was given and what is accepted."""
         check_request_id(self.id)
         check_finetune_id(self.finetune_id, allow_org_ids=allow_org_ids)

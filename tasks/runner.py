@@ -5,8 +5,6 @@ came of it together with its next claim, in one round trip, until nothing more c
 that no runner is ready to do.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 import uuid

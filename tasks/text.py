@@ -1,7 +1,5 @@
 """Text from elsewhere, made safe to print and store; and when two names mean one finetune."""
 
-from __future__ import annotations
-
 import re
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")

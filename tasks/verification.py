@@ -5,8 +5,6 @@ list lacks it. It needs a person only if the same incarnation is there ten minut
 deletion; everything else ends after a day without a result.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta

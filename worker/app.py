@@ -1,7 +1,5 @@
 """The Celery app: standard Celery, each unusual setting with its reason (measured: docs/explanation/design.md)."""
 
-from __future__ import annotations
-
 import os
 import re
 import socket

@@ -9,8 +9,6 @@ As it comes, kombu 5.7 ends the worker on an envelope that it cannot read, and l
 - A server that is no longer the master is left (`worker.redis_url.following`).
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Callable
 from contextlib import suppress

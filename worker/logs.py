@@ -4,8 +4,6 @@ What a line is about (deletion, finetune, account) is bound once, when a runner 
 (`tasks.runner`), and is on each line until it is done. A key, a token or details are never given to the log.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 

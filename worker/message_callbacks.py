@@ -4,8 +4,6 @@ Celery trusts them. A wrong shape raises outside its error handling. A queue is 
 be pushed into the ledger. An errback of a task that our worker knows is called in our own thread.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any

@@ -6,8 +6,6 @@ only what Celery 5.7 can carry through, and says of the rest what the sender has
 `worker/strategy.py`, `worker/request.py`, `app/trace.py` and `canvas.py`. Pure functions, no I/O.
 """
 
-from __future__ import annotations
-
 import base64
 import bz2
 import re

@@ -1,7 +1,5 @@
 """The message protocol in tables: what each object of a message may hold."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, NamedTuple

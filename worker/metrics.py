@@ -1,7 +1,5 @@
 """Prometheus metrics, computed from the ledger at each scrape."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import accumulate

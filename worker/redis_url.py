@@ -11,8 +11,6 @@ apart here and each is told in its own words. What one of the three could not us
   Redis; those of the sentinels are the options `sentinel_username` and `sentinel_password`; no TLS.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field

@@ -3,8 +3,6 @@
 As it comes, Celery 5.7 takes READONLY for an error of the task: a result is lost, or raises in a pool thread.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import redis

@@ -5,8 +5,6 @@ result that cannot be written, a callback that cannot be published, SystemExit) 
 reads. The message is never acknowledged, and a worker with N slots is deaf after N such messages.
 """
 
-from __future__ import annotations
-
 from concurrent.futures import Future
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """What the bodies of answers say: pure functions on bytes and JSON. No shape is taken for granted."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Any

@@ -4,8 +4,6 @@ Contract: BFL API 0.0.1, `POST /v1/delete_finetune` (tests/contract/); the other
 reference. What is known only from public reports is marked as such, and nothing relies on it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from dataclasses import dataclass

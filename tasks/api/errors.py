@@ -13,8 +13,6 @@ JanitorError
         └── Reshaped          a 2xx in a shape that is not known, such as another list of finetunes
 """
 
-from __future__ import annotations
-
 from dataclasses import KW_ONLY, dataclass
 from datetime import timedelta
 

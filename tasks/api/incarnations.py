@@ -7,8 +7,6 @@
 A field that only one of them has tells nothing. Moments are compared as moments, numbers as numbers.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

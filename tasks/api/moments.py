@@ -1,7 +1,5 @@
 """Moments in any common notation. Nobody has promised how the API writes them, or that they make sense."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from dataclasses import dataclass

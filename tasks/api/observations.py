@@ -3,8 +3,6 @@
 Absent takes two witnesses: details answers 404 with the API's own words, and a whole list lacks the name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, timedelta

@@ -1,7 +1,5 @@
 """How long to wait before trying again: full jitter within a budget, and what the API itself asks for."""
 
-from __future__ import annotations
-
 import math
 import random
 from collections.abc import Callable, Mapping

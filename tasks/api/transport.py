@@ -10,8 +10,6 @@ TCP_USER_TIMEOUT ends retransmission while a frozen process still has the socket
 already received cannot be recalled.
 """
 
-from __future__ import annotations
-
 import socket
 import ssl
 import struct
@@ -81,7 +79,7 @@ class Transport(threading.local):
         return Reply(requests.Response(), b"", time.monotonic() - began, broken, _call.begun)
 
     @cached_property
-    def _adapter(self) -> _Adapter:
+    def _adapter(self) -> "_Adapter":
         """A `requests.Session` would look for redirects, cookies and proxies, and none of them is wanted."""
         return _Adapter(self._url, self._ca_bundle)
 

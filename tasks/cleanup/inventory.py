@@ -1,7 +1,5 @@
 """What an account has, as the last survey saw it; its use and protection, as they are reported."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Plans: what a policy would delete, kept with an id, and carried out exactly or not at all."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ A finetune is deleted only if no rule keeps it. `KEEP` is the list of the rules;
 without it (tests/unit/test_cleanup_rules.py).
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Scheduled cleanups. The ledger decides what is due, however many beats and workers there are."""
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

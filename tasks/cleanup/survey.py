@@ -3,8 +3,6 @@
 It only reads: its client has no delete method. If the API fails, the survey fails.
 """
 
-from __future__ import annotations
-
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Dead letters: messages that could not be read, kept for a person and never carried out."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from datetime import UTC, datetime

@@ -3,8 +3,6 @@
 Durations and moments are ms.
 """
 
-from __future__ import annotations
-
 import json
 from datetime import timedelta
 from typing import Any

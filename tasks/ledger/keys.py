@@ -4,8 +4,6 @@ All keys begin with `PREFIX`. `{name}` is the finetune as `tasks.text.finetune_k
 spellings of one UUID share a key. Scripts compute keys from the prefix, so Redis Cluster is not supported.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from types import SimpleNamespace

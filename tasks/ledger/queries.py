@@ -1,7 +1,5 @@
 """Reading the ledger: by id, finetune, state, account and time, newest first, without scanning everything."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

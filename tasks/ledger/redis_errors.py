@@ -1,7 +1,5 @@
 """redis-py's errors as ours, each in one line that says what to do."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """The Lua scripts: put together from their parts, loaded once, run by name."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

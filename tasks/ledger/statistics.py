@@ -1,7 +1,5 @@
 """The ledger in numbers, for metrics and doctor: read when asked, so they are right for any number of workers."""
 
-from __future__ import annotations
-
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass

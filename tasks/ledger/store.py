@@ -1,7 +1,5 @@
 """`Ledger`: every change of state, each one atomic script. The scripts are in `lua/`, the keys in `keys.py`."""
 
-from __future__ import annotations
-
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

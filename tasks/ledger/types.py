@@ -3,8 +3,6 @@
 Pure data; times are milliseconds on Redis's clock unless they are datetimes.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -208,7 +206,7 @@ def claimed_from(answer: str, account: str) -> Claimed:
     return Claimed(Claim(**given), more=bool(found["more"]), dropped=dropped)
 
 
-_READ: dict[Any, Callable[[Any], Any]] = {"int": lambda text: int(float(text)), "bool": bool}
+_READ: dict[Any, Callable[[Any], Any]] = {int: lambda text: int(float(text)), bool: bool}
 
 
 def _fields(kind: type[Claim | Try], row: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ SEEDS = 6000 if LONG else 100
 BLOCKS = 12 if LONG else 2
 SHARE = 1 if LONG else 320  # of the single events: one in this many
 PAIRS = 211 if LONG else 80_021  # one of this many pairs; a prime, so that all kinds come
+pytestmark = pytest.mark.timeout(1800 if LONG else 120)
 
 
 @pytest.mark.parametrize("block", range(BLOCKS))

@@ -1,7 +1,5 @@
 """The `janitor` command; each subcommand is imported only when it is called, so that help is quick."""
 
-from __future__ import annotations
-
 import os
 import sys
 from contextlib import suppress

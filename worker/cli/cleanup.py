@@ -1,7 +1,5 @@
 """Commands about stale finetunes: check, plan, show, list, apply."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from operator import attrgetter
 from pathlib import Path

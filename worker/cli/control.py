@@ -1,7 +1,5 @@
 """Commands for the person on call: pause, resume, dead-letters."""
 
-from __future__ import annotations
-
 import click
 
 from tasks.durations import parse_time

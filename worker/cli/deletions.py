@@ -1,7 +1,5 @@
 """Commands about deletions: delete, show, list, wait, cancel, retry."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

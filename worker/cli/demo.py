@@ -4,8 +4,6 @@ Everything is real but the API: an embedded Redis, a Celery worker process, a Ce
 outcome is provoked by how the simulated API behaves; no record is written by hand.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

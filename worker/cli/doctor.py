@@ -1,7 +1,5 @@
 """`janitor doctor`: is everything in place? Each line is ok, a warning, or what to do."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from datetime import timedelta

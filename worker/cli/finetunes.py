@@ -1,7 +1,5 @@
 """Commands about finetunes themselves: finetunes, protect, unprotect, touch."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Options and arguments that several commands have, and the types of their values."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial

@@ -1,7 +1,5 @@
 """What people and scripts see: tables in local time, JSON in UTC, one record a line; messages go to stderr."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

@@ -1,7 +1,5 @@
 """Commands that run processes: up, worker, beat, serve, metrics, sandbox."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Iterator

@@ -1,7 +1,5 @@
 """Does an account's API answer as it must? Host, certificate, key, list, details; nothing is changed."""
 
-from __future__ import annotations
-
 import os
 import socket
 import ssl

@@ -1,7 +1,5 @@
 """All checks of `janitor doctor`, in the order in which they are told."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 
 from tasks.errors import LedgerUnavailable

@@ -1,7 +1,5 @@
 """Does the work get done? What the ledger shows of workers, beat, clocks, stops and waiting deletions."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Is this Redis fit to hold the ledger? Asked by `janitor doctor`, and by each worker when it starts."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """The application: its routes, the probes for orchestrators, metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from fastapi import FastAPI

@@ -1,7 +1,5 @@
 """Cleanups: reports of use, protection, and plans."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from fastapi import APIRouter, Query

@@ -3,8 +3,6 @@
 What calls the ledger is not a coroutine: FastAPI runs it on a pool of 40 threads.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from typing import Annotated

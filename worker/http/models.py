@@ -1,7 +1,5 @@
 """The shapes of what is sent and answered; `NewRequest.checked` has the rules, `Deletion` is the record."""
 
-from __future__ import annotations
-
 import uuid
 from collections import Counter
 from datetime import datetime, timedelta

@@ -1,7 +1,5 @@
 """Errors as problem details (RFC 9457): what was given, what is accepted, what to do, in one line."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any

@@ -1,7 +1,5 @@
 """The service as a process on one port. A stop does not wait for long polls."""
 
-from __future__ import annotations
-
 import asyncio
 import resource
 import signal

@@ -3,8 +3,6 @@
 The file holds only the SHA-256 of each token, so that reading it gives no access.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """Long polls: the ledger is asked once for all of them, so that a thousand cost little more than one."""
 
-from __future__ import annotations
-
 import asyncio
 from collections import defaultdict
 from contextlib import suppress

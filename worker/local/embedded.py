@@ -1,7 +1,5 @@
 """A Redis of our own: for one machine, on a private unix socket, every write on disk before it is answered."""
 
-from __future__ import annotations
-
 import fcntl
 import hashlib
 import os

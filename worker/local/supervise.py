@@ -1,7 +1,5 @@
 """A small process tree in the foreground: started in order, restarted if one dies, stopped in reverse."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal

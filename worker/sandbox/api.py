@@ -4,8 +4,6 @@ Shapes: tests/contract/ for the delete call, BFL's public reference for the othe
 controlled: `POST finetunes`, `DELETE finetunes/ID`, `POST faults`, `DELETE faults`, `GET journal`.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Collection

@@ -1,7 +1,5 @@
 """The wire of the simulated API: HTTP on raw sockets, so that an answer can break in every way a real one does."""
 
-from __future__ import annotations
-
 import json
 import socket
 import struct
