@@ -114,7 +114,7 @@ def _default(name: str, field: FieldInfo) -> str:
 
 def http() -> Iterator[str]:
     """Each operation of the service, then each shape of a body."""
-    described = create_api(Mock(), [], "0").openapi()
+    described = create_api(Mock(), Mock(), Mock(), "0").openapi()
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             yield f"## `{method.upper()} {path}`\n"

@@ -51,6 +51,7 @@ _ANSWERING: dict[str, Any] = {
 # Nobody follows the events of a wake-up or a tick, and nobody asks for their results.
 _INNER: dict[str, Any] = {"shared": False, "send_events": False}
 _REQUEUE_AFTER_SECONDS = 1.0
+_MOST_CALLBACK_MESSAGES = 5  # one a minute; each publishes those callbacks again that can be published
 # As `send_task` takes them, and as a request has them.
 _CALLBACKS = {"link": "callbacks", "link_error": "errbacks", "group_id": "group"} | {
     name: name for name in ("chain", "chord", "group_index", "root_id", "parent_id")
@@ -188,7 +189,11 @@ def _write_result(app: Celery, ledger: Ledger, id_: str) -> bool:
     callbacks = ledger.callbacks(id_)
     if not callbacks:
         return False
-    nonce = ledger.new_callbacks_nonce(id_)
+    nonce, sent = ledger.new_callbacks_nonce(id_)
+    if sent > _MOST_CALLBACK_MESSAGES:
+        log.error("callbacks.given_up", deletion=id_, message="they cannot be published, see the log of each try")
+        ledger.results_written([id_], callbacks_ran=True)
+        return False
     if nonce:
         # By the queue of wake-ups, which is short: the proof is good for a minute.
         app.send_task(

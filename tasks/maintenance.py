@@ -53,13 +53,14 @@ class _Seen:
 class Maintenance:
     """Two threads that run until `stopping` is set.
 
-    readers: API clients by account. process: this worker's name in the list of workers. consume: called each
+    readers: API clients by account. process: this worker's name in the list of workers. wake: publishes a wake-up,
+    False if it cannot. run: is a runner for an account, as a wake-up has. consume: called each
     second with whether new requests may be taken from the broker; it must be quick. clock: monotonic seconds.
     """
 
     def __init__(
         self, *, ledger: Ledger, readers: Mapping[str, BflReader], max_concurrent: int, process: str,
-        wake: Callable[[str], None], write_results: Callable[[Sequence[str]], None],
+        wake: Callable[[str], bool], run: Callable[[str], None], write_results: Callable[[Sequence[str]], None],
         consume: Callable[[bool], None], every: timedelta, stopping: threading.Event,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
@@ -70,6 +71,7 @@ class Maintenance:
         self.every = every
         self.stopping = stopping
         self._wake = wake
+        self._run = run
         self._write_results = write_results
         self._consume = consume
         self._clock = clock
@@ -121,8 +123,9 @@ class Maintenance:
             log.warning("leases.reclaimed", account=account, deletions=found.reclaimed)
         for id_ in found.dropped:
             log.error("deletion.dropped", deletion=id_, account=account, message="it has no readable record")
-        if found.wake:
-            self._wake(account)
+        if found.wake and not self._wake(account):
+            # A full Redis takes no message: without a runner nothing would end, and nothing would be pruned.
+            threading.Thread(target=self._run, args=(account,), name="runner", daemon=True).start()
 
     def _look_for_reports(self) -> None:
         """Let cleanups go on that were due before a moment at which no report of use was in the broker.

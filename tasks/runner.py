@@ -107,12 +107,14 @@ class Runners:
             for one in to_wake + self._give_back(slot, account):
                 self.wake(one)
 
-    def wake(self, account: str) -> None:
-        """Publish a wake-up; if that fails, maintenance publishes another one."""
+    def wake(self, account: str) -> bool:
+        """Publish a wake-up; False if that fails: maintenance does it again."""
         try:
             self._wake(account)
         except Exception as error:
             log.warning("wakeup.not_sent", account=account, error=str(error))
+            return False
+        return True
 
     def write_results(self, ids: Sequence[str]) -> None:
         """Write the Celery results of these deletions; if that fails, maintenance does it later."""

@@ -95,7 +95,8 @@ def _due(ledger: Ledger, account: str, now_ms: int) -> list[Unverified]:
     rows = each(ledger, ids, lambda pipe, id_: pipe.hmget(ledger.keys.deletion(id_), _FIELDS))
     return [
         Unverified(id_, name or "", from_ms(finished_at or 0), vantage or "", incarnation or "", int(hits or 0))
-        for id_, (name, finished_at, vantage, incarnation, hits) in zip(ids, rows, strict=True)
+        for id_, row in zip(ids, rows, strict=True)
+        for name, finished_at, vantage, incarnation, hits in [row or [None] * len(_FIELDS)]
     ]
 
 

@@ -11,18 +11,27 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from pathlib import Path
 from unittest import mock
 
+import pytest
 import structlog
 from celery import Celery
 
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
 from worker.cli import main
+from worker.local import embedded
 from worker.local.supervise import NotReady, Spec, started
 from worker.redis_url import celery_url, connect
 
 KEY = "s3cret-key-of-the-tests"
 ROOT = Path(__file__).parents[1]
 OURS = ("BFL_", "JANITOR_", "REDIS_")
+
+
+def skip_before_redis_7():
+    """The users in deploy/redis/users.acl have selectors, which an older server cannot read."""
+    said = subprocess.run([embedded.find_server(), "--version"], capture_output=True, text=True, check=True).stdout
+    if "v=6." in said:
+        pytest.skip(f"needs Redis 7 or newer, found {said.split(' sha')[0]}")
 
 
 def environment(redis_url=None, api_url=None, **more):

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from importlib.metadata import version
 from typing import Any, TypeVar
 
 import structlog
@@ -28,6 +27,7 @@ from tasks.ledger.store import Ledger
 from tasks.maintenance import Maintenance
 from tasks.runner import Runners
 from worker import redis_url
+from worker.doctor.work import entry
 from worker.kombu_transport import install
 from worker.lifecycle import follow, slots
 from worker.message_fields import QUEUES
@@ -82,8 +82,13 @@ class Services:
     def maintenance(self, consume: Callable[[bool], None]) -> Maintenance:
         return Maintenance(
             ledger=self.ledger, readers=self.runners.clients, max_concurrent=self.settings.max_concurrent,
-            process=f"{socket.gethostname()}:{os.getpid()} {version('finetune-janitor')}", consume=consume,
-            wake=self.runners.wake, write_results=self.runners.write_results,
+            process=entry(
+                f"{socket.gethostname()}:{os.getpid()}", accounts=self.settings.accounts,
+                # What `-Q` and `-X` left; queues of other applications are not noted.
+                queues=set(QUEUES) & set(self.app.amqp.queues.consume_from),
+            ), consume=consume,
+            wake=self.runners.wake, run=partial(self.runners.run, begun=True),
+            write_results=self.runners.write_results,
             every=self.settings.maintenance_every, stopping=self.stopping,
         )  # fmt: skip
 

@@ -97,6 +97,10 @@ class Settings(BaseSettings):
     strict: bool = Field(default=False,
         description="do not start on a Redis that evicts or does not persist; else warn")  # fmt: skip
     tokens_file: Path | None = Field(None, description="who may use the HTTP service, a TOML file of tokens")
+    http_requests_per_minute: int = Field(600, ge=1, le=1_000_000,
+        description="HTTP requests a minute of one token")  # fmt: skip
+    http_open_deletions: int = Field(10_000, ge=1, le=1_000_000,
+        description="deletions of one token over HTTP that may be unfinished at once")  # fmt: skip
     policy_file: Path | None = Field(None, description="the cleanup policies, a TOML file")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
 

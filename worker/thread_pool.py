@@ -13,6 +13,7 @@ import structlog
 from celery.concurrency import thread
 from celery.worker.state import task_ready
 
+from tasks.celery_tasks import AGAIN_HEADER
 from worker.kombu_transport import set_aside
 
 log = structlog.get_logger()
@@ -45,6 +46,9 @@ def _release(request: Any, future: Future[None]) -> None:
 def _settle(request: Any, error: BaseException) -> None:
     """Acknowledge the message as a dead letter, or give it back to its queue if Redis takes none."""
     message = request._message
+    if AGAIN_HEADER in message.headers:
+        request.acknowledge()  # it only ran the callbacks of a deletion; the ledger has it sent again
+        return
     reason = f"Celery could not finish it: {type(error).__name__}"
     with message.channel.conn_or_acquire() as client:
         kept = set_aside(client, message.delivery_info["routing_key"], reason, message._raw)

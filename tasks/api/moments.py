@@ -5,20 +5,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 
 _DAY = timedelta(days=1)
 _EPOCH = re.compile(r"(\d{10})((?:\d{3}){0,2})(?:\.(\d+))?")  # seconds, milliseconds or microseconds since 1970
 _FRACTION = re.compile(r"(?<=:\d\d)[.,](\d{1,6})")
+_OFFSET = re.compile(r"(?:Z|[+-]\d\d:?\d\d(?::?\d\d)?)$")
 # BFL has no older finetunes; 0001 and 1970 are how software writes "no time".
 _FIRST_YEAR, _LAST_YEAR = 2024, 2099
 
 
 @dataclass(frozen=True)
 class Created:
-    """When a finetune was created. moment: UTC. unit: how exactly it was written; a day for a date alone."""
+    """When a finetune was created. moment: UTC. unit: how exactly it was written; a day for a date alone.
+
+    has_offset: whether the zone was told. Without it the moment is read as UTC, and can be off by hours.
+    """
 
     moment: datetime
     unit: timedelta
+    has_offset: bool = True
 
     @property
     def is_date(self) -> bool:
@@ -28,7 +34,8 @@ class Created:
         """ISO 8601 in UTC, no more exact than it was written; `read_created` reads it back."""
         text = f"{self.moment:%Y-%m-%dT%H:%M:%S.%f}"
         digits = len(str(timedelta(seconds=1) // self.unit)) - 1
-        return text[:10] if self.is_date else f"{text[: 20 + digits].rstrip('.')}Z"
+        zone = "Z" if self.has_offset else ""
+        return text[:10] if self.is_date else f"{text[: 20 + digits].rstrip('.')}{zone}"
 
 
 def read_created(value: object) -> Created | None:
@@ -37,19 +44,7 @@ def read_created(value: object) -> Created | None:
     ISO 8601 with any offset, separator and number of digits, seconds or milliseconds since 1970 as number or text,
     RFC 2822. Without an offset it is read as UTC.
     """
-    if not isinstance(value, str | int | float):
-        return None
-    text = str(value).strip().upper()
-    if epoch := _EPOCH.fullmatch(text):
-        digits = (epoch[2] + (epoch[3] or "").rstrip("0"))[:6]
-        text = f"{datetime.fromtimestamp(int(epoch[1]), UTC):%Y-%m-%dT%H:%M:%S}.{digits}".rstrip(".")
-    iso = re.sub(r"\s+(?=[+-]\d\d)", "", re.sub(r"\s*(?:UTC|GMT|Z)$", "Z", text))
-    moment = _in_utc(datetime.fromisoformat, iso) or http_date(text)
-    if moment is None or not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
-        return None
-    fraction = _FRACTION.search(iso)
-    exact = timedelta(seconds=1) / 10 ** (len(fraction[1]) if fraction else 0)
-    return Created(moment, _DAY if len(iso) <= len("2026-02-01") else exact)
+    return _read(str(value).strip().upper()) if isinstance(value, str | int | float) else None
 
 
 def is_same_moment(one: str, other: str) -> bool | None:
@@ -75,3 +70,18 @@ def _in_utc(read: Callable[[str], datetime], text: str) -> datetime | None:
         return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).astimezone(UTC)
     except (TypeError, ValueError, OverflowError, IndexError):
         return None
+
+
+@lru_cache(maxsize=1000)  # each deletion reads the same few times again
+def _read(text: str) -> Created | None:
+    if epoch := _EPOCH.fullmatch(text):
+        digits = (epoch[2] + (epoch[3] or "").rstrip("0"))[:6]
+        text = f"{datetime.fromtimestamp(int(epoch[1]), UTC):%Y-%m-%dT%H:%M:%S}.{digits}".rstrip(".")
+    iso = re.sub(r"\s+(?=[+-]\d\d)", "", re.sub(r"\s*(?:UTC|GMT|Z)$", "Z", text))
+    moment = _in_utc(datetime.fromisoformat, iso) or http_date(text)
+    if moment is None or not _FIRST_YEAR <= moment.year <= _LAST_YEAR:
+        return None
+    fraction = _FRACTION.search(iso)
+    exact = timedelta(seconds=1) / 10 ** (len(fraction[1]) if fraction else 0)
+    has_offset = bool(epoch or _OFFSET.search(iso))
+    return Created(moment, _DAY if len(iso) <= len("2026-02-01") else exact, has_offset)

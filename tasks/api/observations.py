@@ -14,6 +14,7 @@ from tasks.api.incarnations import Incarnation, incarnation_of
 
 TOLERANCE_WITH_DATE = timedelta(seconds=5)
 TOLERANCE_WITHOUT_DATE = timedelta(seconds=60)
+ANY_ZONE = timedelta(hours=14)  # how far a time whose zone is not told can be from UTC
 
 
 class Presence(StrEnum):
@@ -37,9 +38,16 @@ class Observation:
     date: datetime | None
 
     @property
+    def has_offset(self) -> bool:
+        """Whether the creation time tells its zone."""
+        created = self.incarnation.created if self.incarnation else None
+        return created is None or created.has_offset
+
+    @property
     def tolerance(self) -> timedelta:
         """How far ages by two clocks may be apart. Without a `Date`, our clock stands in for the API's."""
-        return TOLERANCE_WITH_DATE if self.date else TOLERANCE_WITHOUT_DATE
+        by_clocks = TOLERANCE_WITH_DATE if self.date else TOLERANCE_WITHOUT_DATE
+        return by_clocks if self.has_offset else by_clocks + ANY_ZONE
 
     def age(self, now: datetime) -> timedelta | None:
         """How old the incarnation was when observed; now: that moment on our clock.
@@ -77,10 +85,13 @@ def existed(observation: Observation, asked_at: datetime, now: datetime) -> bool
     """Whether the incarnation existed at `asked_at`: False only if it is clearly younger.
 
     asked_at: a moment on our clock, such as that of a request or an attempt. now: the moment of the observation on
-    the same clock. Two clocks are never compared: both moments are ages. None without a usable creation time.
+    the same clock. Two clocks are never compared: both moments are ages. None without a usable creation time, or
+    if its zone would decide.
     """
-    age = observation.age(now)
-    return None if age is None else age >= now - asked_at - observation.tolerance
+    age, since, tolerance = observation.age(now), now - asked_at, observation.tolerance
+    if age is None or (not observation.has_offset and abs(age - since) <= tolerance):
+        return None
+    return age >= since - tolerance
 
 
 def _by_list(api: BflReader, finetune_id: str, *, works: bool) -> Presence:

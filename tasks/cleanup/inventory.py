@@ -10,7 +10,7 @@ import structlog
 
 from tasks.api.client import Details
 from tasks.api.incarnations import Incarnation, Verdict, compare, incarnation_of
-from tasks.api.observations import TOLERANCE_WITHOUT_DATE
+from tasks.api.observations import ANY_ZONE, TOLERANCE_WITHOUT_DATE
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.rules import Finetune, Item, select
 from tasks.durations import LONGEST
@@ -260,4 +260,4 @@ def _creation(found: Incarnation, details: Details | None, at: int) -> tuple[int
         return None, "in the future"
     # Its age is what the API's clock says. Only a clock that is clearly off moves the time on ours.
     ahead = by_api - now if abs(by_api - now) > TOLERANCE_WITHOUT_DATE else timedelta(0)
-    return to_ms(created.moment - ahead), None
+    return to_ms(created.moment - ahead + (timedelta(0) if created.has_offset else ANY_ZONE)), None

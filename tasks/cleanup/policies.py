@@ -48,7 +48,7 @@ def parse_policies(text: str) -> tuple[Policy, ...]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(f"not TOML: {error}") from None
-    tables = document.get("policy")
+    tables = document.get("policy", [])  # an empty file: there are no policies any more
     unknown = sorted(set(document) - {"policy"})
     if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):
         raise PolicyError(f"{unknown[0] if unknown else 'policy'!r} is not accepted: give [[policy]] tables")
@@ -128,10 +128,27 @@ def _pattern(value: object) -> str:
         raise InvalidRequest(f"{value!r} is not a pattern: give a text such as 'test-*'")
     if ".*" in value or not _PATTERN.fullmatch(value):
         accepted = "letters, digits, - _ . / and * (any text), ? (any character), [abc] (one of these)"
-        raise InvalidRequest(f"{value!r} is not a pattern: give {accepted}; several patterns are a list of texts")
+        raise InvalidRequest(f"{value!r} is not a pattern: give {accepted}; {_meant(value)}")
     if value[-1] in "-_" and not set(value) & set("?*["):
         raise InvalidRequest(f"{value!r} has no wildcard, so it fits only itself: did you mean '{value}*'?")
     return value
+
+
+def _meant(value: str) -> str:
+    """The same in our notation, if it can be told: lists, `{a,b}`, `^...$`, `.*`, `!x`."""
+    if value.startswith(("!", "~")):
+        return "there is no exception within `match`: give what must stay as `protect`"
+    start, end = value.startswith("^"), value.endswith("$")
+    text = value.removeprefix("^").removesuffix("$").replace(".*", "*").replace(".+", "?*")
+    if (start or end) and "*" not in text:
+        text = f"{'' if start else '*'}{text}{'' if end else '*'}"
+    found = re.fullmatch(r"([^{}()]*)[{(]([^{}()]*)[})]([^{}()]*)", text)
+    one_of = re.split(r"[,|]", found[2]) if found else []
+    parts = [f"{found[1]}{one.strip()}{found[3]}" for one in one_of] if found else re.split(r"[,;|\s]+", text)
+    parts = [part for part in parts if part]
+    if not parts or value in parts or not all(_PATTERN.fullmatch(part) for part in parts):
+        return "several patterns are a list of texts"
+    return f"did you mean {parts[0]!r}?" if len(parts) == 1 else f"did you mean {parts}?"
 
 
 def _age(value: object) -> timedelta:

@@ -43,6 +43,7 @@ class Cleaner(Surveyor):
         """Run each policy that is due and whose key is here, once; one that fails is tried again at the next."""
         now = from_ms(self.ledger.now_ms())
         with unavailable():
+            self._forget_absent(policies)
             self.ledger.redis.set(self.ledger.keys.tick, to_ms(now))
         for policy in policies:
             if policy.schedule is None or policy.account not in self.readers:
@@ -54,6 +55,18 @@ class Cleaner(Surveyor):
                         self._run(policy, window, now)
             except JanitorError as error:
                 log.warning("cleanup.failed", policy=policy.name, account=policy.account, error=str(error))
+
+    def _forget_absent(self, policies: Sequence[Policy]) -> None:
+        """A policy that is not scheduled now, or whose file was refused, is a new one when it comes back.
+
+        Else the run that it missed meanwhile would delete at once.
+        """
+        runs, redis = self.ledger.keys.policy_runs, self.ledger.redis
+        scheduled = {policy.name for policy in policies if policy.schedule}
+        absent = sorted(set(map(str, redis.hkeys(runs))) - scheduled)
+        if absent:
+            redis.hdel(runs, *absent)
+            log.info("cleanup.policies_absent", policies=absent)
 
     def _run(self, policy: Policy, window: datetime, now: datetime) -> None:
         # Started again after a crash, it is the same plan and the same requests, unless the policy was edited

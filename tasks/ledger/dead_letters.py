@@ -2,12 +2,14 @@
 
 import json
 import uuid
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import redis
 
 from tasks.durations import iso
+from tasks.errors import InvalidRequest
 from tasks.ledger.keys import PREFIX, keys
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
@@ -15,6 +17,9 @@ from tasks.ledger.store import Ledger
 MOST_KEPT = 1000  # older ones are dropped
 MOST_TEXT = 10_000  # characters kept of one message
 _KEY = keys(PREFIX).dead_letters
+# A script that begins with a DEL may write when Redis is full (tasks.ledger.scripts).
+_PUSH = """redis.call('DEL', KEYS[1] .. ':nothing')
+redis.call('LPUSH', KEYS[1], ARGV[1]) redis.call('LTRIM', KEYS[1], 0, ARGV[2])"""
 
 
 class DeadLetter(NamedTuple):
@@ -34,10 +39,7 @@ def keep(client: redis.Redis, queue: str, reason: str, message: object) -> None:
     """Keep a message that cannot be carried out. client: of the broker's Redis."""
     text = message if isinstance(message, str) else _as_text(message)
     entry = DeadLetter(uuid.uuid4().hex[:12], iso(datetime.now(UTC)) or "", queue, reason[:500], text[:MOST_TEXT])
-    with client.pipeline(transaction=True) as pipe:
-        pipe.lpush(_KEY, json.dumps(entry._asdict()))
-        pipe.ltrim(_KEY, 0, MOST_KEPT - 1)
-        pipe.execute()
+    client.eval(_PUSH, 1, _KEY, json.dumps(entry._asdict()), MOST_KEPT - 1)
 
 
 def list_dead_letters(ledger: Ledger) -> list[DeadLetter]:
@@ -53,6 +55,22 @@ def drop_dead_letters(ledger: Ledger, ids: set[str]) -> set[str]:
         found: Any = ledger.redis.lrange(_KEY, 0, -1)
         entries = {json.loads(entry)["id"]: entry for entry in found}
         return {id_ for id_ in ids & entries.keys() if ledger.redis.lrem(_KEY, 1, entries[id_])}
+
+
+def requeue_dead_letters(ledger: Ledger, ids: set[str], queues: Collection[str]) -> set[str]:
+    """Send these messages again; the ids of those that were there. They are checked as if they had just come.
+
+    Raises `InvalidRequest`, before anything is sent, if one was cut or its queue is not one of `queues`.
+    """
+    letters = [one for one in list_dead_letters(ledger) if one.id in ids]
+    for one in letters:
+        if len(one.text) >= MOST_TEXT or one.queue not in queues:
+            why = "its text was cut" if one.queue in queues else f"its queue {one.queue!r} is not the janitor's"
+            raise InvalidRequest(f"the dead letter {one.id} cannot be sent again, {why}: have its sender send it")
+    with unavailable():
+        for one in letters:
+            ledger.redis.lpush(one.queue, one.text)
+    return drop_dead_letters(ledger, {one.id for one in letters})
 
 
 def _as_text(message: object) -> str:

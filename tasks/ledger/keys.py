@@ -56,6 +56,9 @@ TEMPLATES = {
     "plans": "plans",  # zset: their ids by creation
     "policy_runs": "policy-runs",  # hash: policy -> its last scheduled run
     "policy_lease": "policy-lease:{policy}",  # string: one process runs this policy now
+    # tokens of the HTTP service
+    "token_requests": "token-requests:{token}:{minute}",  # counter: its requests in this minute
+    "token_open": "token-open:{token}",  # zset: deletions that may be unfinished, by when each was looked up
     # elsewhere
     "dead_letters": "dead-letters",  # list: messages that could not be read
 }

@@ -57,18 +57,28 @@ class _Entry(NamedTuple):
 
 
 def each(ledger: Ledger, items: Iterable[T], ask: Callable[[Any, T], object]) -> list[Any]:
-    """The answers to the same question about each of `items`, in one round trip. ask: puts it to a pipeline."""
+    """The answers to the same question about each of `items`, in one round trip. ask: puts it to a pipeline.
+
+    None if a key has another type, as after a write by hand: that must not hide the rest.
+    """
     with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
         for item in items:
             ask(pipe, item)
-        return pipe.execute()
+        answers = pipe.execute(raise_on_error=False)
+        for error in [one for one in answers if isinstance(one, Exception)]:
+            if not str(error).startswith("WRONGTYPE"):
+                raise error
+    return [None if isinstance(one, Exception) else one for one in answers]
 
 
 def get(ledger: Ledger, deletion_id: str) -> Deletion:
     """The deletion with this id; raises `UnknownDeletion`."""
     found = get_many(ledger, [deletion_id])[0]
     if found is None:
-        raise UnknownDeletion(f"no deletion has the id {deletion_id!r}")
+        with unavailable():
+            is_there = ledger.redis.exists(ledger.keys.deletion(deletion_id))
+        unread = f"the record of {deletion_id!r} cannot be read: see its hash in Redis"
+        raise UnknownDeletion(unread if is_there else f"no deletion has the id {deletion_id!r}")
     return found
 
 
@@ -78,7 +88,7 @@ def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Deletion | None]:
     answers = each(
         ledger, ids, lambda pipe, id_: pipe.hgetall(keys.deletion(id_)).lrange(keys.attempts(id_), 0, -1)
     )
-    records, attempts = answers[::2], answers[1::2]
+    records, attempts = [one or {} for one in answers[::2]], [one or () for one in answers[1::2]]
     accounts = {record["account"] for record in records if "account" in record}
     times = each(ledger, accounts, lambda pipe, name: pipe.hget(keys.account(name), "started_at"))
     started = dict(zip(accounts, times, strict=True))

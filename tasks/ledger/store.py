@@ -222,13 +222,17 @@ class Ledger:
             stored: Any = self.redis.get(self.keys.callbacks(id_))
         return json.loads(stored) if stored else None
 
-    def new_callbacks_nonce(self, id_: str) -> str | None:
-        """A secret for the message that runs the callbacks of a request; None if one is on its way already."""
+    def new_callbacks_nonce(self, id_: str) -> tuple[str | None, int]:
+        """A secret for the message that runs the callbacks of a request, and how many messages had one.
+
+        The secret is None if a message is on its way already.
+        """
         nonce = uuid.uuid4().hex
         with unavailable():
-            return (
-                nonce if self.redis.set(self.keys.callbacks_nonce(id_), nonce, nx=True, px=_RESULT_AGAIN) else None
-            )
+            if not self.redis.set(self.keys.callbacks_nonce(id_), nonce, nx=True, px=_RESULT_AGAIN):
+                return None, 0
+            sent: Any = self.redis.hincrby(self.keys.deletion(id_), "callbacks_sent", 1)
+        return nonce, sent
 
     def take_callbacks_nonce(self, id_: str, nonce: str) -> bool:
         """Whether a message proves by this nonce that it is ours; true once."""

@@ -15,6 +15,7 @@ SECRETS = {
     "billing": ('["enqueue", "read"]', '["default"]'),
     "reader": ('["read"]', '["*"]'),
     "writer": ('["enqueue"]', '["*"]'),
+    "keeper": ('["admin"]', '["default"]'),
     "boss": ('["enqueue", "read", "admin"]', '["*"]'),
     "elsewhere": ('["enqueue", "read"]', '["other"]'),
 }  # fmt: skip
@@ -63,6 +64,8 @@ def served(env, log, *options):
         return log.exists() and b"listening on" in log.read_bytes() and b"Started server" in log.read_bytes()
 
     argv = [sys.executable, "-m", "worker.cli", "serve", "--port", "0", *options]
-    here = without_keys({**os.environ, **env, "PYTHONUNBUFFERED": "1"})
+    # A quota that no test meets by its number of calls, unless it is about that.
+    quota = {"JANITOR_HTTP_REQUESTS_PER_MINUTE": "1000000", "PYTHONUNBUFFERED": "1"}
+    here = without_keys({**os.environ, **quota, **env})
     with started(Spec("serve", argv, here, listens, log=log)) as child:
         yield log.read_text().split("listening on ")[1].split()[0], child

@@ -220,16 +220,24 @@ class TestSchedule:
         assert "cleanup.planned" in (tmp_path / "worker.log").read_text()
 
     def test_a_file_that_is_wrong_by_now_stops_the_cleanups_and_nothing_else(self, api, stale, tmp_path, policies):
+        missed = "0 0 0 1 1 *"
         _, file = policies(OLD + "schedule = '0 0 1 1 *'\n")
         with embedded.running(tmp_path / "redis") as url:
             env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_POLICY_FILE=file)
+            store = redis.Redis.from_url(url, decode_responses=True)
             with worker(env, tmp_path / "worker.log"):
                 policies("[[policy]]\nname = 'a'\n")
-                redis.Redis.from_url(url).hset("janitor:2:policy-runs", "old", "0 0 0 1 1 *")
+                store.hset("janitor:2:policy-runs", "old", missed)
                 producer(url).send_task("finetunes.tick", queue="wakeups")
                 said = "policies.toml: line 1: 'a' matches all"
                 until(lambda: said in (tmp_path / "worker.log").read_text(), seconds=60, what="the refusal")
                 done = janitor_here(env, "delete", stale[0], "--wait", "--timeout", "20", "--json")
+                # Corrected, the policy is a new one: the run that was missed is not made up for.
+                until(lambda: not store.exists("janitor:2:policy-runs"), seconds=60, what="the end of the tick")
+                policies(OLD + "schedule = '0 0 1 1 *'\n")
+                producer(url).send_task("finetunes.tick", queue="wakeups")
+                known = lambda: store.hget("janitor:2:policy-runs", "old") not in (None, missed)  # noqa: E731 -- short
+                until(known, seconds=60, what="the corrected policy")
             assert records(done)[0]["state"] == "deleted"
             assert "Traceback" not in (tmp_path / "worker.log").read_text()
             assert records(janitor_here(env, "cleanup", "list", "--json")) == []

@@ -225,8 +225,8 @@ MISTAKES = [
     (["delete", "good", "bad bad"], "'bad bad' has a space"),
     (["delete", "a", "--in", "-1h"], "'-1h' is not a duration: give a duration such as"),
     (["delete", "a", "--in", "soon"], "'soon' is not a duration"),
-    (["delete", "a", "--at", "soon"], "'soon' is not a time: give a time in ISO 8601"),
-    (["delete", "a", "--at", "2020-01-01T12:00"], "is in the past: give a later time, or leave it out"),
+    (["delete", "a", "--at", "soon"], "'soon' is not a time: give one such as 2026-12-24T18:00 (local)"),
+    (["delete", "a", "--at", "2020-01-01T12:00"], ") is in the past: give a later time, or leave it out"),
     (["delete", "a", "--in", "1h", "--at", "2030-01-01"], "a time and a delay are both given"),
     (["delete", "a", "--account", "nobody"], "the account 'nobody' is not known: give one of default"),
     (["delete", "a", "--reason", "two\nlines"], "reason is 'two\\nlines': give one line"),
@@ -340,9 +340,12 @@ def test_a_closed_pipe_and_ctrl_c_end_without_a_traceback(env, finetune):
         told = waiting.stderr.readline()
         waiting.send_signal(signal.SIGINT)
         assert waiting.wait(10) == 130
-        assert "Traceback" not in waiting.stderr.read()
+        left = waiting.stderr.read()
+        assert "Traceback" not in left
+        assert "what was asked for goes on" in left
     (accepted,) = records(janitor_here(env, "list", "--finetune", finetune, "--json"))
     assert told == f"accepted: {accepted['id']}\n"
+    assert f"`janitor wait {accepted['id']}`" in left
     full = subprocess.run(
         ["sh", "-c", '"$0" -m worker.cli list > /dev/full', sys.executable],
         env=env, capture_output=True, text=True, timeout=30, check=False,

@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import redis
 
+from tasks.ledger.dead_letters import keep
 from tests.processes import KEY, environment, janitor, producer, records, until, worker
 from worker.local import embedded
 from worker.sandbox.api import Sandbox
@@ -155,6 +156,25 @@ def test_what_cannot_be_read_is_a_dead_letter_and_the_next_deletion_runs(env, ap
         assert child.process.poll() is None
     assert store.hlen("unacked") == 0, "a dead letter is not delivered again"
     assert "Connection to broker lost" not in (tmp_path / "log").read_text()
+
+
+def test_a_dead_letter_is_sent_again_and_checked_again(env, api, tmp_path):
+    # Given a good message that was put aside, as by an older worker, and a bad one
+    store, app = redis.Redis.from_url(env["REDIS_URL"], decode_responses=True), producer(env["REDIS_URL"])
+    api.create("ft-1")
+    result = app.send_task("finetunes.delete", ["ft-1"], queue="deletions")
+    keep(store, "deletions", "not known here", store.rpop("deletions"))
+    keep(store, "deletions", "not JSON", "x")
+    keep(store, "elsewhere", "not ours", "x")
+    elsewhere, bad, good = (one["id"] for one in records(janitor(env, "dead-letters", "list", "--json")))
+    # When they are sent again
+    refused = janitor(env, "dead-letters", "requeue", good, elsewhere)
+    assert (refused.returncode, "'elsewhere' is not the janitor's" in refused.stderr) == (2, True)
+    assert janitor(env, "dead-letters", "requeue", good, bad, "nothing").returncode == 1
+    # Then a worker carries out the good one, and puts the bad one aside again.
+    with worker(env, tmp_path / "log"):
+        assert result.get(timeout=60)["state"] == "deleted"
+        until(partial(dead_letters, store, 2), seconds=60, what="the bad one is back")
 
 
 def test_dead_letters_are_counted_listed_shown_and_dropped(env, tmp_path):

@@ -16,15 +16,24 @@ from tasks.api.client import Listing
 from tasks.api.errors import KeyRefused, NotSent
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
-from tests.conftest import asking
-from tests.processes import KEY, environment, janitor_here, records
+from tasks.ledger.queries import Filter, list_deletions, workers_seen
+from tests.conftest import asking, carry_out_one
+from tests.processes import KEY, environment, janitor_here, producer, records, worker
 from worker.doctor import api as api_checks
 from worker.doctor.api import certificate_days
+from worker.doctor.work import entry, read_entry
+from worker.message_fields import QUEUES
 from worker.redis_url import connect
 from worker.sandbox.api import Sandbox
 
 EVER = timedelta(days=400)
 VERSION = version("finetune-janitor")
+
+
+def worker_that_reads(ledger, *queues, accounts=("default",)):
+    """The only worker that is seen."""
+    ledger.redis.delete(ledger.keys.workers)
+    ledger.housekeep([entry("one:1", accounts=accounts, queues=queues)], alive_for=EVER)
 
 
 @pytest.fixture
@@ -49,7 +58,7 @@ def ledger(store, redis_url):
     """All is well: a worker and beat are seen."""
     ledger = Ledger(connect(redis_url))
     ledger.maintain("default", 8)
-    ledger.housekeep([f"one:1 {VERSION}"], alive_for=EVER)
+    worker_that_reads(ledger, *QUEUES)
     store.set(ledger.keys.tick, ledger.now_ms())
     return ledger
 
@@ -69,8 +78,8 @@ def test_all_is_well(env, store, ledger):
     code, found = findings(env)
     assert code == 0
     assert {check: one["level"] for check, one in found.items()} == dict.fromkeys(
-        ("settings", "redis", "eviction", "persistence", "memory", "timeouts", "clock", "workers", "beat",
-         "policy", "queue", "dead letters", "api default", "details default"), "ok",
+        ("settings", "redis", "eviction", "persistence", "memory", "timeouts", "clock", "workers", "messages",
+         "beat", "policy", "queue", "dead letters", "reviews", "api default", "details default"), "ok",
     )  # fmt: skip
     assert "stale (0 3 * * *)" in found["policy"]["message"]
     lines = janitor_here(env, "doctor").stdout.splitlines()
@@ -108,6 +117,45 @@ def no_worker(store, ledger, **_):
 def no_worker_and_work(store, ledger, **_):
     ledger.accept([asking()])
     store.delete(ledger.keys.workers)
+
+
+def no_worker_and_messages(store, ledger, **_):
+    store.lpush("deletions", "a message")
+    store.delete(ledger.keys.workers)
+
+
+def wakeups_read_by_nobody(ledger, **_):
+    ledger.accept([asking()])
+    worker_that_reads(ledger, "deletions", "touches")
+
+
+def requests_read_by_nobody(store, ledger, **_):
+    store.lpush("deletions\x06\x166", "a message", "another one")  # of another priority
+    worker_that_reads(ledger, "wakeups", "touches")
+
+
+def reports_read_by_nobody(ledger, **_):
+    ledger.accept([asking()])
+    worker_that_reads(ledger, "deletions", "wakeups")
+
+
+def sent_without_a_queue(redis_url, **_):
+    producer(redis_url).send_task("finetunes.delete", ["my-finetune"])
+
+
+def key_of_nobody(ledger, **_):
+    ledger.maintain("billing", 8)
+    ledger.accept([asking(account="billing")])
+
+
+def key_of_nobody_for_later(ledger, **_):
+    ledger.maintain("billing", 8)
+    ledger.accept([asking(account="billing", due_at=datetime.now(UTC) + timedelta(hours=1))])
+
+
+def review(ledger, **_):
+    ledger.accept([asking()])
+    carry_out_one(ledger, "review", message="another finetune was named")
 
 
 def another_version(ledger, **_):
@@ -177,6 +225,14 @@ FAULTS = [
     (idle_clients_cut, 0, "timeouts", "warning", "idle for 5s", "set timeout 0"),
     (no_worker, 0, "workers", "warning", "no worker is seen", "`janitor worker`"),
     (no_worker_and_work, 1, "workers", "error", "no worker is seen", "`janitor worker`"),
+    (no_worker_and_messages, 1, "workers", "error", "no worker is seen", "`janitor worker`"),
+    (wakeups_read_by_nobody, 1, "messages", "error", "wakeups: 0: no worker reads wakeups", "without -Q"),
+    (requests_read_by_nobody, 1, "messages", "error", "deletions: 2: no worker reads deletions", "without -Q"),
+    (reports_read_by_nobody, 0, "messages", "warning", "no worker reads touches", "add what is missing to its -Q"),
+    (sent_without_a_queue, 1, "other queues", "error", "celery: 1 of the last 1", 'with queue="deletions"'),
+    (key_of_nobody, 1, "key billing", "error", "billing has 1 unfinished", "set BFL_API_KEY_BILLING for"),
+    (key_of_nobody_for_later, 0, "key billing", "warning", "no running worker has its key", "BFL_API_KEY_BILLING"),
+    (review, 1, "reviews", "error", "another finetune was named", "`janitor list --state review`"),
     (another_version, 0, "workers", "warning", "two:2 0.0.1", "bring all to one version"),
     (no_beat, 0, "beat", "warning", "no beat is seen", "`janitor beat`"),
     (silent_beat, 0, "beat", "warning", "10m old", "`janitor beat`"),
@@ -198,15 +254,50 @@ FAULTS = [
     ("provoke", "code", "check", "level", "words", "what_to_do"), FAULTS, ids=[row[0].__name__ for row in FAULTS]
 )
 def test_each_fault_is_named_with_what_to_do(
-    env, store, ledger, api, provoke, code, check, level, words, what_to_do
+    env, store, ledger, api, redis_url, provoke, code, check, level, words, what_to_do
 ):
-    provoke(env=env, store=store, ledger=ledger, api=api)
+    provoke(env=env, store=store, ledger=ledger, api=api, redis_url=redis_url)
     exit_code, found = findings(env)
     wrong = {name for name, one in found.items() if one["level"] != "ok"}
     assert (exit_code, wrong, found[check]["level"]) == (code, {check}, level)
     assert words in found[check]["message"]
     assert what_to_do in found[check]["message"]
     assert KEY not in str(found)
+
+
+def test_a_worker_tells_which_queues_and_accounts_it_has(env, store, ledger, tmp_path):
+    # Given no worker but one that reads a single queue, with the keys of two accounts,
+    store.delete(ledger.keys.workers)
+    with worker(env | {"BFL_API_KEY_BILLING": KEY}, tmp_path / "log", "-Q", "deletions,somebody-elses"):
+        (seen,) = map(read_entry, workers_seen(ledger))
+        # when a deletion is due, which needs a wake-up,
+        ledger.accept([asking()])
+        code, found = findings(env)
+    # then doctor knows that nobody reads that.
+    assert (seen.facts, seen.version) == ({"queues": "deletions", "accounts": "billing,default"}, VERSION)
+    assert (code, found["messages"]["level"]) == (1, "error")
+    assert "no worker reads touches and wakeups" in found["messages"]["message"]
+
+
+def test_an_entry_without_queues_and_accounts_is_of_a_worker_that_may_have_all(env, store, ledger):
+    # Given a worker of an earlier version, which told its name and version only,
+    store.delete(ledger.keys.workers)
+    ledger.housekeep([f"one:1 {VERSION}"], alive_for=EVER)
+    # when something is due, then doctor complains about nothing.
+    ledger.accept([asking()])
+    _, found = findings(env)
+    assert {check for check, one in found.items() if one["level"] != "ok"} == set()
+
+
+def test_a_review_that_was_tried_again_needs_nobody(env, ledger):
+    # Given a review that was continued by a retry, which ended well,
+    ledger.accept([asking()])
+    carry_out_one(ledger, "review")
+    (old,) = list_deletions(ledger, Filter()).deletions
+    ledger.accept([asking(retry_of=old.id)])
+    carry_out_one(ledger)
+    # when doctor looks, then nobody has to.
+    assert findings(env)[1]["reviews"]["level"] == "ok"
 
 
 def test_a_host_whose_clock_is_off_is_told(env, monkeypatch):

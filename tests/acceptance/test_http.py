@@ -16,7 +16,7 @@ import pytest
 import requests
 
 from tests.acceptance.http import SECRETS, Client, secret_of
-from tests.processes import ROOT, janitor_here, records, until
+from tests.processes import ROOT, janitor_here, producer, records, until
 
 pytestmark = pytest.mark.usefixtures("running_worker")
 UNKNOWN = "no deletion has the id 'nope'"
@@ -287,9 +287,9 @@ class TestTokens:
         ("name", "method", "path", "words"),
         [
             ("reader", "POST", "/v1/deletions", "'reader' lacks the scope 'enqueue'"),
-            ("reader", "POST", "/v1/deletions/x/cancel", "'reader' lacks the scope 'enqueue'"),
+            ("reader", "POST", "/v1/deletions/x/cancel", "'reader' lacks the scope 'enqueue' or 'admin'"),
             ("writer", "GET", "/v1/deletions", "'writer' lacks the scope 'read'"),
-            ("writer", "GET", "/v1/deletions/x", "'writer' lacks the scope 'read'"),
+            ("keeper", "GET", "/v1/deletions/x", "'keeper' lacks the scope 'read' or 'enqueue'"),
             ("writer", "GET", "/metrics", "'writer' lacks the scope 'read'"),
             ("billing", "GET", "/metrics", "'billing' is limited to some accounts"),
         ],
@@ -312,6 +312,50 @@ class TestTokens:
             assert elsewhere.get("/v1/deletions").json()["deletions"] == []
             assert elsewhere.get("/v1/deletions", params={"finetune_id": finetune}).json()["deletions"] == []
         assert billing.get(f"/v1/deletions/{id_}").json()["state"] == "scheduled"
+
+    def test_with_enqueue_alone_one_sees_and_withdraws_only_what_one_asked_for(
+        self, base, billing, env, redis_url, finetune
+    ):
+        # Given deletions that others asked for: over HTTP, by command, by name as a producer that calls itself so,
+        theirs = id_of(only(billing.ask(finetune, delay_seconds=3600)))
+        (by_command,) = records(janitor_here(env, "delete", finetune, "--at", "2030-01-01T00:00:00Z", "--json"))
+        more = {"requested_by": "writer", "delay_seconds": 3600}
+        by_name = producer(redis_url).send_task("finetunes.delete", (finetune,), more, queue="deletions").id
+        until(lambda: billing.get(f"/v1/deletions/{by_name}").status_code == 200, seconds=60, what="accepting")
+        with Client(base, "writer") as writer:
+            # when a token with `enqueue` alone asks for the same finetune, then it has a deletion of its own,
+            ours = id_of(only(writer.ask(finetune, delay_seconds=3600)))
+            assert writer.get(f"/v1/deletions/{ours}?wait=0").json()["requested_by"] == "writer"
+            # sees and withdraws none of the others,
+            for id_ in (theirs, by_command["id"], by_name):
+                for answer in (writer.get(f"/v1/deletions/{id_}"), writer.post(f"/v1/deletions/{id_}/cancel")):
+                    assert (answer.status_code, detail(answer)) == (404, f"no deletion has the id {id_!r}")
+                assert billing.get(f"/v1/deletions/{id_}").json()["state"] == "scheduled"
+            # and withdraws its own.
+            assert writer.post(f"/v1/deletions/{ours}/cancel").json()["state"] == "cancelled"
+
+    def test_to_withdraw_what_another_one_asked_for_takes_admin(self, base, billing, finetune):
+        with Client(base, "writer") as writer, Client(base, "keeper") as keeper:
+            id_ = id_of(only(writer.ask(finetune, delay_seconds=3600)))
+            refused = billing.post(f"/v1/deletions/{id_}/cancel")
+            assert (refused.status_code, "use one with the scope 'admin'" in detail(refused)) == (403, True)
+            assert keeper.post(f"/v1/deletions/{id_}/cancel").json()["state"] == "cancelled"
+
+    def test_deleted_by_is_shown_to_those_who_may_read_that_record(self, base, billing, api, finetune):
+        # Given two deletions of one finetune, the second one accepted while the first one's call is under way,
+        api.fault("slow", finetune_id=finetune, call="delete_finetune", seconds=1.5)
+        first = id_of(only(billing.ask(finetune)))
+        until(lambda: api.deletes(finetune), seconds=60, what="a call")
+        with Client(base, "writer") as writer:
+            key = {"Idempotency-Key": finetune}
+            body = {"deletions": [{"finetune_id": finetune, "missing_ok": True}]}
+            second = id_of(only(writer.post("/v1/deletions", json=body, headers=key)))
+            # when the first one has deleted it, then only those who may read the first one are told so.
+            told = writer.get(f"/v1/deletions/{second}?wait=40").json()
+            assert (told["state"], told["evidence"], told["deleted_by"]) == ("deleted", "sibling", None)
+            again = writer.post("/v1/deletions", json=body, headers=key)
+            assert (again.status_code, only(again)["deletion"]["deleted_by"]) == (200, None)
+        assert billing.get(f"/v1/deletions/{second}").json()["deleted_by"] == first
 
     def test_no_token_is_ever_logged(self, billing, log_of_http):
         billing.get("/v1/deletions")

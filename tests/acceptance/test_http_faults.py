@@ -1,5 +1,6 @@
 """The HTTP service when something is wrong: Redis away or full, no tokens, a thousand long polls, a stop."""
 
+import hashlib
 import json
 import signal
 import socket
@@ -218,7 +219,10 @@ def table(sha256="a" * 64, scopes='["read"]', accounts='["*"]', name="billing"):
 
 FILES = [
     (None, "names a file that cannot be read: No such file"),
-    ("", "holds no token: `janitor serve --new-token NAME`"),
+    ("", "holds no token: `janitor tokens new NAME` makes a token"),
+    (table(sha256=hashlib.sha256(b"").hexdigest()), "billing.sha256: this is the SHA-256 of nothing"),
+    (table() + 'expires = "2027"\n', "billing.expires: give a date or a time without quotes"),
+    (table() + "expires = 2027\n", "billing.expires: give a date or a time without quotes"),
     ("[billing", "not TOML: "),
     ("billing = 7", "JANITOR_TOKENS_FILE: billing: "),
     (table(sha256="abc"), "billing.sha256: "),

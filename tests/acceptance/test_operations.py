@@ -34,7 +34,7 @@ def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
     server = embedded.find_server()
     cli, (port,) = str(server.with_name(server.name.replace("server", "cli"))), free_ports(1)
     (tmp_path / "backup").mkdir()
-    (tmp_path / "restored").mkdir()
+    (tmp_path / "restored").mkdir(mode=0o700)
     for name in ("done", "waits"):
         api.create(name)
     with embedded.running(tmp_path / "redis") as url:

@@ -1,12 +1,16 @@
-"""The ACL and TLS lines of docs/how-to/secure-redis.md, on a real Redis: the whole system runs through them."""
+"""The system runs through the users of deploy/redis/users.acl, and the TLS of secure-redis.md, on a real Redis."""
 
+import os
 import re
 import selectors
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from contextlib import suppress
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 import redis
@@ -16,15 +20,17 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
-from tests.processes import KEY, ROOT, environment, janitor, records, worker
+from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, skip_before_redis_7, worker
 from worker.app import create_app
 from worker.local import embedded
+from worker.local.supervise import Spec, started
 from worker.redis_url import celery_url, connect
 from worker.sandbox.api import Sandbox
 from worker.settings import Settings
 
 DOCUMENT = (ROOT / "docs" / "how-to" / "secure-redis.md").read_text(encoding="utf-8")
-USERS = dict(re.findall(r"^user (\w+) (on .*)$", DOCUMENT, re.MULTILINE))
+ACL = (ROOT / "deploy" / "redis" / "users.acl").read_text(encoding="utf-8")
+USERS = dict(re.findall(r"^user (\w+) (on .*)$", ACL, re.MULTILINE))
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +54,13 @@ class Urls(dict[str, str]):
 
 @pytest.fixture(scope="module")
 def urls(tmp_path_factory):
-    """A Redis that knows the users of the document and nobody else; the URL of each."""
+    """A Redis that knows these users and nobody else; the URL of each."""
+    skip_before_redis_7()
     state = tmp_path_factory.mktemp("redis")
     with embedded.running(state) as url, redis.Redis.from_url(url, decode_responses=True) as admin:
         for name, rules in USERS.items():
             admin.execute_command("ACL", "SETUSER", name, "reset", *rules.split())
-        assert "\nuser default off\n" in DOCUMENT
+        assert "\nuser default off\n" in ACL
         admin.execute_command("ACL", "SETUSER", "default", "off")  # who is in stays in
         at = embedded.socket_path(state)
         yield Urls(admin, {name: f"unix://{name}:{name.upper()}_PASSWORD@{at}?db=0" for name in USERS})
@@ -116,22 +123,97 @@ def denied(client, *command):
 FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
     "producer": [
         ("HGETALL", "janitor:2:d:some-id"), ("HSET", "janitor:2:paused", "*", "x"), ("DEL", "janitor:2:d:some-id"),
+        ("GET", "janitor:2:schema"), ("SMEMBERS", "janitor:2:accounts"), ("LPUSH", "janitor:2:dead-letters", "x"),
         ("RPOP", "deletions"), ("LRANGE", "deletions", 0, -1), ("LPUSH", "wakeups", "x"), ("KEYS", "*"),
         ("SCAN", 0), ("SET", "celery-task-meta-some-id", "x"), ("DEL", "celery-task-meta-some-id"),
-        ("EVAL", "return 1", 0), ("CONFIG", "GET", "*"), ("FLUSHALL",), ("PUBLISH", "celery-task-meta-x", "x"),
+        ("EVAL", "return 1", 0), ("CONFIG", "GET", "*"), ("CONFIG", "SET", "appendonly", "no"), ("FLUSHALL",),
+        ("PUBLISH", "celery-task-meta-x", "x"), ("PUBLISH", "/0.celery.pidbox", "x"), ("CLIENT", "LIST"),
+        ("SADD", "_kombu.binding.reply.celery.pidbox", "x"), ("SUBSCRIBE", "/0.celery.pidbox"), ("ACL", "LIST"),
     ],
-    "beat": [("HGETALL", "janitor:2:d:some-id"), ("RPOP", "deletions"), ("GET", "celery-task-meta-some-id")],
+    "beat": [
+        ("HGETALL", "janitor:2:d:some-id"), ("RPOP", "deletions"), ("GET", "celery-task-meta-some-id"),
+        ("SET", "deletions", "x"), ("GET", "deletions"), ("SET", "janitor:2:accounts", "x"),
+        ("CONFIG", "GET", "*"), ("PUBLISH", "/0.celery.pidbox", "x"),
+    ],
+    "exporter": [
+        ("HSET", "janitor:2:paused", "*", "x"), ("DEL", "janitor:2:paused"), ("LPUSH", "wakeups", "x"),
+        ("GET", "celery-task-meta-some-id"), ("EVAL", "return 1", 0), ("CONFIG", "GET", "*"), ("KEYS", "*"),
+    ],
+    "backup": [("HGETALL", "janitor:2:d:some-id"), ("SET", "x", "x"), ("FLUSHALL",), ("CONFIG", "GET", "*")],
+    "flower": [
+        ("HGETALL", "janitor:2:d:some-id"), ("LPUSH", "deletions", "x"), ("RPOP", "deletions"), ("DEL", "wakeups"),
+        ("GET", "celery-task-meta-some-id"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("KEYS", "*"),
+    ],
     "http": [("LPUSH", "deletions", "x"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("SCAN", 0)],
-    "operator": [("LPUSH", "deletions", "x"), ("FLUSHALL",), ("CONFIG", "SET", "appendonly", "no"), ("SCAN", 0)],
+    "operator": [
+        ("LPUSH", "deletions", "x"), ("LRANGE", "deletions", 0, -1), ("DEL", "deletions"), ("RPOP", "celery"),
+        ("FLUSHALL",), ("CONFIG", "SET", "appendonly", "no"), ("SCAN", 0), ("PUBLISH", "/0.celery.pidbox", "x"),
+    ],
     "worker": [("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "SET", "appendonly", "no"), ("GET", "somebody-elses")],
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("role", FORBIDDEN)
-def test_nobody_can_do_more_than_the_document_says(urls, role):
+def test_nobody_can_do_more_than_their_line_says(urls, role):
     assert set(FORBIDDEN) == set(USERS)
     with redis.Redis.from_url(urls[role]) as client:
         assert all(denied(client, *command) for command in FORBIDDEN[role])
+
+
+def test_a_producer_can_neither_stop_a_worker_nor_read_a_record(urls, running_worker, api, app, operator):
+    # Given a deletion that a producer asked for,
+    api.create("theirs")
+    record = app.send_task("finetunes.delete", ["theirs"], queue="deletions").get(timeout=60)
+    # when it tells workers to stop, or reads the ledger, then Redis refuses that,
+    with pytest.raises(Exception, match="no permissions"):
+        app.control.shutdown()
+    told = janitor(operator | {"REDIS_URL": urls["producer"]}, "show", record["id"])
+    assert told.returncode == 3
+    assert "permissions" in told.stderr
+    # and the worker still works.
+    assert running_worker.poll() is None
+    assert app.send_task("finetunes.cancel", [record["id"]], queue="deletions").get(timeout=60)
+
+
+def test_beat_sees_that_the_ledger_is_of_a_newer_version(urls, env):
+    # Given a ledger of a newer version,
+    key = Ledger(urls.admin).keys.schema
+    before = urls.admin.get(key)
+    urls.admin.set(key, 99)
+    # when beat starts as its own user of Redis, then it ends with one line.
+    done = janitor(env | {"REDIS_URL": urls["beat"]}, "beat")
+    urls.admin.set(key, before or 1)
+    assert (done.returncode, "the ledger has schema 99" in done.stderr) == (2, True)
+
+
+def test_the_exporter_can_tell_everything(urls, env):
+    # Given the service for Prometheus, which runs as its own user of Redis,
+    urls.refused()
+    (port,) = free_ports(1)
+
+    def scraped():
+        with suppress(OSError), urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return answer.read().decode()
+
+    spec = Spec("metrics", [sys.executable, "-m", "worker.cli", "metrics", "--port", str(port)],
+                env | {"REDIS_URL": urls["exporter"]}, ready=scraped)  # fmt: skip
+    with started(spec):
+        # when it is asked, then the numbers of the ledger are there.
+        assert 'state="scheduled"}' in scraped()
+    assert urls.refused() == []
+
+
+def test_a_backup_is_a_copy_of_everything(urls, tmp_path):
+    # Given a ledger,
+    urls.admin.set("janitor:2:tick", 1)
+    server = embedded.find_server()
+    cli = server.with_name(server.name.replace("server", "cli"))
+    # when `redis-cli --rdb` runs as the user for it, then it writes all of it.
+    place = urls["backup"].partition("@")[2].partition("?")[0]
+    argv = [cli, "-s", place, "--user", "backup", "--rdb", tmp_path / "copy.rdb"]
+    env = {**os.environ, "REDISCLI_AUTH": "BACKUP_PASSWORD"}
+    subprocess.run(argv, env=env, check=True, capture_output=True, timeout=60)
+    assert b"janitor:2:tick" in (tmp_path / "copy.rdb").read_bytes()
 
 
 def test_nobody_comes_in_without_a_user(urls):

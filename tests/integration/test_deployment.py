@@ -17,10 +17,11 @@ from urllib.request import urlopen
 
 import pytest
 import redis
+from celery import Celery
 from ruamel.yaml import YAML
 
 from tasks.durations import parse_duration
-from tests.processes import free_ports
+from tests.processes import free_ports, skip_before_redis_7
 from worker.http.tokens import new_token
 from worker.local.embedded import find_server
 from worker.redis_url import connect
@@ -28,15 +29,24 @@ from worker.settings import Settings, load_settings
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-SERVICES: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "docker-compose.yml")["services"]
+COMPOSE: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "docker-compose.yml")
+COMMANDS = {"operator": COMPOSE["services"].pop("operator")}  # run by people, and not kept running
+SERVICES: dict[str, Any] = COMPOSE["services"]
+ACL = ROOT / "deploy" / "redis" / "users.acl"
+USERS = re.findall(r"^user (\w+) on ", ACL.read_text(encoding="utf-8"), re.M)
 # Without comments; a line for each instruction, and for each command in it.
 DOCKERFILE = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.M)
 DOCKERFILE = re.sub(r"\s*\\\n\s*", " ", DOCKERFILE).replace(" && ", "\n")
 IMAGE_ENVIRONMENT = {"JANITOR_STATE_DIR": "/var/lib/janitor"}
+MORE_SECRETS = {"worker": {"bfl_api_key"}, "http": {"http_tokens"}}
 DOTENV = {"BFL_API_URL": "http://127.0.0.1:8899"}  # what the sandbox profile asks for
 EXAMPLES = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), re.M))
 # Characters that break a careless quoting: in Redis's configuration, in a shell or in a URL.
 PASSWORD = "p@ss w\"or\\d'/:%#$HOME"
+
+
+def password_of(user: str) -> str:
+    return f"{user} {PASSWORD}"
 
 
 def until(condition: Callable[[], object], timeout_seconds: float) -> None:
@@ -63,6 +73,8 @@ class Outside:
             "bind * -::*": "bind 127.0.0.1",
             "0.0.0.0": "127.0.0.1",
             "/run/secrets": f"{folder}/secrets",
+            "/etc/redis/users.acl": str(ACL),
+            "/tmp/users.acl": f"{folder}/users.acl",
             "/var/lib/janitor": f"{folder}/state",
             "dir /data": f"dir {folder}/data",
             "$$": "$",
@@ -72,25 +84,23 @@ class Outside:
     def _make_files(self, server: Path) -> None:
         for name in ("secrets", "state", "data", "bin"):
             (self.folder / name).mkdir()
-        (self.folder / "secrets" / "redis_password").write_text(PASSWORD + "\n", encoding="utf-8")
+        for user in USERS:
+            (self.folder / "secrets" / f"redis_{user}").write_text(password_of(user) + "\n", encoding="utf-8")
         (self.folder / "secrets" / "bfl_api_key").write_text("sandbox-key\n", encoding="utf-8")
         (self.folder / "secrets" / "http_tokens").write_text(new_token("somebody")[1], encoding="utf-8")
         for tool in ("server", "cli"):
             found = server.with_name(server.name.replace("server", tool))  # Valkey's have other names
             (self.folder / "bin" / f"redis-{tool}").symlink_to(found)
-        if "v=6." in subprocess.check_output([server, "--version"], text=True):
-            self.places["-listpack-"] = "-ziplist-"  # its name before Redis 7
 
     def here(self, text: str) -> str:
         """`text` as Compose hands it over, with a container's places replaced by this machine's.
 
-        Secrets and state become temporary files, ports free ones, addresses loopback, `$$` a `$`; nothing else,
-        but for the one setting that has another name where the Redis found here is older than the image's.
+        Secrets and state become temporary files, ports free ones, addresses loopback, `$$` a `$`; nothing else.
         """
         return re.sub("|".join(map(re.escape, self.places)), lambda found: self.places[found[0]], text)
 
     def environment(self, name: str) -> dict[str, str]:
-        given = IMAGE_ENVIRONMENT | DOTENV | SERVICES[name].get("environment", {})
+        given = IMAGE_ENVIRONMENT | DOTENV | (SERVICES | COMMANDS)[name].get("environment", {})
         found = {key: self.here(value) for key, value in given.items()}
         return found | {"PATH": f"{self.folder}/bin:{BIN}:{os.environ['PATH']}"}
 
@@ -121,8 +131,8 @@ class Outside:
     def says(self, name: str, text: str) -> bool:
         return text in (self.folder / f"{name}.log").read_text(encoding="utf-8")
 
-    def redis(self, password: str | None) -> redis.Redis:
-        login = f":{quote(password, safe='')}@" if password else ""
+    def redis(self, user: str | None, password: str | None) -> redis.Redis:
+        login = f"{user or ''}:{quote(password, safe='')}@" if password else ""
         return connect(f"redis://{login}{self.places['redis:6379']}/0", patient=False)
 
     def end(self, *names: str) -> None:
@@ -152,6 +162,7 @@ def composed(folder: Path) -> Iterator[Outside]:
 
 @pytest.fixture(scope="module")
 def outside(tmp_path_factory):
+    skip_before_redis_7()
     with composed(tmp_path_factory.mktemp("compose")) as outside:
         until(lambda: outside.says("worker", "ready"), 60)
         yield outside
@@ -163,13 +174,43 @@ def outside(tmp_path_factory):
 class TestServices:
     def test_redis_keeps_every_write_and_evicts_nothing(self, outside):
         expected = {"appendonly": "yes", "appendfsync": "always", "maxmemory-policy": "noeviction", "save": ""}
-        with outside.redis(PASSWORD) as client:
+        with outside.redis("operator", password_of("operator")) as client:
             assert {name: client.config_get(name)[name] for name in expected} == expected
 
-    @pytest.mark.parametrize("password", [None, "wrong"])
-    def test_redis_refuses_who_does_not_know_the_password(self, outside, password):
-        with outside.redis(password) as client, pytest.raises(redis.AuthenticationError):
+    @pytest.mark.parametrize(
+        ("user", "password"),
+        [(None, None), ("default", PASSWORD), ("operator", "wrong"), ("operator", password_of("worker"))],
+    )
+    def test_redis_refuses_who_does_not_know_the_password_of_a_user(self, outside, user, password):
+        with outside.redis(user, password) as client, pytest.raises(redis.AuthenticationError):
             client.ping()
+
+    @pytest.mark.parametrize("user", USERS)
+    def test_redis_knows_each_user_by_its_password_file(self, outside, user):
+        with outside.redis(user, password_of(user)) as client:
+            assert client.ping()
+
+    def test_a_producer_asks_for_a_deletion_and_can_neither_read_records_nor_stop_workers(self, outside):
+        # Given a service of another team, which joins the network as `producer`,
+        login = f"producer:{quote(password_of('producer'), safe='')}"
+        url = f"redis://{login}@{outside.places['redis:6379']}/0"
+        app = Celery("somebody-else", broker=url, backend=url, set_as_current=False)
+        # when it asks for a deletion and for its result, then it gets it;
+        with pytest.raises(Exception, match="not_found"):
+            app.send_task("finetunes.delete", ["never-there"], queue="deletions").get(timeout=60)
+        # when it reads the ledger, looks at Redis or talks to workers, then Redis refuses.
+        with outside.redis("producer", password_of("producer")) as client:
+            for command in (["GET", "janitor:2:schema"], ["CONFIG", "GET", "*"], ["RPOP", "deletions"]):
+                with pytest.raises(redis.exceptions.NoPermissionError):
+                    client.execute_command(*command)
+        with pytest.raises(Exception, match="no permissions"):
+            app.control.shutdown()
+
+    def test_people_run_the_command_as_the_operator_without_a_key(self, outside):
+        assert COMMANDS["operator"]["secrets"] == ["redis_operator"]
+        argv = json.loads(re.findall(r"^ENTRYPOINT (.*)$", DOCKERFILE, re.M)[0])
+        done = outside.run("operator", [*argv, "list"], 60)
+        assert done.returncode == 0, done.stderr
 
     @pytest.mark.parametrize("name", SERVICES)
     def test_each_service_passes_its_health_check(self, outside, name):
@@ -201,14 +242,33 @@ def test_a_health_check_fails_where_nothing_runs(tmp_path, name):
     assert not Outside(tmp_path).is_healthy(name)
 
 
+def test_a_user_without_a_password_is_refused_before_redis_starts(tmp_path):
+    # Given a password file that was forgotten,
+    outside = Outside(tmp_path)
+    (tmp_path / "secrets" / "redis_beat").write_text("\n", encoding="utf-8")
+    # when Redis is started, then nobody can come in without a password: it says which file, and ends.
+    outside.start("redis")
+    assert outside.processes["redis"].wait(30) == 1
+    assert outside.says("redis", "secrets/redis_beat is empty")
+
+
 class TestFiles:
     def test_the_compose_file_follows_the_compose_specification(self):
         argv = [f"{BIN}/check-jsonschema", "--builtin-schema", "vendor.compose-spec", f"{ROOT}/docker-compose.yml"]
         done = subprocess.run(argv, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout
 
+    def test_each_service_has_one_user_and_only_workers_have_the_key(self):
+        given = {name: set(service.get("secrets", [])) for name, service in (SERVICES | COMMANDS).items()}
+        assert given.pop("redis") == {f"redis_{user}" for user in USERS}
+        assert given.pop("sandbox") == set()
+        assert given == {name: {f"redis_{name}"} | MORE_SECRETS.get(name, set()) for name in given}
+        assert COMPOSE["secrets"].keys() == {f"redis_{user}" for user in USERS}.union(*MORE_SECRETS.values())
+        assert COMPOSE["configs"]["redis_users"]["file"] == "./deploy/redis/users.acl"
+
     def test_no_dollar_is_left_for_compose_to_take_as_a_variable(self):
-        assert "$" not in (ROOT / "docker-compose.yml").read_text(encoding="utf-8").replace("$$", "")
+        text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8").replace("$$", "")
+        assert "$" not in re.sub(r"^ *#.*", "", text, flags=re.M)
 
     @pytest.mark.parametrize("name", SERVICES)
     def test_each_service_is_confined_bounded_and_kept_running(self, name):

@@ -137,10 +137,99 @@ def test_without_any_server_it_says_what_to_install(tmp_path, monkeypatch):
         embedded.find_server()
 
 
-def test_a_folder_that_others_may_write_to_is_refused(tmp_path):
-    tmp_path.chmod(0o777)
-    with pytest.raises(EmbeddedRedisError, match="not a folder that only you can write to"):
-        embedded.spec(tmp_path)
+@pytest.fixture
+def no_umask():
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("no_umask")
+@pytest.mark.parametrize("name", ["state", "long-" * 40], ids=["short", "too long for a socket"])
+def test_everything_belongs_to_its_user_alone_whatever_the_umask(tmp_path, name):
+    # Given a shell that takes no permission away from new files, and a folder whose parent does not exist either,
+    state_dir = tmp_path / "parent" / name
+    # when the embedded Redis runs and writes there,
+    with embedded.running(state_dir) as url, client(url) as store:
+        store.set("kept", "yes")
+        at = embedded.socket_path(state_dir)
+        paths = [tmp_path / "parent", state_dir, *state_dir.rglob("*"), at.parent, at]
+        loose = [path for path in paths if path.lstat().st_mode & 0o077]
+    # then nobody else can open any of it.
+    assert {path.name for path in paths} >= {"up.lock", "redis-version", "redis.log", "redis.sock"}
+    assert loose == []
+
+
+def others_may_read(folder):
+    folder.chmod(0o755)
+    (folder / "somebody's").touch()
+
+
+def others_may_write(folder):
+    folder.chmod(0o777)
+
+
+def of_another_user(folder):
+    os.chown(folder, 12345, 12345)
+
+
+def a_link_of_another_user(folder):
+    folder.rename(folder.with_name("elsewhere"))
+    folder.symlink_to(folder.with_name("elsewhere"))
+    os.chown(folder, 12345, 12345, follow_symlinks=False)
+
+
+def a_lock_that_is_a_link(folder):
+    (folder.parent / "precious").write_text("keep me")
+    (folder / "up.lock").symlink_to(folder.parent / "precious")
+
+
+FOLDERS = [
+    (others_may_read, r"others may look into it: `chmod 700 .*`\): set JANITOR_STATE_DIR"),
+    (others_may_write, r"others may write to it: `chmod 700 .*`.*set JANITOR_STATE_DIR"),
+    (of_another_user, r"it belongs to another user\): set JANITOR_STATE_DIR"),
+    (a_link_of_another_user, r"it belongs to another user\): set JANITOR_STATE_DIR"),
+    (a_lock_that_is_a_link, r"Too many levels of symbolic links\): set JANITOR_STATE_DIR"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "words"), FOLDERS, ids=[row[0].__name__ for row in FOLDERS])
+def test_a_folder_that_is_not_its_users_alone_is_refused_in_one_line(tmp_path, spoil, words):
+    # Given such a folder,
+    folder = tmp_path / "state"
+    folder.mkdir(0o700)
+    if "another_user" in spoil.__name__ and os.getuid():
+        pytest.skip("only root can give a folder away")
+    spoil(folder)
+    before = folder.stat().st_mode
+    # when `janitor up` starts there, then it says in one line what to do, and changes nothing.
+    refused = pytest.raises(EmbeddedRedisError, match=rf"^the folder .* cannot be used \({words}.*$")
+    with refused, embedded.lock(folder):
+        pass
+    assert folder.stat().st_mode == before
+    assert not (tmp_path / "precious").exists() or (tmp_path / "precious").read_text() == "keep me"
+
+
+@pytest.mark.parametrize("spoil", [others_may_write, of_another_user])
+def test_no_command_talks_to_the_redis_of_a_folder_that_others_control(tmp_path, spoil):
+    if spoil is of_another_user and os.getuid():
+        pytest.skip("only root can give a folder away")
+    with embedded.running(tmp_path):
+        spoil(tmp_path)
+        with pytest.raises(EmbeddedRedisError, match="cannot be used"):
+            embedded.find_running(tmp_path)
+        os.chown(tmp_path, os.getuid(), os.getgid())
+        tmp_path.chmod(0o700)
+
+
+def test_a_folder_of_ours_that_others_may_look_into_is_closed(tmp_path):
+    # Given a folder that an earlier `janitor up` has used, and that was opened since then,
+    with embedded.running(tmp_path):
+        pass
+    tmp_path.chmod(0o755)
+    # when it starts again, then the folder is its user's alone.
+    with embedded.running(tmp_path):
+        assert stat.S_IMODE(tmp_path.stat().st_mode) == 0o700
 
 
 def test_what_it_cannot_start_with_is_said(tmp_path):

@@ -4,7 +4,7 @@ from datetime import timedelta
 
 import pytest
 
-from tasks.errors import LedgerFull, LedgerRefused, LedgerUnavailable, WrongLedger
+from tasks.errors import LedgerFull, LedgerRefused, LedgerUnavailable, UnknownDeletion, WrongLedger
 from tasks.ledger import queries
 from tasks.ledger.queries import Filter, get, known_accounts, list_deletions, stopped_accounts
 from tasks.ledger.scripts import script_names, script_text
@@ -155,7 +155,7 @@ class TestServerTrouble:
         assert (finished.word, following.claim.id) == ("done", "r2")
 
     def test_and_by_plain_commands(self, swapping):
-        assert swapping.new_callbacks_nonce("r1")
+        assert swapping.new_callbacks_nonce("r1")[0]
 
     def test_a_server_that_has_forgotten_the_scripts_gets_them_again(self, ledger):
         accept(ledger, asking(id="r1"))
@@ -349,8 +349,8 @@ class TestForgery:
 
     def test_callbacks_run_once_and_only_for_our_own_message(self, ledger):
         accept(ledger, asking(id="r1", source="name", callbacks={"link": ["theirs"]}))
-        nonce = ledger.new_callbacks_nonce("r1")
-        assert ledger.new_callbacks_nonce("r1") is None, "one message is on its way"
+        nonce, _ = ledger.new_callbacks_nonce("r1")
+        assert ledger.new_callbacks_nonce("r1")[0] is None, "one message is on its way"
         assert not ledger.take_callbacks_nonce("r1", "forged")
         assert not ledger.take_callbacks_nonce("r2", nonce)
         assert [ledger.take_callbacks_nonce("r1", nonce) for _ in range(2)] == [True, False]
@@ -452,3 +452,19 @@ class TestOneAccountStop:
         finish(ledger, held, "back", attempt=1, delay=timedelta(seconds=20), found={"unclear_at": clocked.at_ms})
         assert clocked.after(minutes=1).maintain("default", PERMITS).wake
         assert claim(ledger).kind == "resolve"
+
+
+class TestDamagedRecords:
+    @pytest.mark.parametrize("damage", ["another type", "a field that is no number", "no field at all"])
+    def test_one_hides_no_other_and_is_not_called_unknown(self, ledger, damage):
+        accept(ledger, asking(id="fine"), asking(id="damaged"))
+        key = ledger.keys.deletion("damaged")
+        if damage == "a field that is no number":
+            ledger.redis.hset(key, "due_at", "junk")
+        else:
+            ledger.redis.delete(key)
+            ledger.redis.set(key, "x") if damage == "another type" else ledger.redis.hset(key, "x", "y")
+        assert [one.id for one in list_deletions(ledger, Filter()).deletions] == ["fine"]
+        with pytest.raises(UnknownDeletion, match="the record of 'damaged' cannot be read"):
+            get(ledger, "damaged")
+        assert claim(ledger).id == "fine"

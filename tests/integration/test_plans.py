@@ -475,6 +475,24 @@ class TestTick:
         cleaner_of(self.next_window(clocked), api).tick([edited])
         assert [plan.applied_at is not None for plan in list_plans(ledger)] == [True]
 
+    @pytest.mark.parametrize(
+        "meanwhile", [[], [replace(OLD, name="other", schedule="0 4 * * *")], [replace(OLD, schedule=None)]]
+    )
+    def test_a_policy_that_was_out_of_the_file_waits_for_its_time_again(self, ledger, api, clocked, meanwhile):
+        # Given a policy that applies its plans, and a file without it (or one that is refused) at its time
+        policy = replace(self.DAILY, mode="apply")
+        cleaner_of(ledger, api).tick([policy])
+        due = self.next_window(clocked)
+        cleaner_of(due, api).tick(meanwhile)
+        # When it is put back unchanged
+        for _ in range(3):
+            cleaner_of(due, api).tick([policy])
+        # Then the run that it missed is not made up for
+        assert list_plans(ledger) == []
+        # And its first run is the next one.
+        cleaner_of(self.next_window(clocked), api).tick([policy])
+        assert [plan.applied_at is not None for plan in list_plans(ledger)] == [True]
+
     def test_a_run_that_another_worker_is_making_is_left_to_it(self, ledger, api, clocked, monkeypatch):
         cleaner_of(ledger, api).tick([self.DAILY])
         due = self.next_window(clocked)

@@ -1,4 +1,4 @@
-"""A producer that nobody here wrote, in another language: celery-node sends by name and reads the result."""
+"""Producers in another language: celery-node, which nobody here wrote, by name, and Node's own fetch over HTTP."""
 
 import json
 import re
@@ -7,6 +7,7 @@ import subprocess
 import pytest
 import redis
 
+from tests.acceptance.http import secret_of, served, token_file
 from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, started, worker
 from worker.local import embedded
 from worker.local.supervise import Spec
@@ -35,15 +36,20 @@ def redis_url(tmp_path_factory):
         yield f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
 
 
-def ask(redis_url, finetune):
-    """What the documented client prints: the deletion's id with its record, or with the error."""
+def run(mark, *arguments):
+    """What the documented program prints."""
     (code,) = re.findall(
-        r"<!-- tested: node -->\n```js\n(.*?)```", (ROOT / "docs/how-to/producers.md").read_text(), re.DOTALL
+        rf"<!-- tested: {mark} -->\n```js\n(.*?)```", (ROOT / "docs/how-to/producers.md").read_text(), re.DOTALL
     )
-    argv = ["node", "-", redis_url, finetune]
-    done = subprocess.run(argv, input=code, cwd=HERE, capture_output=True, text=True, timeout=60, check=False)
+    argv = ["node", "-", *arguments]
+    done = subprocess.run(argv, cwd=HERE, input=code, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def ask(redis_url, finetune):
+    """By Celery: the deletion's id with its record, or with the error."""
+    return run("node", redis_url, finetune)
 
 
 def test_its_deletion_ends_in_deleted_and_it_reads_the_result(redis_url, tmp_path):
@@ -62,3 +68,14 @@ def test_its_deletion_ends_in_deleted_and_it_reads_the_result(redis_url, tmp_pat
     assert refused["error"] == "FAILURE"
     assert refused["details"]["exc_type"] == "DeletionNotDone"
     assert refused["details"]["exc_message"][0]["state"] == "not_found"
+
+
+def test_its_fetch_asks_over_http_and_reads_the_record(redis_url, tmp_path):
+    with Sandbox(keys={KEY}, latency_seconds=0) as api:
+        api.create("by-fetch")
+        env = environment(redis_url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_TOKENS_FILE=token_file(tmp_path))
+        with worker(env, tmp_path / "log"), served(env, tmp_path / "http.log") as (base, _):
+            record = run("fetch", base, secret_of("billing"), "order-4714", "by-fetch")
+        assert api.finetunes() == []
+    assert (record["state"], record["source"], record["requested_by"]) == ("deleted", "http", "billing")
+    assert record["asked_at"] < record["created_at"], "requested_at was sent"

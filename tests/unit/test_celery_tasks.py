@@ -367,6 +367,16 @@ def test_callbacks_run_by_a_message_of_our_own_that_proves_it(worker):
     assert len(worker.sent) == 1
 
 
+def test_callbacks_that_cannot_be_published_are_given_up_after_five_messages(worker):
+    with_callbacks(worker)
+    for _ in range(8):
+        # When a minute is over, and the callbacks have not run
+        worker.ledger.redis.delete(worker.ledger.keys.callbacks_nonce("t1"))
+        write_results(worker.app, worker.ledger, ["t1"])
+    assert (len(worker.sent), worker.ledger.callbacks("t1")) == (5, None)
+    assert worker.ledger.redis.zscore(worker.ledger.keys.results, "t1") is None
+
+
 @pytest.mark.parametrize("forged", ["true", "0" * 32, True, ["x"]])
 def test_a_forged_header_runs_and_forgets_no_callbacks(worker, forged):
     with_callbacks(worker)

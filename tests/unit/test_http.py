@@ -1,7 +1,6 @@
 """What the HTTP service decides without a network: bounds of a body, ids from keys, options of its socket."""
 
 import asyncio
-import hashlib
 import socket
 import uuid
 from collections.abc import MutableMapping
@@ -11,10 +10,9 @@ import pytest
 from starlette.exceptions import HTTPException
 
 from tasks.errors import InvalidRequest
-from worker.http import tokens
+from worker.http import guard
 from worker.http.models import NewDeletions
 from worker.http.server import listen
-from worker.http.tokens import Token
 
 
 def read(messages):
@@ -26,7 +24,7 @@ def read(messages):
         return messages.pop(0)
 
     async def all_of_it():
-        bounded = tokens._bounded(receive)
+        bounded = guard._bounded(receive)
         got: list[MutableMapping[str, Any]] = []
         while not got or got[-1].get("more_body"):
             got.append(await bounded())
@@ -40,15 +38,15 @@ def chunk(body, *, more):
 
 
 def test_a_body_up_to_the_limit_is_read_and_one_byte_more_is_not():
-    half = b"x" * (tokens.MOST_BYTES // 2)
-    assert len(read([chunk(half, more=True), chunk(half, more=False)])) == tokens.MOST_BYTES
+    half = b"x" * (guard.MOST_BYTES // 2)
+    assert len(read([chunk(half, more=True), chunk(half, more=False)])) == guard.MOST_BYTES
     with pytest.raises(HTTPException) as refused:
         read([chunk(half, more=True), chunk(half, more=True), chunk(b"x", more=True)])
     assert refused.value.status_code == 413
 
 
 def test_a_body_that_trickles_is_given_up(monkeypatch):
-    monkeypatch.setattr(tokens, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.05)
     with pytest.raises(HTTPException) as refused:
         read([chunk(b"{", more=True)])
     assert refused.value.status_code == 408
@@ -104,25 +102,6 @@ def test_a_finetune_twice_is_refused_in_any_spelling():
     lower = "0e7a1f1e-2a0f-4b65-9d0a-5f2f5c0f9a11"
     with pytest.raises(InvalidRequest, match=f"deletions has 'default/{lower}' twice"):
         asked(None, lower, lower.upper())
-
-
-def test_a_token_file_with_the_digest_of_nothing_lets_nobody_in():
-    # Given a token whose secret is the empty text,
-    digest_of_nothing = hashlib.sha256(b"").hexdigest()
-    token = Token(name="empty", sha256=digest_of_nothing, scopes=("admin",), accounts=("*",))
-    answers = []
-
-    async def send(message):
-        answers.append(message)
-
-    async def never(*_):
-        raise AssertionError("it was let in")
-
-    # when a request comes without a secret, then it is refused.
-    for given in ([], [(b"authorization", b"Bearer ")], [(b"authorization", b"Bearer")]):
-        scope = {"type": "http", "path": "/v1/deletions", "headers": given}
-        asyncio.run(tokens.Guard(never, [token])(scope, never, send))
-    assert [one["status"] for one in answers if "status" in one] == [401, 401, 401]
 
 
 def test_answers_do_not_wait_for_acknowledgements():

@@ -1,6 +1,7 @@
 """Maintenance: what each round does, and that nothing ends its threads."""
 
 import json
+import queue
 import threading
 from datetime import timedelta
 from typing import Any
@@ -40,13 +41,27 @@ def maintenance(ledger, *accounts, **more):
     woken: list[str] = []
     written: list[str] = []
     allowed: list[bool] = []
+
+    def wake(account):
+        woken.append(account)
+        return True
+
     usual: dict[str, Any] = {
         "ledger": ledger, "readers": dict.fromkeys(accounts or ["default"], FakeApi()), "max_concurrent": 8,
-        "process": "host:1 0.2", "wake": woken.append, "write_results": written.extend, "consume": allowed.append,
-        "every": timedelta(seconds=1), "stopping": threading.Event(), "clock": Clock(),
+        "process": "host:1 0.2", "wake": wake, "run": None, "write_results": written.extend,
+        "consume": allowed.append, "every": timedelta(seconds=1), "stopping": threading.Event(), "clock": Clock(),
     }  # fmt: skip
     made = Maintenance(**{**usual, **more})
     return made, woken, written, allowed
+
+
+def test_a_runner_starts_here_if_no_wake_up_can_be_published(clocked):
+    ledger, ran = clocked(), queue.SimpleQueue()
+    made, *_ = maintenance(ledger, wake=lambda account: False, run=ran.put)
+    made.round()
+    ledger.accept([asking()], wake=False)
+    made.round()
+    assert ran.get(timeout=10) == "default"
 
 
 def test_a_round_registers_the_account_and_wakes_it_for_what_is_due(clocked):

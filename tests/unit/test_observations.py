@@ -159,6 +159,20 @@ def test_a_finetune_is_younger_than_a_request_only_beyond_the_tolerance(skew, bo
     assert existed(seen, asked_at, NOW) is there
 
 
+@pytest.mark.parametrize(
+    ("born_hours_after_request", "zone_hours", "there"),
+    [(0.1, -7, None), (0.1, 9, None), (-1, 0, None), (-15, -12, True), (-40, 0, True), (15, 0, False)],
+)
+def test_a_creation_time_without_its_zone_decides_only_if_no_zone_could_change_that(
+    born_hours_after_request, zone_hours, there
+):
+    # Given an API that writes its local time and says nothing of the zone
+    now = NOW + timedelta(hours=16)
+    local = NOW + timedelta(hours=born_hours_after_request + zone_hours)
+    seen = found(f"{local:%Y-%m-%dT%H:%M:%S}", now)
+    assert existed(seen, NOW, now) is there
+
+
 def test_without_a_usable_creation_time_nothing_is_known():
     assert existed(found("2026-02-01"), NOW, NOW) is None
     assert found("x").tolerance == timedelta(seconds=5)

@@ -29,8 +29,9 @@ def test_what_is_not_given_is_careful():
     )
 
 
-def test_no_policy_is_fine_and_does_nothing():
-    assert parse_policies("policy = []\n") == ()
+@pytest.mark.parametrize("text", ["policy = []\n", "", "# no policies any more\n"])
+def test_no_policy_is_fine_and_does_nothing(text):
+    assert parse_policies(text) == ()
 
 
 FINE = "name = 'a'\nolder_than = '30d'\n"
@@ -89,6 +90,35 @@ NO_PATTERNS = [
 def test_another_notation_is_refused_and_not_read_as_plain_text(key, pattern):
     with pytest.raises(PolicyError, match=rf"^line 4: {key}: .* is not a pattern: give "):
         parse_policies(f"[[policy]]\n{FINE}{key} = ['test-*', '{pattern}']\n")
+
+
+MEANT = {
+    "prod-*,demo-*": "did you mean ['prod-*', 'demo-*']?",
+    "prod-*; demo-*": "did you mean ['prod-*', 'demo-*']?",
+    "prod-* demo-*": "did you mean ['prod-*', 'demo-*']?",
+    "prod-* ": "did you mean 'prod-*'?",
+    "{prod,demo}-*": "did you mean ['prod-*', 'demo-*']?",
+    "(prod|demo)-.*": "did you mean ['prod-*', 'demo-*']?",
+    "prod-*|demo-*": "did you mean ['prod-*', 'demo-*']?",
+    "^prod-.*$": "did you mean 'prod-*'?",
+    "^prod-": "did you mean 'prod-*'?",
+    "-final$": "did you mean '*-final'?",
+    "^prod-main$": "did you mean 'prod-main'?",
+    "prod-.+": "did you mean 'prod-?*'?",
+    "!prod-*": "give what must stay as `protect`",
+    # What cannot be told is not guessed at.
+    "prod-\\w*": "several patterns are a list of texts",
+    "prod-%": "several patterns are a list of texts",
+    "{prod,{a,b}}-*": "several patterns are a list of texts",
+    ",": "several patterns are a list of texts",
+}
+
+
+@pytest.mark.parametrize("pattern", MEANT)
+def test_the_notation_that_was_meant_is_named(pattern):
+    with pytest.raises(PolicyError) as raised:
+        parse_policies(f"[[policy]]\n{FINE}protect = '{pattern}'\n")
+    assert str(raised.value).endswith(MEANT[pattern])
 
 
 @pytest.mark.parametrize("pattern", ["prod-", "prod_", "PROD-"])

@@ -9,6 +9,7 @@ import click
 
 from tasks.api.errors import ApiError
 from tasks.errors import JanitorError, LedgerUnavailable, PlanRefused, UnknownDeletion, UnknownPlan
+from worker.cli.text import visible
 
 # command: (module below worker.cli, what it does)
 _COMMANDS = {
@@ -32,6 +33,7 @@ _COMMANDS = {
     "worker": ("processes", "Run a worker."),
     "beat": ("processes", "Run beat, which starts scheduled cleanups."),
     "serve": ("processes", "Run the HTTP service."),
+    "tokens": ("tokens", "Make, list and revoke tokens of the HTTP service."),
     "metrics": ("processes", "Serve Prometheus metrics."),
     "sandbox": ("processes", "Run a simulated BFL API."),
 }
@@ -49,6 +51,15 @@ class _LazyGroup(click.Group):
         module = import_module(f"worker.cli.{_COMMANDS[cmd_name][0]}")
         command: click.Command = getattr(module, "list_" if cmd_name == "list" else cmd_name.replace("-", "_"))
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.exceptions.NoSuchCommand as error:
+            # click suggests only what is loaded.
+            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- click's
         with formatter.section("Commands"):
@@ -80,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         code = 130
     except JanitorError as error:
-        click.echo(f"Error: {error}", err=True)
+        click.echo(f"Error: {visible(str(error))}", err=True)
         code = exit_code(error)
     except BrokenPipeError:
         _drop_stdout()

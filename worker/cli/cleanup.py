@@ -1,20 +1,23 @@
 """Commands about stale finetunes: check, plan, show, list, apply."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from pathlib import Path
 
 import click
 
-from tasks.cleanup.plans import Plan, apply_plan, get_plan, list_plans
+from tasks.cleanup.plans import APPLY_WITHIN, Plan, apply_plan, get_plan, list_plans
 from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import Item
 from tasks.durations import format_duration
 from tasks.errors import InvalidRequest
 from worker.cli import WRONG_USAGE, options
+from worker.cli.asking import NOT_AGREED, agree_to_plan
 from worker.cli.options import as_json
-from worker.cli.output import local, note, print_record, print_table
+from worker.cli.output import note, print_record, print_table, warn_of_confusing
 from worker.cli.session import Session, login, progress
+from worker.cli.text import nearest
+from worker.cli.times import local
 
 
 @click.group()
@@ -94,19 +97,25 @@ def list_(*, limit: int) -> None:
 
 @cleanup.command()
 @click.argument("id_", metavar="PLAN_ID")
+@options.yes
 @options.json
-def apply(*, id_: str) -> int:
+def apply(*, id_: str, yes: bool) -> int:
     """Ask for exactly the deletions of a plan, after the policy's time of grace.
 
     Each is bound to the incarnation that the plan saw. What was used, protected, replaced or asked for since is
     kept. A plan that is blocked, or older than 24 hours, is refused with exit code 1. The same plan applied again
-    asks for nothing again.
+    asks for nothing again. On a terminal it shows what it will do, and asks.
 
     \b
     janitor cleanup apply 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11
     """
     session = Session()
     plan = get_plan(session.ledger, id_)
+    # What is refused, or asks for nothing again, needs no answer.
+    is_old = datetime.now(UTC) - plan.created_at > APPLY_WITHIN
+    asks = plan.deletions and not (plan.blocked or plan.applied_at or is_old)
+    if asks and not agree_to_plan(plan, datetime.now(UTC) + timedelta(seconds=plan.grace_seconds), yes=yes):
+        return NOT_AGREED
     applied = apply_plan(session.ledger, session.intake, plan, requested_by=login())
     for one in applied:
         if one.deletion is None:
@@ -128,7 +137,8 @@ def _named(policies: tuple[Policy, ...], name: str | None) -> tuple[Policy, ...]
     found = tuple(policy for policy in policies if name in (None, policy.name))
     if name is not None and not found:
         known = ", ".join(policy.name for policy in policies) or "none"
-        raise InvalidRequest(f"no policy is called {name!r}: there are {known}")
+        like = nearest(name, [policy.name for policy in policies])
+        raise InvalidRequest(f"no policy is called {name!r}: there are {known}{like}")
     if not found:
         note("no policy: nothing to plan")
     return found
@@ -141,6 +151,7 @@ def _print(plan: Plan) -> None:
     items = sorted(plan.items, key=attrgetter("action"))
     cells = attrgetter("action", "finetune_id", "reason")
     print_table(items, Item.to_json, ("ACTION", "FINETUNE", "REASON"), cells)
+    warn_of_confusing(item.finetune_id for item in items)
     totals = f"{plan.deletions} of {plan.total} finetunes of account {plan.account} to delete"
     grace = format_duration(timedelta(seconds=plan.grace_seconds))
     note(f"plan {plan.id} of {plan.policy}, {local(plan.created_at)}: {totals}, after {grace}")

@@ -3,14 +3,13 @@
 import click
 
 from tasks.durations import parse_time
-from tasks.ledger import Ledger
-from tasks.ledger.dead_letters import DeadLetter, drop_dead_letters, list_dead_letters
-from tasks.ledger.queries import known_accounts, stopped_accounts
-from tasks.records import check_account
+from tasks.ledger.dead_letters import DeadLetter, drop_dead_letters, list_dead_letters, requeue_dead_letters
+from tasks.ledger.queries import stopped_accounts
 from tasks.text import one_line
 from worker.cli import options
-from worker.cli.output import local, note, print_record, print_table
+from worker.cli.output import note, print_record, print_table
 from worker.cli.session import Session
+from worker.cli.times import local
 
 EVERY_ACCOUNT = "*"
 
@@ -29,8 +28,8 @@ def pause(*, account: str | None, reason: str | None) -> None:
     janitor pause --reason "checking a complaint"
     janitor pause --account emea
     """
-    ledger = Session().ledger
-    ledger.account(_scope(ledger, account), "pause", reason=one_line(reason) if reason else None)
+    ledger = Session(account).ledger
+    ledger.account(account or EVERY_ACCOUNT, "pause", reason=one_line(reason) if reason else None)
     note(f"paused: {account or 'all accounts'}; {_how_to_resume(account)}")
 
 
@@ -46,8 +45,8 @@ def resume(*, account: str | None) -> None:
     janitor resume
     janitor resume --account emea
     """
-    ledger = Session().ledger
-    ledger.account(_scope(ledger, account), "resume")
+    ledger = Session(account).ledger
+    ledger.account(account or EVERY_ACCOUNT, "resume")
     note(f"resumed: {account or 'all accounts'}")
     for name, stop in stopped_accounts(ledger).items():
         if stop.paused is not None and (account is None or name == EVERY_ACCOUNT):
@@ -56,7 +55,7 @@ def resume(*, account: str | None) -> None:
 
 @click.group("dead-letters")
 def dead_letters() -> None:
-    """List, show or drop messages that could not be read.
+    """List, show, send again or drop messages that could not be read.
 
     A worker kept them and did not carry them out: what producers send by name must be Celery tasks in JSON.
 
@@ -100,6 +99,23 @@ def show(*, id_: str) -> int:
 
 @dead_letters.command()
 @options.ids_if_any
+def requeue(*, ids: options.Ids) -> int:
+    """Send messages again to their queue, as when what refused them is mended.
+
+    \b
+    janitor dead-letters requeue 3f1c0a9b7d21
+    """
+    from worker.message_fields import QUEUES  # noqa: PLC0415 -- Celery, which no other command here needs
+
+    if not ids:
+        raise click.UsageError("give the ids of messages, see janitor dead-letters list")
+    sent = requeue_dead_letters(Session().ledger, set(ids), QUEUES)
+    note(f"{len(sent)} sent again")
+    return _unknown(set(ids) - sent)
+
+
+@dead_letters.command()
+@options.ids_if_any
 @click.option("--all", "every", is_flag=True, help="All that there are now.")
 def drop(*, ids: options.Ids, every: bool) -> int:
     """Drop messages, permanently.
@@ -114,10 +130,6 @@ def drop(*, ids: options.Ids, every: bool) -> int:
     dropped = drop_dead_letters(ledger, wanted)
     note(f"{len(dropped)} dropped")
     return _unknown(wanted - dropped)
-
-
-def _scope(ledger: Ledger, account: str | None) -> str:
-    return check_account(account, known_accounts(ledger)) if account else EVERY_ACCOUNT
 
 
 def _how_to_resume(account: str | None) -> str:

@@ -14,9 +14,10 @@ from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import DAY, Finetune, Item
 from tasks.durations import iso
 from worker.cli import options
-from worker.cli.options import Ids
-from worker.cli.output import note, print_table
+from worker.cli.options import Ids, known_account
+from worker.cli.output import note, print_table, some, warn_of_confusing
 from worker.cli.session import Session, progress
+from worker.cli.times import local
 
 
 @click.command()
@@ -35,19 +36,22 @@ def finetunes(*, account: str, file: Path | None) -> None:
     session = Session()
     file = file or session.settings.policy_file
     policies = [policy for policy in (read_policies(file) if file else ()) if policy.account == account]
+    cleaner = session.cleaner
+    known_account(account, session.settings.accounts)
     with progress(f"reading account {account}") as advance:
-        found = session.cleaner.survey(account, policies, advance)
+        found = cleaner.survey(account, policies, advance)
     verdicts = zip(found.finetunes(), *map(found.select, policies), strict=True)
     rows = [(one, dict(zip(policies, items, strict=True))) for one, *items in verdicts]
     headings = ("FINETUNE", "AGE", "LAST USE", "PROTECTED", *(policy.name.upper() for policy in policies))
     print_table(rows, lambda row: _as_json(found, *row), headings, lambda row: _cells(found, *row))
+    warn_of_confusing(one.id for one, _ in rows)
     note(f"{len(rows)} finetunes in account {account}" + ("" if policies else "; no policy is for it"))
 
 
 @click.command()
 @options.ids
 @options.account
-@click.option("--until", type=options.LATER_TIME, help="Until this time (ISO 8601); permanently unless given.")
+@click.option("--until", type=options.LATER_TIME, help="Until this time, or 'in 30d'; permanently unless given.")
 def protect(*, ids: Ids, account: str, until: datetime | None) -> None:
     """Protect finetunes from cleanups, immediately; a cleanup's deletion that is waiting is withdrawn.
 
@@ -57,7 +61,7 @@ def protect(*, ids: Ids, account: str, until: datetime | None) -> None:
     janitor protect my-finetune
     janitor protect my-finetune --until 2027-01-01
     """
-    _say("protected", ids, inventory.protect(Session().ledger, account, ids, until))
+    _say("protected", ids, inventory.protect(Session(account).ledger, account, ids, until))
 
 
 @click.command()
@@ -69,7 +73,7 @@ def unprotect(*, ids: Ids, account: str) -> None:
     \b
     janitor unprotect my-finetune
     """
-    inventory.unprotect(Session().ledger, account, ids)
+    inventory.unprotect(Session(account).ledger, account, ids)
     _say("no longer protected", ids)
 
 
@@ -82,19 +86,20 @@ def touch(*, ids: Ids, account: str) -> None:
     \b
     janitor touch my-finetune
     """
-    _say("use noted", ids, inventory.touch(Session().ledger, account, ids))
+    _say("use noted", ids, inventory.touch(Session(account).ledger, account, ids))
 
 
 def _say(what: str, ids: Ids, withdrawn: Sequence[str] = ()) -> None:
-    note(f"{what}: {', '.join(ids[:5])}" + (f" and {len(ids) - 5} more" if len(ids) > 5 else ""))
+    warn_of_confusing(ids)
+    note(f"{what}: {some(ids)}")
     for id_ in withdrawn:
         note(f"a cleanup's deletion was withdrawn: {id_}")
 
 
 def _cells(found: Inventory, one: Finetune, verdicts: Mapping[Policy, Item]) -> tuple[str, ...]:
     age = f"{(found.now - one.since) // DAY}d" if one.since else f"unknown ({one.unsound})"
-    used = f"{one.last_used:%Y-%m-%d}" if one.last_used else "-"
-    until = f"until {one.protected:%Y-%m-%d}" if isinstance(one.protected, datetime) else one.protected or "-"
+    used = local(one.last_used) or "-"
+    until = f"until {local(one.protected)}" if isinstance(one.protected, datetime) else one.protected or "-"
     return one.id, age, used, until, *(f"{item.action}: {item.reason}" for item in verdicts.values())
 
 

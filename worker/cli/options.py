@@ -1,7 +1,6 @@
 """Options and arguments that several commands have, and the types of their values."""
 
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,9 @@ import click
 
 from tasks.durations import parse_duration
 from tasks.errors import InvalidRequest
-from tasks.records import DEFAULT_ACCOUNT, check_account, check_finetune_id, check_state
+from tasks.records import DEFAULT_ACCOUNT, State, check_account, check_finetune_id, check_state
+from worker.cli.text import nearest
+from worker.cli.times import later_time, past_time
 
 _AS_JSON = "worker.cli.as_json"
 
@@ -29,26 +30,24 @@ class _Parsed(click.ParamType[Any]):
             self.fail(str(error), param, ctx)
 
 
-def local_time(text: str) -> datetime:
-    """An aware UTC `datetime`; raises `InvalidRequest`. Without an offset it is local time, as in tables."""
+def known_account(account: str, known: Collection[str]) -> str:
+    """`account` if it is one of `known`; raises `InvalidRequest` with the nearest one."""
     try:
-        return datetime.fromisoformat(text.strip()).astimezone(UTC)
-    except (ValueError, OverflowError):
-        accepted = "give a time in ISO 8601 such as 2026-12-24T18:00:00Z; without an offset it is local time"
-        raise InvalidRequest(f"{text!r} is not a time: {accepted}") from None
+        return check_account(account, known)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error}{nearest(account, known)}") from None
 
 
-def later_time(text: str) -> datetime:
-    """The same; raises `InvalidRequest` for a time in the past, too."""
-    moment = local_time(text)
-    if moment < datetime.now(UTC):
-        raise InvalidRequest(f"{text!r} is in the past: give a later time, or leave it out")
-    return moment
+def _state(text: str) -> State:
+    try:
+        return check_state(text)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"{error}{nearest(text, State)}") from None
 
 
-TIME, LATER_TIME = _Parsed("T", local_time), _Parsed("T", later_time)
+TIME, LATER_TIME = _Parsed("T", past_time), _Parsed("T", later_time)
 DURATION = _Parsed("duration", parse_duration)
-STATE, ACCOUNT = _Parsed("state", check_state), _Parsed("account", check_account)
+STATE, ACCOUNT = _Parsed("state", _state), _Parsed("account", check_account)
 FINETUNE_ID = _Parsed("id", partial(check_finetune_id, allow_org_ids=True))
 
 Ids = tuple[str, ...]
@@ -59,6 +58,7 @@ missing_ok = click.option("--missing-ok", is_flag=True, help="It is fine if a fi
 policy_file = click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
 )
+yes = click.option("--yes", is_flag=True, help="Do not ask, on a terminal, before what cannot be undone.")
 wait = click.option("--wait", is_flag=True, help="Wait for the outcome and show it.")
 timeout = click.option(
     "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait at most S seconds, then exit 4."

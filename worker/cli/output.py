@@ -16,6 +16,8 @@ from rich.text import Text
 
 from tasks.records import Deletion
 from worker.cli.options import as_json
+from worker.cli.text import confusing, visible
+from worker.cli.times import local
 
 T = TypeVar("T")
 Record = Mapping[str, Any]
@@ -24,16 +26,33 @@ _STYLES = {"deleted": "green", "failed": "red", "review": "bold red", "running":
 _LABELS = {"finetune_id": "finetune", "created_at": "accepted at"}
 _WIDE, _WIDTH_OF_FILES = 120, 160
 _NOT_IN_CSV = {"incarnation", "attempts"}  # they have parts of their own
+_MOST_WARNED_OF = 5
+# What makes a spreadsheet calculate a cell; the last four are the wide forms of the first four.
+_FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
 
 def note(message: str) -> None:
     """One line for a person, on stderr."""
-    click.echo(message, err=True)
+    click.echo(visible(message), err=True)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first five, and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def warn_of_confusing(finetune_ids: Iterable[str]) -> None:
+    """Say which of these may be taken for another one: it is not changed, and not refused."""
+    found = [(id_, why) for id_ in finetune_ids if (why := confusing(id_))]
+    for id_, why in found[:_MOST_WARNED_OF]:
+        note(f"warning: {id_} ({id_!a}) {why}: see that it is the one you mean")
+    if more := found[_MOST_WARNED_OF:]:
+        note(f"warning: {len(more)} more names are like that")
 
 
 def print_record(record: Record, text: str) -> None:
     """The record as a line of JSON with --json, else the text."""
-    click.echo(_json(record) if as_json() else text)
+    click.echo(_json(record) if as_json() else visible(text))
 
 
 def print_table(
@@ -50,7 +69,7 @@ def print_table(
             # An id that is cut off names no finetune, or another one.
             table.add_column(heading, overflow="fold", no_wrap=heading in never_fold)
         for item in items:
-            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in cells(item)))
+            table.add_row(*(_cell(cell) for cell in cells(item)))
         _console().print(table)
     elif if_empty:
         note(if_empty)
@@ -78,23 +97,19 @@ def print_in_full(deletions: Sequence[Deletion]) -> None:
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in _facts(deletions[0]):
-            table.add_row(name, Text(value))
+            table.add_row(name, _cell(value))
         _console().print(table)
     else:
         print_deletions(deletions)
 
 
 def print_csv(deletions: Iterable[Deletion]) -> None:
-    """The fields of the records without incarnation and attempts, with a heading."""
+    """The fields of the records without incarnation and attempts, with a heading; no cell is a formula."""
     columns = [field.name for field in fields(Deletion) if field.name not in _NOT_IN_CSV]
     writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
     writer.writeheader()
-    writer.writerows(deletion.to_json() for deletion in deletions)
-
-
-def local(moment: datetime | None) -> str:
-    """Local time with its zone, to the second."""
-    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if moment else ""
+    for deletion in deletions:
+        writer.writerow({name: _no_formula(value) for name, value in deletion.to_json().items()})
 
 
 def _facts(deletion: Deletion) -> Iterator[tuple[str, str]]:
@@ -119,7 +134,21 @@ def _in_words(value: object) -> str:
 
 
 def _json(record: Record) -> str:
-    return json.dumps(record, ensure_ascii=False)
+    text = json.dumps(record, ensure_ascii=False)
+    if text.isprintable():
+        return text
+    # What is not printable is inside a string: its escape means the same, and does nothing to a terminal.
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def _cell(cell: str | Text) -> Text:
+    return Text(visible(cell)) if isinstance(cell, str) else cell
+
+
+def _no_formula(value: object) -> object:
+    if not isinstance(value, str):
+        return value
+    return f"'{visible(value)}" if value.startswith(_FORMULA) else visible(value)
 
 
 def _console() -> Console:

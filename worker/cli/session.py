@@ -17,6 +17,8 @@ from rich.progress import Progress
 
 from tasks.intake import Intake
 from tasks.ledger import Ledger
+from tasks.ledger.queries import known_accounts
+from worker.cli.options import known_account
 from worker.logs import configure as configure_logs
 from worker.redis_url import connect, redis_url
 from worker.settings import Settings, load_settings, require_accounts, terms
@@ -26,17 +28,23 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """What one command works with. Raises `SettingsError`; each other part is made when it is first used."""
+    """What one command works with. Raises `SettingsError`; each other part is made when it is first used.
 
-    def __init__(self) -> None:
+    account: what was given with --account, to be checked once the accounts that workers have are known.
+    """
+
+    def __init__(self, account: str | None = None) -> None:
+        self._account = account
         self.settings: Settings = load_settings()
         configure_logs("WARNING")  # on stderr: stdout is for records
 
     @cached_property
     def ledger(self) -> Ledger:
-        """Raises `LedgerUnavailable` at once if Redis is away, `WrongLedger` if another version wrote it."""
+        """Raises `LedgerUnavailable` at once if Redis is away, `WrongLedger`, `InvalidRequest` for the account."""
         ledger = Ledger(connect(redis_url(self.settings), patient=False), terms(self.settings))
         ledger.check_schema()
+        if self._account is not None:
+            known_account(self._account, known_accounts(ledger))
         return ledger
 
     @cached_property

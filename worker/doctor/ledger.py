@@ -3,27 +3,29 @@
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from importlib.metadata import version
 from typing import Any
 
 from tasks.durations import format_duration, iso
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import list_dead_letters
-from tasks.ledger.queries import stopped_accounts, workers_seen
+from tasks.ledger.queries import Filter, list_deletions, stopped_accounts
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.statistics import statistics
-from tasks.records import from_ms
+from tasks.records import State, from_ms
 from worker.doctor.server import Finding, judged
+from worker.doctor.work import check_work
 
 LATE = timedelta(minutes=5)
 SKEW = timedelta(seconds=5)
+_MOST_REVIEWS = 200
 
 
 def check_ledger(ledger: Ledger, tick_every: timedelta) -> Iterator[Finding]:
     """One finding at a time. Raises `LedgerUnavailable`. tick_every: of beat."""
-    overdue = timedelta(seconds=max(one.oldest_due_seconds for one in statistics(ledger).accounts.values()))
+    accounts = statistics(ledger).accounts
+    overdue = timedelta(seconds=max(one.oldest_due_seconds for one in accounts.values()))
     yield _clock(ledger)
-    yield _workers(ledger, is_due=bool(overdue))
+    yield from check_work(ledger, accounts)
     yield from _beat(ledger, late=3 * tick_every)
     yield judged(
         "queue", f"the oldest due deletion has waited {_rounded(overdue)}" if overdue else "nothing is due",
@@ -34,6 +36,7 @@ def check_ledger(ledger: Ledger, tick_every: timedelta) -> Iterator[Finding]:
     if letters:
         fact = f"{len(letters)} messages could not be read, the last one because {letters[0].reason!r}"
     yield judged("dead letters", fact, (letters, "warning", "see `janitor dead-letters list`"))
+    yield _reviews(ledger)
 
 
 def _clock(ledger: Ledger) -> Finding:
@@ -44,16 +47,6 @@ def _clock(ledger: Ledger) -> Finding:
     where = "ahead of" if skew > timedelta(0) else "behind"
     fact = f"the clock of Redis is {_rounded(abs(skew))} {where} that of this host"
     return judged("clock", fact, (abs(skew) > SKEW, "warning", "synchronise both (NTP)"))
-
-
-def _workers(ledger: Ledger, *, is_due: bool) -> Finding:
-    seen, ours = workers_seen(ledger), version("finetune-janitor")
-    differ = {name.rpartition(" ")[2] for name in seen} != {ours}
-    return judged(
-        "workers", f"worker processes: {', '.join(seen)}" if seen else "no worker is seen",
-        (not seen, "error" if is_due else "warning", "start one with `janitor worker` or `janitor up`"),
-        (differ, "warning", f"this command is {ours}; bring all to one version"),
-    )  # fmt: skip
 
 
 def _beat(ledger: Ledger, *, late: timedelta) -> Iterator[Finding]:
@@ -81,6 +74,17 @@ def _stops(ledger: Ledger) -> Iterator[Finding]:
             yield Finding("parked", "error", why)
         if stop.cooling is not None:
             yield Finding("cool-down", "ok", f"{what} waits, as the API asked: {stop.cooling}")
+
+
+def _reviews(ledger: Ledger) -> Finding:
+    """Reviews that wait for a person: neither resolved nor tried again."""
+    page = list_deletions(ledger, Filter(states=(State.REVIEW,)), limit=_MOST_REVIEWS)
+    opened = [one for one in page.deletions if one.resolved_at is None and one.retried_by is None]
+    if not opened:
+        return Finding("reviews", "ok", "no deletion waits for a person")
+    count = f"{len(opened)} or more" if page.cursor else len(opened)
+    fact = f"deletions that wait for a person: {count}, the newest is {opened[0].id} ({opened[0].message})"
+    return Finding("reviews", "error", f"{fact}: see `janitor list --state review`")
 
 
 def _rounded(age: timedelta) -> str:

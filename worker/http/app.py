@@ -1,7 +1,5 @@
 """The application: its routes, the probes for orchestrators, metrics."""
 
-from collections.abc import Sequence
-
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -10,8 +8,10 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from tasks.intake import Intake
 from tasks.ledger import Ledger
 from worker.http import cleanup, deletions
+from worker.http.guard import Guard, Reader
 from worker.http.problems import HANDLERS, documented
-from worker.http.tokens import Guard, Reader, Token
+from worker.http.quotas import Quotas
+from worker.http.tokens import TokenFile
 from worker.http.waiting import Waiting
 from worker.metrics import registry
 
@@ -21,15 +21,15 @@ _DESCRIPTION = (
 )
 
 
-def create_api(intake: Intake, tokens: Sequence[Token], version: str) -> FastAPI:
+def create_api(intake: Intake, tokens: TokenFile, quotas: Quotas, version: str) -> FastAPI:
     """The service for these tokens; `state.waiting` has its long polls."""
     app = FastAPI(
         title="Finetune Janitor", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
         redirect_slashes=False, exception_handlers=HANDLERS,
         separate_input_output_schemas=False,  # a field with a default may be left out of an answer
     )  # fmt: skip
-    app.state.intake, app.state.waiting = intake, Waiting(intake.ledger)
-    app.add_middleware(Guard, tokens=tokens)
+    app.state.intake, app.state.waiting, app.state.quotas = intake, Waiting(intake.ledger), quotas
+    app.add_middleware(Guard, tokens=tokens, quotas=quotas)
     app.include_router(deletions.router)
     app.include_router(cleanup.router)
     _add_probes(app, intake.ledger)

@@ -12,11 +12,12 @@ from tasks.errors import UnknownPlan
 from tasks.intake import Intake
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.http.deletions import TheIntake
+from worker.http.guard import Admin, Enqueuer, Reader, check_account
 from worker.http.models import Moment
 from worker.http.problems import documented
-from worker.http.tokens import Admin, Enqueuer, Reader, Token
+from worker.http.tokens import Token
 
-router = APIRouter(prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 404, 422, 503))
+router = APIRouter(prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 404, 422, 429, 503))
 
 
 class Where(BaseModel):
@@ -71,21 +72,21 @@ class AppliedPlan(BaseModel):
 @router.post("/finetunes/{finetune_id:path}/touch", operation_id="touchFinetune")
 def touch_finetune(finetune_id: str, intake: TheIntake, caller: Enqueuer, where: InAccount) -> Withdrawn:
     """Report that a finetune is used, now."""
-    caller.check_account(where.account)
+    check_account(caller, where.account)
     return Withdrawn(withdrawn=inventory.touch(intake.ledger, where.account, [finetune_id]))
 
 
 @router.post("/finetunes/{finetune_id:path}/protect", operation_id="protectFinetune")
 def protect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: Protect) -> Withdrawn:
     """Keep a finetune from every cleanup."""
-    caller.check_account(where.account)
+    check_account(caller, where.account)
     return Withdrawn(withdrawn=inventory.protect(intake.ledger, where.account, [finetune_id], where.until))
 
 
 @router.post("/finetunes/{finetune_id:path}/unprotect", operation_id="unprotectFinetune")
 def unprotect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: InAccount) -> Withdrawn:
     """Allow cleanups to delete it again."""
-    caller.check_account(where.account)
+    check_account(caller, where.account)
     inventory.unprotect(intake.ledger, where.account, [finetune_id])
     return Withdrawn(withdrawn=[])
 

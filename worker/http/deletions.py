@@ -5,11 +5,12 @@ What calls the ledger is not a coroutine: FastAPI runs it on a pool of 40 thread
 
 import time
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import structlog
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
@@ -18,9 +19,11 @@ from tasks.errors import IdConflict, UnknownDeletion
 from tasks.intake import Intake
 from tasks.ledger import Ledger, queries
 from tasks.records import Deletion, NewRequest, State
+from worker.http.guard import Canceller, Enqueuer, Follower, Reader, check_account
 from worker.http.models import Answers, Line, Listed, NewDeletions, Wanted
 from worker.http.problems import documented, problem
-from worker.http.tokens import Enqueuer, Reader, Token
+from worker.http.quotas import Quotas
+from worker.http.tokens import Scope, Token
 from worker.http.waiting import Waiting
 
 log = structlog.get_logger()
@@ -31,14 +34,20 @@ async def _intake(request: Request) -> Intake:
     return intake
 
 
+async def _quotas(request: Request) -> Quotas:
+    quotas: Quotas = request.app.state.quotas
+    return quotas
+
+
 TheIntake = Annotated[Intake, Depends(_intake)]
+TheQuotas = Annotated[Quotas, Depends(_quotas)]
 Key = Annotated[str | None, Header(
     alias="Idempotency-Key", json_schema_extra={"minLength": 1, "maxLength": records.MAX_REQUEST_ID_LENGTH},
     description="the same call again under the same key changes nothing and gets the same answer; keys of other "
     "tokens do not matter",
 )]  # fmt: skip
 Seconds = Annotated[int, Query(ge=0, le=60, description="seconds to wait for the end, at most")]
-router = APIRouter(prefix="/v1/deletions", tags=["deletions"], responses=documented(401, 403, 422, 503))
+router = APIRouter(prefix="/v1/deletions", tags=["deletions"], responses=documented(401, 403, 422, 429, 503))
 
 
 @router.post(
@@ -46,25 +55,28 @@ router = APIRouter(prefix="/v1/deletions", tags=["deletions"], responses=documen
     responses=documented(400, 408, 409, 413)
     | {200: {"model": Answers, "description": "Nothing new: all were known"}},
 )  # fmt: skip
-def create_deletions(body: NewDeletions, intake: TheIntake, caller: Enqueuer, key: Key = None) -> JSONResponse:
+def create_deletions(
+    body: NewDeletions, intake: TheIntake, quotas: TheQuotas, caller: Enqueuer, key: Key = None
+) -> JSONResponse:
     """Ask for finetunes to be deleted: all are accepted or none. It is on record before this answers."""
     for one in body.deletions:
-        caller.check_account(one.account)
+        check_account(caller, one.account)
     requests = body.requests(caller.name, records.check_request_id(key) if key is not None else None)
-    created = _accept(intake, requests, key)
-    found = queries.get_many(intake.ledger, [request.id for request in requests])
-    answers = [
-        {"created": is_new, "deletion": one.to_json()} for is_new, one in zip(created, found, strict=True) if one
-    ]
-    log.info("http.accepted", requested_by=caller.name, requests=len(requests), any_new=any(created))
-    return JSONResponse({"deletions": answers}, 202 if any(created) else 200)
+    intake.check(requests)
+    ids = [request.id for request in requests]
+    quotas.reserve(caller.name, ids)
+    created = dict(zip(ids, _accept(intake, requests, key), strict=True))
+    found = [one for one in queries.get_many(intake.ledger, ids) if one]
+    answers = [{"created": created[one["id"]], "deletion": one} for one in _shown(intake.ledger, found, caller)]
+    log.info("http.accepted", requested_by=caller.name, requests=len(ids), any_new=any(created.values()))
+    return JSONResponse({"deletions": answers}, 202 if any(created.values()) else 200)
 
 
 @router.get("", operation_id="listDeletions", response_model=Listed)
 def list_deletions(intake: TheIntake, caller: Reader, wanted: Annotated[Wanted, Query()]) -> JSONResponse:
     """List deletions, newest first."""
     if wanted.account is not None:
-        caller.check_account(records.check_account(wanted.account))
+        check_account(caller, records.check_account(wanted.account))
     if wanted.finetune_id is not None:
         records.check_finetune_id(wanted.finetune_id, allow_org_ids=True)
     filters = wanted.model_dump(include={"account", "finetune_id", "since", "until"})
@@ -75,16 +87,20 @@ def list_deletions(intake: TheIntake, caller: Reader, wanted: Annotated[Wanted, 
 
 @router.get("/{deletion_id:path}", operation_id="getDeletion", response_model=Deletion, responses=documented(404))
 async def get_deletion(
-    deletion_id: str, request: Request, intake: TheIntake, caller: Reader, wait: Seconds = 0
+    deletion_id: str, request: Request, intake: TheIntake, caller: Follower, wait: Seconds = 0
 ) -> JSONResponse:
-    """The record; with `wait`, once it has ended or the time is over."""
+    """The record; with `wait`, once it has ended or the time is over.
+
+    With `enqueue`, only of what the token asked for.
+    """
     waiting: Waiting = request.app.state.waiting
     until = time.monotonic() + wait
     while True:
-        deletion = await run_in_threadpool(_visible, intake.ledger, deletion_id, caller)
+        deletion = await run_in_threadpool(_allowed, intake.ledger, deletion_id, caller, "read")
         left = until - time.monotonic()
         if deletion.is_final or left <= 0 or not await waiting.for_end(deletion.id, left, request):
-            return JSONResponse(deletion.to_json())
+            shown = await run_in_threadpool(_shown, intake.ledger, [deletion], caller)
+            return JSONResponse(shown[0])
 
 
 @router.post(
@@ -93,24 +109,38 @@ async def get_deletion(
     | {202: {"model": Deletion, "description": "A call may be under way: an observation decides how it ends"}},
 )  # fmt: skip
 def cancel_deletion(
-    deletion_id: str, intake: TheIntake, caller: Enqueuer, reason: Annotated[Line | None, Query()] = None
+    deletion_id: str, intake: TheIntake, caller: Canceller, reason: Annotated[Line | None, Query()] = None
 ) -> JSONResponse:
-    """Withdraw one deletion; 409 if it had ended otherwise already. `reason` is kept on record."""
-    _visible(intake.ledger, deletion_id, caller)
+    """Withdraw one deletion: the token's own, with `admin` any; 409 if it had ended otherwise already.
+
+    `reason` is kept on record.
+    """
+    _allowed(intake.ledger, deletion_id, caller, "admin")
     # The Celery result of a request by name is written by a worker's maintenance.
     (answer,), _ = intake.ledger.cancel([deletion_id], by=caller.name, reason=reason)
     deletion = queries.get(intake.ledger, deletion_id)
     if answer == "final" and deletion.state != State.CANCELLED:
         return problem(409, f"the deletion {deletion_id!r} had ended already: it is {deletion.state}")
-    return JSONResponse(deletion.to_json(), 202 if answer == "requested" else 200)
+    return JSONResponse(_shown(intake.ledger, [deletion], caller)[0], 202 if answer == "requested" else 200)
 
 
-def _visible(ledger: Ledger, deletion_id: str, caller: Token) -> Deletion:
-    """The deletion, if it is of an account that the caller may see; raises `UnknownDeletion`."""
+def _allowed(ledger: Ledger, deletion_id: str, caller: Token, scope: Scope) -> Deletion:
+    """The deletion, if it is the caller's own or the scope allows it; raises `UnknownDeletion`, or a 403."""
     deletion = queries.get(ledger, deletion_id)
-    if not caller.may_use(deletion.account):
-        raise UnknownDeletion(f"no deletion has the id {deletion_id!r}")
-    return deletion
+    if caller.may(scope, deletion):
+        return deletion
+    if caller.may("read", deletion):
+        words = f"the token {caller.name!r} did not ask for the deletion {deletion_id!r}"
+        raise HTTPException(403, f"{words}: use one with the scope {scope!r}")
+    raise UnknownDeletion(f"no deletion has the id {deletion_id!r}")
+
+
+def _shown(ledger: Ledger, deletions: Sequence[Deletion], caller: Token) -> list[dict[str, Any]]:
+    """The records, with `deleted_by` if the caller may see that deletion, too."""
+    others = {} if "read" in caller.scopes else {one.deleted_by: None for one in deletions if one.deleted_by}
+    found = queries.get_many(ledger, list(others))
+    hidden = {id_ for id_, one in zip(others, found, strict=True) if not (one and caller.may("read", one))}
+    return [one.to_json() | ({"deleted_by": None} if one.deleted_by in hidden else {}) for one in deletions]
 
 
 def _accept(intake: Intake, requests: Sequence[NewRequest], key: str | None) -> list[bool]:
@@ -118,7 +148,6 @@ def _accept(intake: Intake, requests: Sequence[NewRequest], key: str | None) -> 
 
     Raises `IdConflict` if the key was used for another body, before anything is written.
     """
-    intake.check(requests)
     # Under a key, the first request has the same id in every body: it decides before the others are written.
     first = 1 if key is not None else len(requests)
     answers: list[str] = []

@@ -24,11 +24,12 @@ _MEANINGS = {
     400: "the body cannot be read",
     401: "no token, or one that is not known",
     403: "the token lacks the scope or the account",
-    404: "not known, or of an account that this token may not see",
+    404: "not known, or not for this token to see",
     408: "the body did not come within 30 seconds",
     409: "it contradicts what is on record",
     413: "the body is larger than 1 MiB",
     422: "not acceptable; nothing was written",
+    429: "the token is over its quota of requests, or of unfinished deletions: call again after `Retry-After`",
     503: "Redis cannot be reached, or is full: call again after `Retry-After`",
 }
 

@@ -18,7 +18,8 @@ from tasks.intake import Intake
 from tasks.ledger import Ledger
 from worker.app import create_app
 from worker.http.app import create_api
-from worker.http.tokens import Token
+from worker.http.quotas import Quotas
+from worker.http.tokens import Token, TokenFile, required
 from worker.metrics import registry
 from worker.redis_url import connect, redis_url
 from worker.settings import Settings, terms
@@ -44,14 +45,16 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> None:
-    """Serve on this socket until SIGINT or SIGTERM; needs no API key.
+    """Serve on this socket until SIGINT or SIGTERM; needs no API key. tokens: those of the file at the start.
 
     Raises `LedgerUnavailable` if no Redis is named, `WrongLedger` if another version wrote the ledger.
     """
     url = redis_url(settings)
     celery = create_app(settings, url)
     intake = Intake(_ledger(settings, url), lambda account: wake(celery, account), settings.allow_org_ids)
-    api = create_api(intake, tokens, version("finetune-janitor"))
+    quotas = Quotas(intake.ledger, settings.http_requests_per_minute, settings.http_open_deletions)
+    file = TokenFile(required(settings.tokens_file), tokens)
+    api = create_api(intake, file, quotas, version("finetune-janitor"))
     # A long poll is an open file: the usual soft limit of 1,024 would end at as many.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

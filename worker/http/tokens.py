@@ -1,50 +1,64 @@
-"""Bearer tokens: who may call, and what each token may do. The body of a call is bounded in size and time.
+"""The tokens of the HTTP service: a TOML file says what each may do, and is read again when it changes.
 
 The file holds only the SHA-256 of each token, so that reading it gives no access.
 """
 
-import asyncio
+import fcntl
 import hashlib
 import hmac
+import json
+import os
 import re
 import secrets
+import time
 import tomllib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Annotated, Literal
 
-from fastapi import Depends
-from fastapi.security import HTTPBearer
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
-from starlette.datastructures import Headers
-from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.types import ASGIApp, Message, Receive, Send
-from starlette.types import Scope as Asgi
+import structlog
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 
 from tasks.errors import InvalidRequest
-from worker.http.problems import problem
+from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.settings import SettingsError, read_text
+
+log = structlog.get_logger()
 
 Scope = Literal["enqueue", "read", "admin"]
 EVERY_ACCOUNT = "*"
-BODY_SECONDS, MOST_BYTES = 30.0, 1 << 20
-_OPEN = ("/healthz", "/readyz", "/openapi.json")
+_SETTING = "JANITOR_TOKENS_FILE"
+_LOOK_SECONDS = 1.0
 _NAME = r"^[A-Za-z0-9_-]{1,60}$"
-_HOW = "`janitor serve --new-token NAME` makes a token and shows what the file must hold"
-_bearer = HTTPBearer(auto_error=False, description="a token from the file JANITOR_TOKENS_FILE")
+_HOW = "`janitor tokens new NAME` makes a token"
+
+
+def _not_of_nothing(digest: str) -> str:
+    if digest == digest_of(""):
+        raise ValueError(f"this is the SHA-256 of nothing: {_HOW}")
+    return digest
+
+
+def _expiry(given: object) -> object:
+    if isinstance(given, date) and not isinstance(given, datetime):
+        given = datetime.combine(given, datetime.min.time())
+    if not isinstance(given, datetime):
+        raise ValueError("give a date or a time without quotes, such as 2027-01-31 or 2027-01-31T18:00:00Z")
+    return given if given.tzinfo else given.replace(tzinfo=UTC)
 
 
 class _Entry(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$"), AfterValidator(_not_of_nothing)]
     scopes: tuple[Scope, ...] = Field(min_length=1)
     accounts: tuple[Annotated[str, Field(pattern=r"^(\*|[a-z0-9_]{1,40})$")], ...] = Field(min_length=1)
+    expires: Annotated[datetime, BeforeValidator(_expiry)] | None = None
 
 
 class Token(_Entry):
-    """One token; its name is `requested_by` in the records."""
+    """One token; its name is `requested_by` in the records. From `expires` on it is refused."""
 
     name: str
 
@@ -53,114 +67,151 @@ class Token(_Entry):
         """The accounts it may see and use; empty if that is all of them."""
         return () if EVERY_ACCOUNT in self.accounts else self.accounts
 
+    @property
+    def has_expired(self) -> bool:
+        return self.expires is not None and self.expires <= datetime.now(UTC)
+
     def may_use(self, account: str) -> bool:
         return not self.limited_to or account in self.limited_to
 
-    def check_account(self, account: str) -> None:
-        """Raise a 403 if it may not use this account."""
-        if not self.may_use(account):
-            only = ", ".join(self.accounts)
-            raise HTTPException(403, f"the token {self.name!r} may not use the account {account!r}: only {only}")
+    def may(self, scope: Scope, deletion: Deletion) -> bool:
+        """Whether it may do to this deletion what the scope allows; to one of its own it always may."""
+        # A producer by name can call itself anything; `source` it cannot choose.
+        is_own = deletion.source == "http" and deletion.requested_by == self.name
+        return self.may_use(deletion.account) and (is_own or scope in self.scopes)
+
+
+class TokenFile:
+    """The tokens of a file, as it is now: looked at once a second. A file that cannot be used leaves the old ones.
+
+    tokens: what was read at the start. clock: seconds, for tests.
+    """
+
+    def __init__(self, file: Path, tokens: Sequence[Token], clock: Callable[[], float] = time.monotonic) -> None:
+        self._file, self._tokens, self._clock = file, tokens, clock
+        self._seen: object = "at the start"
+        self._next_look = clock()
+
+    def find(self, secret: str) -> Token | None:
+        """The token with this secret, expired or not; the time it takes tells nothing about any of them."""
+        self._look()
+        digest = digest_of(secret)
+        matches = [token for token in self._tokens if hmac.compare_digest(token.sha256, digest)]
+        return matches[0] if matches else None
+
+    def _look(self) -> None:
+        if self._clock() < self._next_look:
+            return
+        self._next_look = self._clock() + _LOOK_SECONDS
+        seen = _stamp(self._file)
+        if seen == self._seen:
+            return
+        self._seen = seen
+        try:
+            self._tokens = parse(read_text(_SETTING, self._file))
+        except SettingsError as error:
+            log.error("http.tokens_not_read", error=str(error), kept=[token.name for token in self._tokens])
+        else:
+            log.info("http.tokens_read", names=[token.name for token in self._tokens])
 
 
 def read_tokens(file: Path | None) -> list[Token]:
     """The tokens in `file`; raises `SettingsError` with one line if there is none, or one is not right."""
+    tokens = parse(read_text(_SETTING, required(file)))
+    if not tokens:
+        raise SettingsError(f"{_SETTING} names a file that holds no token: {_HOW}")
+    return tokens
+
+
+def required(file: Path | None) -> Path:
+    """The file; raises `SettingsError` if none is set."""
     if file is None:
-        raise SettingsError(f"JANITOR_TOKENS_FILE is not set, and no request is served without a token: {_HOW}")
-    text = read_text("JANITOR_TOKENS_FILE", file)
+        raise SettingsError(f"{_SETTING} is not set, and no request is served without a token: {_HOW}")
+    return file
+
+
+def parse(text: str) -> list[Token]:
+    """The tokens in the text of a file; raises `SettingsError`. It may have none: the last one was revoked."""
     try:
         tables = tomllib.loads(text)
         entries = TypeAdapter(dict[Annotated[str, Field(pattern=_NAME)], _Entry]).validate_python(tables)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"JANITOR_TOKENS_FILE: {where}: {first['msg']}; {_HOW}") from None
+        where, words = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise SettingsError(f"{_SETTING}: {where}: {words}; {_HOW}") from None
     except ValueError as error:
-        raise SettingsError(f"JANITOR_TOKENS_FILE: not TOML: {str(error).splitlines()[0]}") from None
-    if not entries:
-        raise SettingsError(f"JANITOR_TOKENS_FILE names a file that holds no token: {_HOW}")
+        raise SettingsError(f"{_SETTING}: not TOML: {str(error).splitlines()[0]}") from None
     if len({entry.sha256 for entry in entries.values()}) < len(entries):
-        raise SettingsError("JANITOR_TOKENS_FILE gives two names the same token: make one for each")
+        raise SettingsError(f"{_SETTING} gives two names the same token: make one for each")
     return [Token(name=name, **entry.model_dump()) for name, entry in entries.items()]
 
 
-def new_token(name: str) -> tuple[str, str]:
-    """A token, to be shown once, and the table for the file; raises `InvalidRequest`."""
+def new_token(
+    name: str, scopes: Sequence[str] = ("enqueue", "read"), accounts: Sequence[str] = (DEFAULT_ACCOUNT,),
+    expires: datetime | None = None,
+) -> tuple[str, str]:  # fmt: skip
+    """A token, to be shown once, and the table for the file; raises `InvalidRequest`, `SettingsError`."""
     if not re.fullmatch(_NAME, name):
         raise InvalidRequest(f"the name {name!r} is not accepted: give letters, digits, - and _, at most 60")
     secret = secrets.token_urlsafe(32)
-    table = f'[{name}]\nsha256 = "{_digest(secret)}"\nscopes = ["enqueue", "read"]\naccounts = ["default"]'
+    table = (
+        f'[{name}]\nsha256 = "{digest_of(secret)}"\n'
+        f"scopes = {json.dumps(list(scopes))}\naccounts = {json.dumps(list(accounts))}\n"
+    )
+    if expires is not None:
+        table += f"expires = {expires.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}\n"
+    parse(table)
     return secret, table
 
 
-class Guard:
-    """Refuses a request without a known token before anything of it is read."""
+def add(file: Path, name: str, table: str) -> None:
+    """Append a token's table to the file, which is made if there is none; raises `InvalidRequest`."""
 
-    def __init__(self, app: ASGIApp, tokens: Sequence[Token]) -> None:
-        self._app = app
-        self._tokens = tokens
+    def added(text: str) -> str:
+        if any(token.name == name for token in parse(text)):
+            raise InvalidRequest(f"there is a token {name!r} already: revoke it, or give this one another name")
+        return text.rstrip("\n") + "\n\n" * bool(text.strip()) + table
 
-    async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            receive = _bounded(receive)
-            if scope["path"] not in _OPEN:
-                kind, _, secret = Headers(scope=scope).get("Authorization", "").partition(" ")
-                secret = secret.strip() if kind.lower() == "bearer" else ""
-                token = self._find(secret) if secret else None
-                if token is None:
-                    given = "a token that is not known" if secret else "no token"
-                    words = f"{given}: send `Authorization: Bearer TOKEN`"
-                    return await problem(401, words, {"WWW-Authenticate": "Bearer"})(scope, receive, send)
-                scope["janitor.token"] = token
-        return await self._app(scope, receive, send)
-
-    def _find(self, secret: str) -> Token | None:
-        """The token with this secret; the time it takes tells nothing about any of them."""
-        digest = _digest(secret)
-        matches = [token for token in self._tokens if hmac.compare_digest(token.sha256, digest)]
-        return matches[0] if matches else None
+    _edit(file, added, os.O_CREAT)
 
 
-def needs(scope: Scope) -> Callable[..., Awaitable[Token]]:
-    """A dependency: the caller's token, if it has `scope`."""
+def remove(file: Path, name: str) -> None:
+    """Take a token's table out of the file and keep the rest as it is; raises `InvalidRequest`."""
 
-    async def caller(request: Request, _: Annotated[object, Depends(_bearer)]) -> Token:
-        token: Token = request.scope["janitor.token"]
-        if scope not in token.scopes:
-            raise HTTPException(403, f"the token {token.name!r} lacks the scope {scope!r}: use one that has it")
-        return token
+    def removed(text: str) -> str:
+        tokens = parse(text)
+        kept = [token for token in tokens if token.name != name]
+        if kept == tokens:
+            raise InvalidRequest(f"no token has the name {name!r}: `janitor tokens list` shows them")
+        # Its lines up to the next table, without the comments above that one.
+        its_lines = rf'^\[(["\']?){name}\1\].*\n(?:.*\n)*?(?=(?:(?:#.*)?\n)*(?:\[|\Z))\n?'
+        left = re.sub(its_lines, "", text.rstrip("\n") + "\n", flags=re.MULTILINE)
+        if parse(left) != kept:
+            raise InvalidRequest(f"the table [{name}] in the file cannot be told apart: remove it with an editor")
+        return left
 
-    return caller
-
-
-Reader = Annotated[Token, Depends(needs("read"))]
-Enqueuer = Annotated[Token, Depends(needs("enqueue"))]
-Admin = Annotated[Token, Depends(needs("admin"))]
-
-
-def _bounded(receive: Receive) -> Receive:
-    """A client can neither fill the memory nor occupy the service by sending its body byte by byte."""
-    until, left, whole = asyncio.get_running_loop().time() + BODY_SECONDS, MOST_BYTES, False
-
-    async def receive_bounded() -> Message:
-        nonlocal left, whole
-        if whole:
-            return await receive()
-        try:
-            async with asyncio.timeout_at(until):
-                message = await receive()
-        except TimeoutError:
-            raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
-        whole = not message.get("more_body", False)
-        left -= len(message.get("body", b""))
-        if left < 0:
-            raise HTTPException(
-                413, f"the body has more than {MOST_BYTES} bytes: send fewer deletions in one call"
-            )
-        return message
-
-    return receive_bounded
+    _edit(file, removed)
 
 
-def _digest(secret: str) -> str:
+def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
+
+
+def _edit(file: Path, edit: Callable[[str], str], flags: int = 0) -> None:
+    """Overwrite the file if the result can be read; its owner, mode and links stay."""
+    # Not replaced by another file: the service could then be left without the right to read it.
+    with os.fdopen(os.open(file, os.O_RDWR | flags, 0o600), "r+", encoding="utf-8") as opened:
+        fcntl.flock(opened, fcntl.LOCK_EX)
+        text = edit(opened.read())
+        parse(text)
+        opened.seek(0)
+        opened.write(text)
+        opened.truncate()
+
+
+def _stamp(file: Path) -> object:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino

@@ -21,11 +21,13 @@ from redis.retry import Retry
 
 from tasks.errors import JanitorError
 from worker.doctor.server import OLDEST
+from worker.local.private import check_owned, make_private, opener
 from worker.local.supervise import Spec, started, without_keys
 
 _SERVERS = ("redis-server", "valkey-server")
 _LONGEST_SOCKET_PATH = 100  # sun_path holds 107 bytes on Linux, 103 on macOS
 _STOP_SECONDS = 10.0
+_LOCK = "up.lock"
 
 
 class EmbeddedRedisError(JanitorError):
@@ -64,7 +66,10 @@ def url(state_dir: Path) -> str:
 
 
 def find_running(state_dir: Path) -> str | None:
-    """The URL of the Redis of a running `janitor up`, None if none answers."""
+    """The URL of the Redis of a running `janitor up`, None if none answers; raises `EmbeddedRedisError`."""
+    folder = socket_path(state_dir).parent
+    with _usable(folder), suppress(FileNotFoundError):
+        check_owned(folder)  # another user's Redis is not ours
     # It may be frozen: that is not the same as none, and shows when it is used.
     return url(state_dir) if _listens(state_dir) else None
 
@@ -72,13 +77,9 @@ def find_running(state_dir: Path) -> str | None:
 @contextmanager
 def lock(state_dir: Path) -> Iterator[None]:
     """`state_dir` is ours alone inside; raises `EmbeddedRedisError` that names who has it."""
-    try:
-        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        file = (state_dir / "up.lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise EmbeddedRedisError(
-            f"the folder {state_dir} cannot be used ({error.strerror}): set JANITOR_STATE_DIR to one that can be"
-        ) from None
+    with _usable(state_dir):
+        make_private(state_dir, ours=_LOCK)
+        file = open(state_dir / _LOCK, "a+", encoding="utf-8", opener=opener)  # noqa: SIM115 -- closed below
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -97,8 +98,9 @@ def lock(state_dir: Path) -> Iterator[None]:
 def spec(state_dir: Path) -> Spec:
     """The process to run, with the lock held. A server left behind by a killed `janitor up` is shut down first."""
     server, path = find_server(), socket_path(state_dir)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    _check_private(path.parent)
+    for folder in {state_dir, path.parent}:
+        with _usable(folder):
+            make_private(folder, ours=_LOCK)
     _check_written_by(state_dir / "redis-version", server)
     _shut_down_left_over(state_dir)
     folder, log = state_dir.absolute(), state_dir.absolute() / "redis.log"
@@ -141,7 +143,8 @@ def _check_written_by(note: Path, server: Path) -> None:
             f"the data in {note.parent} was written by {before}, and {server} is {ours}: put {before} or newer on "
             "PATH, or set JANITOR_STATE_DIR to another folder"
         )
-    note.write_text(ours, encoding="utf-8")
+    with open(note, "w", encoding="utf-8", opener=opener) as file:
+        file.write(ours)
 
 
 def _client(state_dir: Path) -> redis.Redis:
@@ -175,9 +178,12 @@ def _shut_down_left_over(state_dir: Path) -> None:
         socket_path(state_dir).unlink()
 
 
-def _check_private(folder: Path) -> None:
-    found = folder.lstat()
-    if found.st_uid != os.getuid() or (found.st_mode & 0o022):
+@contextmanager
+def _usable(folder: Path) -> Iterator[None]:
+    """Turn an `OSError` about this folder into an `EmbeddedRedisError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
         raise EmbeddedRedisError(
-            f"{folder} is not a folder that only you can write to: set JANITOR_STATE_DIR to one that is"
-        )
+            f"the folder {folder} cannot be used ({error.strerror}): set JANITOR_STATE_DIR to one that can be"
+        ) from None

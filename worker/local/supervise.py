@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tasks.errors import JanitorError
+from worker.local.private import opener
 
 QUICK_FAILURE_SECONDS = 10.0
 MOST_QUICK_FAILURES = 5
@@ -44,11 +45,12 @@ class Child:
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self.started_at = time.monotonic()
-        with spec.log.open("ab") if spec.log else nullcontext() as output:
+        with open(spec.log, "ab", opener=opener) if spec.log else nullcontext() as output:
             # What it starts dies with us even when we are killed: on Linux the kernel tells it.
             self.process = subprocess.Popen(  # noqa: S603 -- our own commands
                 spec.argv, env=spec.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
+                umask=0o077,  # what it writes is of no use to other users
                 preexec_fn=_die_with_parent if _libc else None,  # noqa: PLW1509 -- one libc call, no locks
             )  # fmt: skip
 

@@ -1,0 +1,56 @@
+"""What cannot be undone is shown before it is done, and a person at a terminal is asked; scripts are not."""
+
+import sys
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import click
+
+from tasks.cleanup.inventory import protected_among
+from tasks.cleanup.plans import Plan
+from tasks.intake import BULK
+from tasks.ledger import Ledger
+from tasks.records import NewRequest
+from worker.cli.output import note, some
+from worker.cli.times import local
+
+NOT_AGREED = 1  # the exit code
+
+
+def agree_to_deletions(ledger: Ledger, requests: Sequence[NewRequest], *, yes: bool) -> bool:
+    """Whether to ask for these; a question only if one is protected, or if there are many."""
+    protected: list[str] = []
+    for account in sorted({one.account for one in requests}):
+        ids = [one.finetune_id for one in requests if one.account == account]
+        protected += protected_among(ledger, account, ids)
+    if protected:
+        are = "is" if len(protected) == 1 else "are"
+        note(f"{some(protected)} {are} protected from cleanups, and not from this request")
+    return True if not protected and len(requests) <= BULK else _agree(_what(requests), yes=yes)
+
+
+def agree_to_plan(plan: Plan, due_at: datetime, *, yes: bool) -> bool:
+    """Whether to apply a plan."""
+    unless = "unless they are used, protected or cancelled before"
+    what = f"this deletes {plan.deletions} of {plan.total} finetunes of account {plan.account}"
+    return _agree(f"{what} at {local(due_at)}, {unless}", yes=yes)
+
+
+def when(request: NewRequest) -> str:
+    """`at` and the time from which a deletion runs, or `now`."""
+    due_at = datetime.now(UTC) + request.delay if request.delay else request.due_at
+    return f"at {local(due_at)}" if due_at else "now"
+
+
+def _what(requests: Sequence[NewRequest]) -> str:
+    accounts = ", ".join(sorted({one.account for one in requests}))
+    names = some([one.finetune_id for one in requests])
+    return f"this deletes {len(requests)} of account {accounts} {when(requests[0])}, permanently: {names}"
+
+
+def _agree(what: str, *, yes: bool) -> bool:
+    note(what)
+    if yes or not sys.stdin.isatty() or click.confirm("Is that right?", err=True):
+        return True
+    note("nothing was written")
+    return False

@@ -1,0 +1,49 @@
+"""Waiting for deletions to end, which they do whether or not anybody waits."""
+
+import math
+import time
+from collections.abc import Sequence
+
+from tasks.ledger import Ledger
+from tasks.ledger.queries import get, get_many
+from tasks.records import Deletion, State
+from worker.cli import NOT_IN_TIME
+from worker.cli.output import note, print_in_full
+from worker.cli.session import progress
+
+_POLL_SECONDS = 0.1
+
+
+def follow(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None, *, missing_ok: bool = False) -> int:
+    """Wait until these deletions are final, and show them; the exit code: 0 if all ended as asked.
+
+    Raises `UnknownDeletion`. A bar shows the progress of many, on a terminal only.
+    """
+    try:
+        deletions = _wait(ledger, ids, timeout_seconds)
+    except KeyboardInterrupt:
+        again = f"`janitor wait {ids[0]}`" if len(ids) == 1 else "`janitor wait` with their ids"
+        note(f"not waiting any more; the deletion goes on. {again} waits again, `janitor list` shows the state")
+        raise
+    print_in_full(deletions)
+    if not all(one.is_final for one in deletions):
+        note("not all ended in time: `janitor wait` waits for the rest")
+        return NOT_IN_TIME
+    done = [one.is_done or (missing_ok and one.state == State.NOT_FOUND) for one in deletions]
+    return 0 if all(done) else 1
+
+
+def _wait(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> list[Deletion]:
+    """The deletions once all are final, or the time is up."""
+    over = time.monotonic() + (math.inf if timeout_seconds is None else timeout_seconds)
+    found: dict[str, Deletion] = {}
+    left = ids
+    with progress("deletions") as advance:
+        while True:
+            # One that is not there is asked for by itself, which raises the error that says so.
+            found |= {id_: one or get(ledger, id_) for id_, one in zip(left, get_many(ledger, left), strict=True)}
+            left = [id_ for id_ in ids if not found[id_].is_final]
+            advance(len(ids) - len(left), len(ids))
+            if not left or time.monotonic() >= over:
+                return [found[id_] for id_ in ids]
+            time.sleep(_POLL_SECONDS)

@@ -1,0 +1,80 @@
+"""Points in time as people write them: local unless a zone is named, or relative to now; and as they read them."""
+
+import re
+from datetime import UTC, datetime
+from zoneinfo import ZoneInfo, available_timezones
+
+import click
+
+from tasks.durations import parse_duration
+from tasks.errors import InvalidRequest
+from worker.cli.text import nearest
+
+_ACCEPTED = "2026-12-24T18:00 (local), 2026-12-24T18:00+01:00, '2026-12-24 18:00 Europe/Berlin'"
+_RELATIVE = re.compile(r"in\s+(?P<ahead>.+)|(?P<ago>.+)\s+ago")
+_WITH_ZONE = re.compile(r"(?P<time>.+?)\s+(?P<zone>[A-Za-z]\S*)")
+
+
+def local(moment: datetime | None) -> str:
+    """Local time with its zone, to the second."""
+    return moment.astimezone().strftime("%Y-%m-%d %H:%M:%S %Z") if moment else ""
+
+
+def past_time(text: str) -> datetime:
+    """An aware UTC `datetime`, relative ones in the past (`2h ago`); raises `InvalidRequest`.
+
+    A time without a zone is local, as in tables, and is told on stderr with its zone.
+    """
+    return _read(text, "ago", "'2h ago'")
+
+
+def later_time(text: str) -> datetime:
+    """The same, relative ones in the future (`in 2h`); also raises `InvalidRequest` for a time in the past."""
+    return _read(text, "ahead", "'in 2h'")
+
+
+def _read(text: str, direction: str, example: str) -> datetime:
+    try:
+        moment, is_bare = _relative(text, direction) or _absolute(text)
+        moment, told = moment.astimezone(UTC), local(moment)
+    except (ValueError, OverflowError) as error:
+        why = f": {error}" if isinstance(error, InvalidRequest) else ""
+        raise InvalidRequest(f"{text!r} is not a time{why}: give one such as {_ACCEPTED} or {example}") from None
+    if direction == "ahead" and moment < datetime.now(UTC):
+        raise InvalidRequest(f"{text!r} ({told}) is in the past: give a later time, or leave it out")
+    if is_bare:
+        click.echo(f"{text} has no zone, so it is local time: {told}", err=True)
+    return moment
+
+
+def _relative(text: str, direction: str) -> tuple[datetime, bool] | None:
+    parts = _RELATIVE.fullmatch(text.strip())
+    if parts is None:
+        return None
+    if not parts[direction]:
+        raise InvalidRequest("it is in the past" if parts["ago"] else "it is in the future")
+    away = parse_duration(parts[direction])
+    return datetime.now(UTC) + (away if direction == "ahead" else -away), False
+
+
+def _absolute(text: str) -> tuple[datetime, bool]:
+    """A moment, and whether it was given without a zone."""
+    if parts := _WITH_ZONE.fullmatch(text.strip()):
+        return _in_zone(datetime.fromisoformat(parts["time"]), parts["zone"]), False
+    # Tables show zones that have no letters as an offset after a space.
+    moment = datetime.fromisoformat(re.sub(r"\s+(?=[+-]\d)", "", text.strip()))
+    return moment, moment.tzinfo is None
+
+
+def _in_zone(moment: datetime, zone: str) -> datetime:
+    if moment.tzinfo:
+        raise InvalidRequest("an offset and a zone are both given")
+    # The name that tables show: of this machine's zone, in the hour that comes twice of the right one.
+    for here in (moment.replace(fold=fold).astimezone() for fold in (0, 1)):
+        if here.tzname() == zone:
+            return here
+    try:
+        return moment.replace(tzinfo=ZoneInfo(zone))
+    except (KeyError, ValueError, OSError):  # OSError: a folder of zones, such as Europe
+        like = nearest(zone, available_timezones())
+        raise InvalidRequest(f"the zone {zone!r} is not known{like}") from None

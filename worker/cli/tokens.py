@@ -1,0 +1,97 @@
+"""Commands for the tokens of the HTTP service: new, list, revoke."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, get_args
+
+import click
+
+from tasks.durations import iso
+from tasks.records import DEFAULT_ACCOUNT
+from worker.cli import options
+from worker.cli.output import note, print_table
+from worker.cli.times import local
+from worker.http import tokens as files
+from worker.http.tokens import Token
+from worker.settings import load_settings, read_text
+
+_Texts = tuple[str, ...]
+
+
+@click.group()
+def tokens() -> None:
+    """Make, list and revoke tokens of the HTTP service, in the file JANITOR_TOKENS_FILE.
+
+    A service that runs reads the file again within a second.
+
+    \b
+    janitor tokens new billing
+    janitor tokens list
+    janitor tokens revoke billing
+    """
+
+
+@tokens.command()
+@click.argument("name")
+@click.option(
+    "--scope", "scopes", multiple=True, type=click.Choice(get_args(files.Scope)), default=["enqueue", "read"],
+    help="What it may do; may be repeated.",
+)  # fmt: skip
+@click.option(
+    "--account", "accounts", multiple=True, default=[DEFAULT_ACCOUNT], metavar="A",
+    help="An account that it may use, '*' for all; may be repeated.",
+)  # fmt: skip
+@click.option("--expires", type=options.LATER_TIME, help="When it expires; never unless given.")
+def new(*, name: str, scopes: _Texts, accounts: _Texts, expires: datetime | None) -> None:
+    """Make a token and print it, this once; add its digest to the file.
+
+    Without JANITOR_TOKENS_FILE it prints what the file must hold.
+
+    \b
+    janitor tokens new billing
+    janitor tokens new reports --scope read --account '*' --expires 2027-01-31
+    """
+    file = load_settings().tokens_file
+    secret, table = files.new_token(name, scopes, accounts, expires)
+    if file is None:
+        note(f"JANITOR_TOKENS_FILE is not set; add this to the file that it names for the service:\n\n{table}")
+    else:
+        files.add(file, name, table)
+    note("the token, shown this once:")
+    click.echo(secret)
+
+
+@tokens.command("list")
+@options.json
+def list_() -> None:
+    """List them: names, scopes, accounts, when they expire.
+
+    \b
+    janitor tokens list
+    """
+    file = files.required(load_settings().tokens_file)
+    known = files.parse(read_text("JANITOR_TOKENS_FILE", file))
+    headings = ("NAME", "SCOPES", "ACCOUNTS", "EXPIRES")
+    print_table(known, _record, headings, _cells, if_empty="no tokens: `janitor tokens new NAME` makes one")
+
+
+@tokens.command()
+@click.argument("name")
+def revoke(*, name: str) -> None:
+    """Remove a token from the file; its records stay.
+
+    \b
+    janitor tokens revoke billing
+    """
+    files.remove(files.required(load_settings().tokens_file), name)
+    note(f"revoked: {name}")
+
+
+def _record(token: Token) -> Mapping[str, Any]:
+    shown = token.model_dump(include={"name", "scopes", "accounts"})
+    return shown | {"expires": iso(token.expires), "has_expired": token.has_expired}
+
+
+def _cells(token: Token) -> tuple[str, ...]:
+    expires = f"{local(token.expires)}{' (expired)' if token.has_expired else ''}"
+    return token.name, ", ".join(token.scopes), ", ".join(token.accounts), expires or "never"

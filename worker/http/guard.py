@@ -1,0 +1,114 @@
+"""Who may call: a token, its scopes and its quota of requests. The body of a call is bounded in size and time."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Annotated
+
+from fastapi import Depends
+from fastapi.concurrency import run_in_threadpool
+from fastapi.security import HTTPBearer
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Send
+from starlette.types import Scope as Asgi
+
+from tasks.durations import iso
+from tasks.errors import LedgerUnavailable
+from worker.http.problems import problem
+from worker.http.quotas import Quotas
+from worker.http.tokens import Scope, Token, TokenFile
+
+BODY_SECONDS, MOST_BYTES = 30.0, 1 << 20
+_OPEN = ("/healthz", "/readyz", "/openapi.json")
+_NOT_COUNTED = ("/metrics",)  # they also say that Redis cannot be reached
+_bearer = HTTPBearer(auto_error=False, description="a token from the file JANITOR_TOKENS_FILE")
+
+
+class Guard:
+    """Refuses a request without a known token, or over its quota, before anything of it is read."""
+
+    def __init__(self, app: ASGIApp, tokens: TokenFile, quotas: Quotas) -> None:
+        self._app, self._tokens, self._quotas = app, tokens, quotas
+
+    async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            receive = _bounded(receive)
+            if scope["path"] not in _OPEN and (refusal := await self._refusal(scope)):
+                return await refusal(scope, receive, send)
+        return await self._app(scope, receive, send)
+
+    async def _refusal(self, scope: Asgi) -> Response | None:
+        kind, _, secret = Headers(scope=scope).get("Authorization", "").partition(" ")
+        secret = secret.strip() if kind.lower() == "bearer" else ""
+        token = self._tokens.find(secret) if secret else None
+        if token is None or token.has_expired:
+            given = "a token that is not known" if secret else "no token"
+            given = f"a token that expired at {iso(token.expires)}" if token else given
+            return problem(401, f"{given}: send `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
+        scope["janitor.token"] = token
+        return None if scope["path"] in _NOT_COUNTED else await self._count(token)
+
+    async def _count(self, token: Token) -> Response | None:
+        try:
+            seconds = await run_in_threadpool(self._quotas.count_request, token.name)
+        except LedgerUnavailable as error:
+            return problem(503, str(error))
+        if seconds is None:
+            return None
+        most = self._quotas.requests_per_minute
+        words = f"the token {token.name!r} has made {most} requests in this minute, which is its quota"
+        return problem(429, f"{words}: call again in {seconds} s", {"Retry-After": str(seconds)})
+
+
+def check_account(caller: Token, account: str) -> None:
+    """Raise a 403 if the token may not use this account."""
+    if not caller.may_use(account):
+        only = ", ".join(caller.accounts)
+        raise HTTPException(403, f"the token {caller.name!r} may not use the account {account!r}: only {only}")
+
+
+def needs(*scopes: Scope) -> Callable[..., Awaitable[Token]]:
+    """A dependency: the caller's token, if it has one of these scopes."""
+
+    async def caller(request: Request, _: Annotated[object, Depends(_bearer)]) -> Token:
+        token: Token = request.scope["janitor.token"]
+        if not set(scopes) & set(token.scopes):
+            names = " or ".join(map(repr, scopes))
+            raise HTTPException(403, f"the token {token.name!r} lacks the scope {names}: use one that has it")
+        return token
+
+    return caller
+
+
+Reader = Annotated[Token, Depends(needs("read"))]
+Enqueuer = Annotated[Token, Depends(needs("enqueue"))]
+Admin = Annotated[Token, Depends(needs("admin"))]
+# What is asked for with `enqueue` may be seen and withdrawn with it: see `Token.may`.
+Follower = Annotated[Token, Depends(needs("read", "enqueue"))]
+Canceller = Annotated[Token, Depends(needs("enqueue", "admin"))]
+
+
+def _bounded(receive: Receive) -> Receive:
+    """A client can neither fill the memory nor occupy the service by sending its body byte by byte."""
+    until, left, whole = asyncio.get_running_loop().time() + BODY_SECONDS, MOST_BYTES, False
+
+    async def receive_bounded() -> Message:
+        nonlocal left, whole
+        if whole:
+            return await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            raise HTTPException(408, f"the body did not come within {BODY_SECONDS:g} seconds") from None
+        whole = not message.get("more_body", False)
+        left -= len(message.get("body", b""))
+        if left < 0:
+            raise HTTPException(
+                413, f"the body has more than {MOST_BYTES} bytes: send fewer deletions in one call"
+            )
+        return message
+
+    return receive_bounded
