@@ -342,7 +342,7 @@ def test_a_closed_pipe_and_ctrl_c_end_without_a_traceback(env, finetune):
         assert waiting.wait(10) == 130
         left = waiting.stderr.read()
         assert "Traceback" not in left
-        assert "what was asked for goes on" in left
+        assert "the deletion goes on" in left
     (accepted,) = records(janitor_here(env, "list", "--finetune", finetune, "--json"))
     assert told == f"accepted: {accepted['id']}\n"
     assert f"`janitor wait {accepted['id']}`" in left
