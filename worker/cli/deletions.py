@@ -220,9 +220,8 @@ def _accept(
     if not workers_seen(ledger):
         note("accepted, but no worker is seen: it waits until one runs (`janitor up`, or `janitor worker`)")
     if wait:
-        # Said first, so that a person who interrupts the wait knows what goes on without it.
-        note(f"accepted: {' '.join(ids)}" if len(ids) <= _SHOWN else f"{len(ids)} accepted")
-        return follow(ledger, ids, timeout)
+        accepted = f"accepted: {' '.join(ids)}" if len(ids) <= _SHOWN else f"{len(ids)} accepted"
+        return follow(ledger, ids, timeout, first=accepted)
     if as_json() or len(ids) <= _SHOWN:
         print_deletions([one for one in get_many(ledger, ids) if one])
     note(f"{len(ids)} accepted")

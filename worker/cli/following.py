@@ -14,12 +14,18 @@ from worker.cli.session import progress
 _POLL_SECONDS = 0.1
 
 
-def follow(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None, *, missing_ok: bool = False) -> int:
+def follow(
+    ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None, *, missing_ok: bool = False, first: str = ""
+) -> int:
     """Wait until these deletions are final, and show them; the exit code: 0 if all ended as asked.
+
+    first: is told before, so that a person who interrupts the wait knows what goes on without it.
 
     Raises `UnknownDeletion`. A bar shows the progress of many, on a terminal only.
     """
     try:
+        if first:
+            note(first)
         deletions = _wait(ledger, ids, timeout_seconds)
     except KeyboardInterrupt:
         again = f"`janitor wait {ids[0]}`" if len(ids) == 1 else "`janitor wait` with their ids"
