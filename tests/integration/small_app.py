@@ -13,7 +13,7 @@ from kombu import Exchange, Queue
 
 from worker.kombu_transport import install
 from worker.message_fields import QUEUES, TASKS
-from worker.redis_url import celery_options, celery_settings, celery_url
+from worker.redis_url import celery_options, celery_url
 
 SLOTS = 2
 
@@ -46,7 +46,6 @@ def create(url, visibility_seconds=3600):
         redis_socket_connect_timeout=2,
         result_backend_always_retry=True,
         result_backend_max_retries=20,
-        **celery_settings(url),
     )  # fmt: skip
     for name in TASKS:
         app.task(name=name, bind=True, shared=False)(run)

@@ -21,7 +21,7 @@ from celery import Celery
 from ruamel.yaml import YAML
 
 from tasks.durations import parse_duration
-from tests.processes import free_ports, skip_before_redis_7
+from tests.processes import free_ports, redis_cli, skip_before_redis_7
 from worker.http.tokens import new_token
 from worker.local.embedded import find_server
 from worker.redis_url import connect
@@ -88,9 +88,9 @@ class Outside:
             (self.folder / "secrets" / f"redis_{user}").write_text(password_of(user) + "\n", encoding="utf-8")
         (self.folder / "secrets" / "bfl_api_key").write_text("sandbox-key\n", encoding="utf-8")
         (self.folder / "secrets" / "http_tokens").write_text(new_token("somebody")[1], encoding="utf-8")
-        for tool in ("server", "cli"):
-            found = server.with_name(server.name.replace("server", tool))  # Valkey's have other names
-            (self.folder / "bin" / f"redis-{tool}").symlink_to(found)
+        # Valkey's have other names.
+        (self.folder / "bin" / "redis-server").symlink_to(server)
+        (self.folder / "bin" / "redis-cli").symlink_to(redis_cli().absolute())
 
     def here(self, text: str) -> str:
         """`text` as Compose hands it over, with a container's places replaced by this machine's.

@@ -91,35 +91,92 @@ def test_a_server_left_behind_by_a_kill_is_shut_down_and_followed(tmp_path):
             left.wait(10)
 
 
-def test_a_server_on_the_path_goes_before_the_bundled_one_unless_it_is_too_old(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))  # without a server that this machine may have
-    bundled = embedded.find_server()
-    for version, name in (("6.2.0", "redis-server"), ("7.2.4", "valkey-server")):
-        fake = tmp_path / name
-        fake.write_text(f'#!/bin/sh\necho "Redis server v={version} sha=0"\n')
+@pytest.fixture
+def on_path(tmp_path, monkeypatch):
+    """Puts a program on PATH, alone, that says it is this server; returns its path."""
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    monkeypatch.setenv("PATH", str(folder))
+
+    def put(product, version, name="redis-server"):
+        fake = folder / name
+        fake.write_text(f'#!/bin/sh\necho "{product} server v={version} sha=0"\n')
         fake.chmod(0o755)
+        return fake
+
+    return put
+
+
+def test_a_server_on_the_path_goes_before_the_bundled_one_unless_it_is_too_old(on_path):
+    bundled = embedded.find_server()
+    for product, version, name in (("Redis", "6.2.0", "redis-server"), ("Valkey", "7.2.4", "valkey-server")):
+        fake = on_path(product, version, name)
         assert embedded.find_server() == fake
-        fake.write_text('#!/bin/sh\necho "Redis server v=6.0.16 sha=0"\n')
-        assert embedded.find_server() != fake
+        on_path("Redis", "6.0.16", name)
+        assert embedded.find_server() == bundled
         fake.unlink()
-    assert bundled.exists()
 
 
-@pytest.mark.parametrize("written_by", ["Redis server v=99.1.0", "Keydb server v=7.0.0"])
-def test_data_of_another_or_a_newer_server_is_refused_and_never_started_empty(tmp_path, monkeypatch, written_by):
-    # Given a folder that another server has used
-    other, state_dir = tmp_path / "redis-server", tmp_path / "state"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    other.write_text(f'#!/bin/sh\necho "{written_by} sha=0"\n')
-    other.chmod(0o755)
+# As seen with Redis 6.2, 7.0, 8.2 and Valkey 8.1, 9.1: without the refusals, 6.2 starts empty on all that is newer, the
+# others end with an error.
+TAKEN_OVER = [
+    ("Redis", "6.2.14", "Redis", "7.0.15"),
+    ("Redis", "6.2.14", "Valkey", "9.1.2"),
+    ("Redis", "7.2.4", "Valkey", "8.1.4"),
+    ("Valkey", "8.1.4", "Valkey", "9.1.2"),
+    ("Valkey", "9.1.2", "Valkey", "9.1.0"),
+]
+REFUSED = [
+    ("Redis", "7.0.15", "Redis", "6.2.14"),
+    ("Redis", "99.1.0", "Redis", "8.2.3"),
+    ("Redis", "7.4.6", "Valkey", "9.1.2"),
+    ("Valkey", "9.1.2", "Valkey", "8.1.4"),
+    ("Valkey", "7.2.11", "Redis", "8.2.3"),
+    ("Keydb", "6.3.4", "Redis", "7.0.15"),
+]
+
+
+@pytest.mark.parametrize(("product", "version", "next_product", "next_version"), TAKEN_OVER + REFUSED)
+def test_data_of_another_or_a_newer_server_is_refused_and_never_started_empty(
+    tmp_path, monkeypatch, on_path, product, version, next_product, next_version
+):
+    monkeypatch.setattr(embedded, "find_spec", lambda _: None)
+    # Given a folder that one server has used
+    state_dir = tmp_path / "state"
+    on_path(product, version)
     embedded.spec(state_dir)
-    # When that one is gone
-    other.unlink()
-    # Then the one that is left refuses, and says which one is needed.
-    with pytest.raises(
-        EmbeddedRedisError, match=r"was written by \w+ \d+\.\d, and .* is Redis \d.*JANITOR_STATE_DIR"
-    ):
+    # When another one is there in its place
+    on_path(next_product, next_version)
+    # Then it takes the data over if it reads them, else it refuses in one line, which says which one is needed.
+    if (product, version, next_product, next_version) in TAKEN_OVER:
         embedded.spec(state_dir)
+        written_by = f"{next_product} {next_version.rpartition('.')[0]}"
+    else:
+        words = (
+            rf"by {product} \d+\.\d, and .*redis-server is {next_product} \d\.\d: put {product} .*STATE_DIR .*$"
+        )
+        with pytest.raises(EmbeddedRedisError, match=words):
+            embedded.spec(state_dir)
+        written_by = f"{product} {version.rpartition('.')[0]}"
+    assert (state_dir / "redis-version").read_text() == written_by
+
+
+def test_data_that_an_older_server_would_not_find_are_refused_without_a_note_too(tmp_path, monkeypatch, on_path):
+    monkeypatch.setattr(embedded, "find_spec", lambda _: None)
+    on_path("Redis", "6.2.14")
+    (tmp_path / "state" / "appendonlydir").mkdir(parents=True, mode=0o700)
+    (tmp_path / "state" / "up.lock").touch()
+    with pytest.raises(EmbeddedRedisError, match="was written by Redis 7.0"):
+        embedded.spec(tmp_path / "state")
+
+
+def test_the_server_that_wrote_the_data_goes_before_another_one_on_the_path(tmp_path, monkeypatch, on_path):
+    # Given a folder that the bundled server has used,
+    bundled = embedded.find_server()
+    embedded.spec(tmp_path / "state")
+    # when a server that cannot read its data is installed, then the bundled one goes on.
+    on_path("Redis", "6.2.14")
+    assert embedded.spec(tmp_path / "state").argv[0] == str(bundled)
 
 
 def test_data_of_an_older_server_is_taken_over(tmp_path):

