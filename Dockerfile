@@ -1,6 +1,9 @@
 # The image of every janitor process: `docker run IMAGE worker` is `janitor worker`.
 
-FROM python:3.11-slim-bookworm AS build
+# The one place that names the base image. To pin it: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+ARG BASE=python:3.11-slim-bookworm
+
+FROM ${BASE} AS build
 # What is installed beside the janitor: Flower's image gives constraints-flower.txt.
 ARG REQUIREMENTS=constraints-run.txt
 WORKDIR /src
@@ -12,11 +15,16 @@ RUN python -m venv --without-pip /opt/janitor \
     && pip --python /opt/janitor/bin/python install --no-cache-dir --require-hashes --requirement ${REQUIREMENTS} \
     && pip --python /opt/janitor/bin/python install --no-cache-dir --no-deps .
 
-FROM python:3.11-slim-bookworm
-# The base image's own installers are of no use to a process that runs.
+FROM ${BASE}
+ARG VERSION=unknown
+LABEL org.opencontainers.image.title="Finetune Janitor" \
+      org.opencontainers.image.description="Deletes finetunes at the BFL API" \
+      org.opencontainers.image.version=${VERSION}
+# The base image's own installers are of no use to a process that runs, nor are programs that give more rights.
 RUN python -m pip uninstall --yes pip setuptools wheel \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/janitor janitor \
-    && install --directory --owner janitor --group janitor --mode 0700 /var/lib/janitor
+    && install --directory --owner janitor --group janitor --mode 0700 /var/lib/janitor \
+    && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=build /opt/janitor /opt/janitor
 # The root file system may be read-only: bytecode was written at the build, state has a place of its own.
 ENV PATH=/opt/janitor/bin:$PATH \

@@ -4,11 +4,11 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 T = tests
 
-.PHONY: demo test coverage interop chaos bench lint format reference docs constraints image clean
+.PHONY: demo test test-servers coverage interop chaos bench lint format reference docs constraints image clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
 # The dependencies are checked against their hashes. The project itself has none: pip cannot hash a folder.
 .venv/installed: pyproject.toml constraints-dev.txt
@@ -29,6 +29,9 @@ PYTEST = pytest --numprocesses 4 --dist loadgroup $(T) $(OPTIONS)
 test: .venv/installed ## run every test, or some: T=tests/unit, T=tests/unit/test_x.py, OPTIONS='-k name'
 	@test -d tests/interop/node_modules || $(CLIENT) >/dev/null 2>&1 || echo "no celery-node here: make interop is left out"
 	$(BIN)/python -m $(PYTEST)
+
+test-servers: .venv/installed ## run the tests that meet a server with several, by default all here: SERVERS='/usr/bin/redis-server ...'
+	$(BIN)/python -m tests.on_servers $(SERVERS) -- $(OPTIONS)
 
 coverage: .venv/installed ## run the tests (T as above) and show which lines they leave out, subprocesses included
 	@rm -rf .coverage && mkdir .coverage
@@ -86,6 +89,13 @@ constraints: .venv/installed ## pin all dependencies anew, with hashes, after a 
 	$(COMPILE) --extra http --constraint constraints-bench.txt --output-file constraints-run.txt
 	$(COMPILE) --extra http --extra flower --constraint constraints-bench.txt --output-file constraints-flower.txt
 	$(COMPILE) --extra docs --constraint constraints-bench.txt --output-file constraints-docs.txt
+
+sbom: ## list what the image installs, with versions and hashes, as CycloneDX: dist/sbom.json
+	$(PYTHON) -m venv .venv/sbom
+	.venv/sbom/bin/pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7,<8'
+	@mkdir -p dist
+	.venv/sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
+		--output-file dist/sbom.json constraints-run.txt
 
 image: ## build the container image
 	docker build --tag finetune-janitor .

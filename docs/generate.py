@@ -205,10 +205,15 @@ def metrics() -> Iterator[str]:
     """Each metric with its labels, from a scrape of a ledger with one of everything."""
     account = AccountStatistics(
         states={State.DELETED: 1}, requests={"name": 1}, refused={"request": 1},
+        finished={"deleted": 1}, observations={"present": 1}, retrying=0, reviews_open=0, unverified=0,
+        verification_late_seconds=0,
         calls={"200": Counter({"none": 1})}, call_seconds={"200": 0}, verifications_failed=0,
         oldest_due_seconds=0, permits=0, permits_limit=0, cool_down_seconds=0, parked=False, paused=False,
     )  # fmt: skip
-    with patch("worker.metrics.statistics", return_value=Statistics({"default": account}, 0, 0.0, 0.0, 0)):
+    with (
+        patch("worker.metrics.statistics", return_value=Statistics({"default": account}, 0, 0, 0.0, 0.0, 0)),
+        patch("worker.metrics._of_policies", return_value={"tests": (False, 0.0)}),
+    ):
         families = list(LedgerCollector(Mock()).collect())
     yield from _table(
         ("metric", "type", "labels", "meaning"),

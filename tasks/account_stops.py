@@ -1,6 +1,7 @@
 """Stops of a whole account that follow from an answer of the API."""
 
 from datetime import timedelta
+from typing import Any
 
 from tasks.api.errors import KeyRefused, Throttled
 from tasks.api.retry import COOL_DOWN
@@ -18,7 +19,7 @@ def cool_down(ledger: Ledger, account: str, error: Throttled) -> timedelta:
     """
     first, longest = COOL_DOWN.get(error.http_status or 0, COOL_DOWN[429])
     asked_ms = None if error.retry_after is None else round(error.retry_after / _MS)
-    steps = {"step_ms": round(first / _MS), "most_ms": round(longest / _MS)}
+    steps: dict[str, Any] = {"step_ms": round(first / _MS), "most_ms": round(longest / _MS)}
     return ledger.account(account, "cool", reason=str(error), ms=asked_ms, **steps) * _MS
 
 

@@ -8,10 +8,14 @@ from typing import Any
 from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
 from tasks.errors import InvalidRequest
 from tasks.intake import BULK, digest_of
-from tasks.records import NewRequest, check_finetune_id
+from tasks.ledger.types import Act
+from tasks.records import NewRequest, check_finetune_id, check_line
+from tasks.text import one_line
 
-_OPTIONS = ("account", "reason", "requested_by", "due_at", "delay_seconds", "requested_at", "missing_ok")
-_PLAIN = ("account", "reason", "requested_by", "missing_ok")  # taken as they are
+_OPTIONS = (
+    "account", "reason", "requested_by", "labels", "due_at", "delay_seconds", "requested_at", "missing_ok",
+)  # fmt: skip
+_PLAIN = ("account", "reason", "requested_by", "labels", "missing_ok")  # taken as they are
 
 
 def by_name(
@@ -49,6 +53,16 @@ def by_name_many(
     unique = dict.fromkeys(finetune_ids)
     bulk = len(unique) > BULK
     return [by_name(str(uuid.uuid5(space, one)), one, options, eta=eta, bulk=bulk) for one in unique]
+
+
+def act_by_name(options: Mapping[str, Any], origin: str) -> Act:
+    """Who cancels, and why, as the message says; raises `InvalidRequest`. origin: the process that sent it."""
+    if unknown := sorted(set(options) - {"requested_by", "reason"}):
+        accepted = "deletion_id, requested_by, reason"
+        raise InvalidRequest(f"{unknown[0]!r} is not an argument: accepted are {accepted}")
+    for name, text in options.items():
+        check_line(name, text)
+    return Act(options.get("requested_by") or one_line(origin) or None, "name", options.get("reason"))
 
 
 def only(name: str, given: tuple[Any, ...], options: dict[str, Any]) -> Any:

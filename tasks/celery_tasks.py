@@ -15,7 +15,7 @@ import structlog
 from celery import Celery, Task, states
 from celery.exceptions import Ignore, Reject
 
-from tasks.by_name import by_name, by_name_many, only
+from tasks.by_name import act_by_name, by_name, by_name_many, only
 from tasks.cleanup.inventory import protected_among, report_use
 from tasks.errors import DeletionNotDone, IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
 from tasks.intake import Intake, conflict
@@ -109,9 +109,8 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     def cancel(self: Any, *given: Any, **options: Any) -> str:
         with _accepting(services(), self.request):
             deletion_id = check_request_id(only("deletion_id", given, options))
-            if options:
-                raise InvalidRequest(f"{min(options)!r} is not an argument: only deletion_id is accepted")
-            (answer,), due = services().ledger.cancel([deletion_id], nonce=self.request.id)
+            act = act_by_name(options, str(self.request.origin or ""))
+            (answer,), due = services().ledger.cancel([deletion_id], act, nonce=self.request.id)
             if answer == "unknown":
                 raise InvalidRequest(f"no deletion has the id {deletion_id!r}")
         if due:

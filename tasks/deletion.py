@@ -238,8 +238,14 @@ class _Run:
 
     def _observe(self) -> Observation:
         self.sleep(0)
-        with self.watch.observing():
-            return observe(self.api, self.claim.finetune_id, lambda: self.sleep(0))
+        try:
+            with self.watch.observing():
+                seen = observe(self.api, self.claim.finetune_id, lambda: self.sleep(0))
+        except errors.ApiError as error:
+            self.counts[f"observation:{error.http_status or type(error).__name__}"] += 1
+            raise
+        self.counts[f"observation:{seen.presence}"] += 1
+        return seen
 
     def _judged(self, seen: Observation) -> Finish | Stays:
         began, ended = self.watch.observed()

@@ -2,7 +2,8 @@
 
 JanitorError
 ├── InvalidRequest            what was asked cannot be accepted; nothing was written
-│   └── IdConflict            a known id came with other arguments
+│   ├── IdConflict            a known id came with other arguments
+│   └── NotInReview           only a deletion in review can be resolved, and once
 ├── UnknownDeletion           no record has this id
 ├── UnknownPlan               no plan has this id
 ├── PlanRefused               a plan is blocked or too old
@@ -26,6 +27,9 @@ class InvalidRequest(JanitorError, ValueError):
 
 
 class IdConflict(InvalidRequest): ...
+
+
+class NotInReview(InvalidRequest): ...
 
 
 class UnknownDeletion(JanitorError, LookupError): ...

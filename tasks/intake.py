@@ -15,7 +15,7 @@ from tasks.errors import IdConflict, InvalidRequest, LedgerUnavailable
 from tasks.ledger.queries import known_accounts
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
-from tasks.ledger.types import Accepted
+from tasks.ledger.types import Accepted, Act
 from tasks.records import DEFAULT_ACCOUNT, NewRequest, check_account
 from tasks.text import one_line
 
@@ -51,14 +51,16 @@ class Intake:
             if request.due_at is not None and request.due_at > latest:
                 raise InvalidRequest(f"due_at {request.due_at.isoformat()} is too far off: give at most ten years")
 
-    def accept(self, requests: Sequence[NewRequest], *, wake: bool = True) -> list[Accepted]:
-        """What became of each request; wake: whether to publish wake-ups for what is due.
+    def accept(
+        self, requests: Sequence[NewRequest], *, wake: bool = True, act: Act | None = None
+    ) -> list[Accepted]:
+        """What became of each request; wake: whether to publish wake-ups for what is due; act: see `Ledger`.
 
         Raises `InvalidRequest` for the first that cannot be accepted, before anything is written, and
         `LedgerUnavailable`.
         """
         self.check(requests)
-        accepted, to_wake = self.ledger.accept(requests, wake=wake)
+        accepted, to_wake = self.ledger.accept(requests, wake=wake, act=act)
         for account in to_wake:
             try:
                 self.wake(account)

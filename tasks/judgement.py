@@ -9,6 +9,7 @@ from datetime import datetime, timedelta
 
 from tasks.api.incarnations import Incarnation, Verdict, compare
 from tasks.api.observations import Observation, Presence, existed
+from tasks.durations import iso
 from tasks.ledger.types import Claim, Findings, Finish, Try
 from tasks.records import Evidence, State, from_ms, moment, to_ms
 
@@ -84,7 +85,7 @@ def judge(claim: Claim, known: Known, seen: Observation, now: datetime, within: 
     (`JANITOR_OBSERVE_WITHIN`).
     """
     if seen.presence is Presence.ABSENT:
-        return _absent(claim, known, seen)
+        return _absent(claim, known, seen, now)
     if seen.presence is Presence.UNLISTED:
         why = f"details does not work at {seen.host} and the list lacks it, which proves nothing"
         return _undecided(claim, known, now, within, why)
@@ -114,7 +115,7 @@ def is_settled(known: Known, now: datetime) -> bool:
     return known.unclear_at is None or now - known.unclear_at >= SETTLED_AFTER
 
 
-def _absent(claim: Claim, known: Known, seen: Observation) -> Finish:
+def _absent(claim: Claim, known: Known, seen: Observation, now: datetime) -> Finish:
     if known.vantage and known.vantage != seen.vantage:
         why = f"not visible at {seen.vantage}, but it was last seen at {known.vantage}: key or host has changed"
         return Finish(result=State.REVIEW, message=f"{why}, so whether it is deleted is not known")
@@ -135,9 +136,9 @@ def _absent(claim: Claim, known: Known, seen: Observation) -> Finish:
             tried = f"an attempt of deletion {try_.by} at {try_.vantage or 'another one'} may have removed it"
             why = f"not visible at {seen.vantage}, and {tried}: whether it has is not known"
             return Finish(result=State.REVIEW, message=why)
-    return Finish(
-        result=State.NOT_FOUND, message=f"not visible at {seen.host} with the key of account {claim.account}"
-    )
+    # Not in `observed_at` and `vantage`: these tell a retry where the finetune was last seen.
+    where = f"{seen.host} with the key of account {claim.account}"
+    return Finish(result=State.NOT_FOUND, message=f"not visible at {where}, looked for at {iso(now)}")
 
 
 def _first_seen(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:

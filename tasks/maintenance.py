@@ -20,10 +20,11 @@ from tasks.account_stops import PROBE_EVERY, cool_down
 from tasks.api import errors
 from tasks.api.client import BflReader
 from tasks.errors import LedgerRefused, LedgerUnavailable
+from tasks.ledger.audit import prune
 from tasks.ledger.queries import each
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
-from tasks.ledger.types import Maintained
+from tasks.ledger.types import Act, Maintained
 from tasks.verification import verify_round
 
 log = structlog.get_logger()
@@ -33,6 +34,7 @@ TOUCHES = "touches"  # the queue of reports of use
 # acknowledged.
 _REPORTS = (TOUCHES, *(f"{TOUCHES}\x06\x16{priority}" for priority in (3, 6, 9)))
 _UNACKNOWLEDGED = "unacked"
+_PRUNE_AUDIT_EVERY = timedelta(days=1).total_seconds()
 
 
 @dataclass
@@ -79,6 +81,7 @@ class Maintenance:
         self._is_full = False
         self._clear_since: int | None = None
         self._failing: set[str] = set()
+        self._prune_audit_at = clock()
 
     def start(self) -> None:
         """Start both threads."""
@@ -92,6 +95,7 @@ class Maintenance:
             self._step(f"account {account}", partial(self._maintain, account))
         self._step("reports of use", self._look_for_reports)
         self._step("housekeeping", self._housekeep)
+        self._step("audit log", self._prune_audit)
 
     def api_round(self) -> None:
         """One round of what needs the API: parked accounts, and verification. Raises like `round`."""
@@ -164,6 +168,18 @@ class Maintenance:
             log.info("records.pruned", records=pruned)
         if due:
             self._write_results(due)
+
+    def _prune_audit(self) -> None:
+        """Once a day; the users of Redis that secure-redis.md gives to workers may not, and then a person does."""
+        if self._clock() < self._prune_audit_at:
+            return
+        self._prune_audit_at = self._clock() + _PRUNE_AUDIT_EVERY
+        try:
+            if months := prune(self.ledger, Act("janitor", "janitor")):
+                log.info("audit.pruned", months=months)
+        except LedgerUnavailable as error:
+            todo = "run `janitor audit --prune` as a user of Redis who may"
+            log.warning("audit.not_pruned", error=str(error), message=todo)
 
     def _probe(self, account: str, api: BflReader) -> None:
         """Ask whether a parked account's key is accepted again, if it is this process's turn."""

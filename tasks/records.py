@@ -11,6 +11,8 @@ from pydantic import BeforeValidator, Field
 
 from tasks.durations import iso
 from tasks.errors import InvalidRequest
+from tasks.labels import check_labels
+from tasks.text import is_line, shown
 
 MAX_ID_LENGTH = 255
 MAX_REQUEST_ID_LENGTH = 128
@@ -97,7 +99,8 @@ class Deletion(Plain):
     due_at: the time that was asked for; it never moves. next_try_at: when an unfinished one is tried next.
     status, message, timestamp: BFL's words if it answered, else ours; filled when final. incarnation: which
     finetune it is about, as far as the API tells (`created_at`, unique id, settings). vantage: host and key tag
-    from which the finetune was last seen. A state or evidence that this version does not know is plain text.
+    from which the finetune was last seen. waiting_for: why an unfinished one waits; it is not
+    stored, but filled when the record is shown. A state or evidence that this version does not know is plain text.
     """
 
     id: str
@@ -111,6 +114,7 @@ class Deletion(Plain):
     source: str = ""
     requested_by: str | None = None
     reason: str | None = None
+    labels: Mapping[str, str] | None = None
     missing_ok: bool = False
     created_at: Moment
     asked_at: Moment
@@ -131,11 +135,17 @@ class Deletion(Plain):
     resolution: str | None = None
     retry_of: str | None = None
     retried_by: str | None = None
+    waiting_for: str | None = None
     attempts: tuple[Attempt, ...] = ()
 
     @property
     def is_final(self) -> bool:
         return is_final(self.state)
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether it is in review, and nobody has resolved or retried it."""
+        return self.state == State.REVIEW and self.resolved_at is None and self.retried_by is None
 
     @property
     def is_done(self) -> bool:
@@ -160,6 +170,7 @@ class NewRequest:
     source: str = "command"
     requested_by: str | None = None
     reason: str | None = None
+    labels: Mapping[str, str] | None = None
     due_at: datetime | None = None
     delay: timedelta | None = None
     requested_at: datetime | None = None
@@ -185,12 +196,11 @@ class NewRequest:
         check_request_id(self.id)
         check_finetune_id(self.finetune_id, allow_org_ids=allow_org_ids)
         check_account(self.account)
-        for name, text in (("reason", self.reason), ("requested_by", self.requested_by)):
-            if text is not None and not _is_line(text, MAX_TEXT_LENGTH):
-                accepted = f"give one line of at most {MAX_TEXT_LENGTH} printable characters"
-                raise InvalidRequest(f"{name} is {_shown(text)}: {accepted}")
+        check_line("reason", self.reason)
+        check_line("requested_by", self.requested_by)
+        check_labels(self.labels)
         if not isinstance(self.missing_ok, bool):
-            raise InvalidRequest(f"missing_ok is {_shown(self.missing_ok)}: give true or false")
+            raise InvalidRequest(f"missing_ok is {shown(self.missing_ok)}: give true or false")
         if self.due_at is not None and self.delay is not None:
             raise InvalidRequest("a time and a delay are both given: give one of them")
         if self.delay is not None and self.delay < timedelta(0):
@@ -206,15 +216,15 @@ def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> st
     """
     accepted = f"give 1 to {MAX_ID_LENGTH} printable characters without spaces"
     if not isinstance(finetune_id, str):
-        why = f"{_shown(finetune_id)} is not a text"
+        why = f"{shown(finetune_id)} is not a text"
     elif not finetune_id:
         why = "is empty"
     elif len(finetune_id) > MAX_ID_LENGTH:
-        why = f"{_shown(finetune_id)} has {len(finetune_id)} characters"
+        why = f"{shown(finetune_id)} has {len(finetune_id)} characters"
     elif not finetune_id.isprintable() or " " in finetune_id:
-        why = f"{_shown(finetune_id)} has a space or a control character"
+        why = f"{shown(finetune_id)} has a space or a control character"
     elif "/" in finetune_id and not allow_org_ids:
-        why = f"{_shown(finetune_id)} names another organisation's finetune (org/name)"
+        why = f"{shown(finetune_id)} names another organisation's finetune (org/name)"
         accepted = "give one of your own, or set JANITOR_ALLOW_ORG_IDS=true if that is meant"
     else:
         return finetune_id
@@ -223,17 +233,24 @@ def check_finetune_id(finetune_id: object, *, allow_org_ids: bool = False) -> st
 
 def check_request_id(request_id: object) -> str:
     """`request_id` if it can be one; raises `InvalidRequest`."""
-    if not request_id or not _is_line(request_id, MAX_REQUEST_ID_LENGTH):
+    if not request_id or not is_line(request_id, MAX_REQUEST_ID_LENGTH):
         accepted = f"give 1 to {MAX_REQUEST_ID_LENGTH} printable characters, such as a UUID"
-        raise InvalidRequest(f"the request id {_shown(request_id)} is not accepted: {accepted}")
+        raise InvalidRequest(f"the request id {shown(request_id)} is not accepted: {accepted}")
     return str(request_id)
+
+
+def check_line(name: str, text: object) -> None:
+    """Raise `InvalidRequest` if a reason or a name, which may be None, is not one printable line."""
+    if text is not None and not is_line(text, MAX_TEXT_LENGTH):
+        accepted = f"give one line of at most {MAX_TEXT_LENGTH} printable characters"
+        raise InvalidRequest(f"{name} is {shown(text)}: {accepted}")
 
 
 def check_account(account: object, known: Iterable[str] | None = None) -> str:
     """`account` if it is a name, and one of `known` if that is given; raises `InvalidRequest`."""
     if not isinstance(account, str) or not is_account(account):
         accepted = "give lowercase letters, digits and _, at most 40"
-        raise InvalidRequest(f"the account {_shown(account)} is not a name: {accepted}")
+        raise InvalidRequest(f"the account {shown(account)} is not a name: {accepted}")
     if known is not None and account not in known:
         raise InvalidRequest(f"the account {account!r} is not known: give one of {', '.join(sorted(known))}")
     return account
@@ -247,7 +264,7 @@ def is_account(name: str) -> bool:
 def check_state(state: str) -> State:
     """The `State` of this name; raises `InvalidRequest`."""
     if state not in list(State):
-        raise InvalidRequest(f"{_shown(state)} is not a state: give one of {', '.join(State)}")
+        raise InvalidRequest(f"{shown(state)} is not a state: give one of {', '.join(State)}")
     return State(state)
 
 
@@ -266,12 +283,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [one.to_json() for one in value]
     return value.value if isinstance(value, StrEnum) else value
-
-
-def _is_line(value: object, most: int) -> bool:
-    return isinstance(value, str) and len(value) <= most and value.isprintable()
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

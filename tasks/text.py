@@ -23,3 +23,14 @@ def finetune_key(finetune_id: str) -> str:
 def is_same_name(one: str, other: str) -> bool:
     """Whether two names mean one finetune: equal, or two spellings of one hyphenated UUID."""
     return finetune_key(one) == finetune_key(other)
+
+
+def is_line(value: object, most: int) -> bool:
+    """Whether it is a printable text of at most `most` characters."""
+    return isinstance(value, str) and len(value) <= most and value.isprintable()
+
+
+def shown(value: object) -> str:
+    """How a message shows what was given: at most 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

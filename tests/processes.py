@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,6 +33,16 @@ def skip_before_redis_7():
     said = subprocess.run([embedded.find_server(), "--version"], capture_output=True, text=True, check=True).stdout
     if "v=6." in said:
         pytest.skip(f"needs Redis 7 or newer, found {said.split(' sha')[0]}")
+
+
+def redis_cli():
+    """The client beside the server, or any other one: a wheel has a server alone."""
+    server = embedded.find_server()
+    beside = server.with_name(server.name.replace("server", "cli"))
+    found = beside if beside.exists() else shutil.which("redis-cli") or shutil.which("valkey-cli")
+    if not found:
+        pytest.skip("needs redis-cli or valkey-cli on PATH")
+    return Path(found)
 
 
 def environment(redis_url=None, api_url=None, **more):

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from tasks.ledger.store import Ledger
 from tasks.maintenance import Maintenance
 from tasks.runner import Runners
 from worker import redis_url
+from worker.callbacks import App, callbacks_url
 from worker.doctor.work import entry
 from worker.kombu_transport import install
 from worker.lifecycle import follow, slots
@@ -98,7 +100,8 @@ def create_app(settings: Settings, url: str | None = None) -> Celery:
     url = url or redis_url.redis_url(settings)
     install(dead_letters.keep)
     place = redis_url.celery_url(url)
-    app = Celery("finetunes", broker=place, backend=place, set_as_current=False)
+    app = App("finetunes", broker=place, backend=place, set_as_current=False)
+    app.callbacks_url = callbacks_url(settings)
     app.conf.update(configuration(settings, url))
     services = Services(settings, url, app)
     celery_tasks.register(app, lambda: services)
@@ -151,13 +154,14 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
             "tick": {
                 "task": "finetunes.tick",
                 "schedule": settings.tick_every,
+                # Long ago, so that beat ticks as soon as it starts and is seen.
+                "last_run_at": datetime.fromtimestamp(0, UTC),
                 # The next one says the same: what waited longer is not worth having.
                 "options": {"expires": settings.tick_every.total_seconds()},
             }
         },
         "result_backend_transport_options": {**options, "retry_policy": {"timeout": 3.0}},
         "beat_scheduler": "celery.beat:Scheduler",  # no file to keep: what is due is decided in the ledger
-        **redis_url.celery_settings(url),
     }
 
 

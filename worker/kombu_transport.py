@@ -24,6 +24,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError, ResponseError
 
+from tasks.text import one_line
 from worker.message_check import check_message, read
 from worker.message_fields import QUEUES, RefusedMessage
 from worker.redis_url import following
@@ -48,6 +49,12 @@ def install(keep: Keep) -> None:
         backends.BACKEND_ALIASES[scheme] = "worker.result_backend:Backend"
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
     concurrency.ALIASES["threads"] = "worker.thread_pool:TaskPool"  # type: ignore[attr-defined] # not in the stubs
+
+
+def unforeseen(what: str, error: BaseException) -> str:
+    """The reason of a dead letter that our checks did not foresee."""
+    why = f"{type(error).__name__}: {one_line(str(error))[:200]}"
+    return f"Celery could not {what} it ({why}): see the worker's log, correct the message or send it again"
 
 
 def set_aside(client: redis.Redis, queue: str, reason: str, message: object) -> bool:
@@ -145,7 +152,7 @@ class Channel(_Channel):  # type: ignore[misc] # it is Any
             except (RedisError, OSError):
                 raise  # the connection's trouble, not the message's
             except Exception as error:
-                reason = str(error) if isinstance(error, RefusedMessage) else f"{type(error).__name__}: {error}"
+                reason = str(error) if isinstance(error, RefusedMessage) else unforeseen("take", error)
                 with self.conn_or_acquire() as client:
                     set_aside(client, queue, reason, raw)
                 if tag in self.qos._delivered:

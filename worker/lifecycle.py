@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -19,10 +20,12 @@ from tasks.errors import JanitorError, LedgerUnavailable
 from tasks.ledger.store import Ledger
 from tasks.maintenance import TOUCHES
 from worker.doctor.server import check_server
-from worker.kombu_transport import set_aside
+from worker.doctor.work import with_stuck
+from worker.health import Heart
+from worker.kombu_transport import set_aside, unforeseen
 from worker.logs import configure as configure_logs
 from worker.settings import Settings, SettingsError, require_accounts
-from worker.thread_pool import TaskPool
+from worker.thread_pool import SlotWatch, TaskPool
 
 if TYPE_CHECKING:
     from worker.app import Services
@@ -30,11 +33,19 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 _SLOTS_BESIDE_RUNNERS = 4  # they accept, cancel and note use while all threads carry deletions out
+# Of one deletion, at most: three observations of two calls, the delete, and an observation afterwards.
+_CALLS = 9
+_SPARE = timedelta(minutes=1)  # the runner's deletions before it, and the answers of Redis
 
 
 def slots(settings: Settings) -> int:
     """How many tasks a worker runs at once."""
     return settings.threads + _SLOTS_BESIDE_RUNNERS
+
+
+def longest_task(settings: Settings) -> timedelta:
+    """How long a task may take: the longest is a runner's, which passes on after ten seconds."""
+    return settings.retry_budget + _CALLS * settings.call_deadline + _SPARE
 
 
 @dataclass
@@ -77,6 +88,8 @@ def follow(services: Services) -> None:
     on(signals.setup_logging, lambda services, **_: configure_logs(services.settings.log_level))
     on(signals.celeryd_after_setup, _check_worker)
     on(signals.beat_init, lambda services, **_: _check_schema(services.ledger))
+    heart = Heart("beat", services.settings.state_dir, services.settings.tick_every * 2 + timedelta(seconds=30))
+    signals.after_task_publish.connect(lambda **_: heart.beat(), sender="finetunes.tick", weak=False)
     on(signals.worker_ready, _start_maintenance)
     on(signals.task_unknown, _set_aside)
     on(signals.task_rejected, _set_aside)
@@ -101,7 +114,20 @@ def _check_worker(services: Services, *, instance: Any, **_: Any) -> None:
 
 
 def _start_maintenance(services: Services, *, sender: Any, **_: Any) -> None:
-    maintenance = services.maintenance(Consumption(sender).allow)
+    consumption, watch = Consumption(sender), SlotWatch(sender.pool.running, longest_task(services.settings))
+
+    def each_second(has_room: bool) -> None:  # noqa: FBT001 -- as maintenance calls it
+        consumption.allow(has_room)
+        stuck = watch.look()
+        maintenance.process = with_stuck(usual, stuck)
+        heart.beat(f"{stuck} slots do not come back" if stuck >= most_stuck else "")
+
+    settings = services.settings
+    heart = Heart("worker", settings.state_dir, max(settings.maintenance_every * 5, timedelta(seconds=30)))
+    # With so many, either all deleting or all accepting may have stopped.
+    most_stuck = min(settings.threads, _SLOTS_BESIDE_RUNNERS)
+    maintenance = services.maintenance(each_second)
+    usual = maintenance.process
     _check_schema(services.ledger)  # Redis may have been away before
     # Before the first message is taken.
     with suppress(LedgerUnavailable):
@@ -111,7 +137,7 @@ def _start_maintenance(services: Services, *, sender: Any, **_: Any) -> None:
 
 def _set_aside(services: Services, *, message: Any, exc: Exception | None = None, **_: Any) -> None:
     queue = str((message.delivery_info or {}).get("routing_key"))
-    reason = f"refused by Celery: {exc or 'no task in it'}"
+    reason = unforeseen("read", exc or LookupError("it names no task"))
     set_aside(services.ledger.redis, queue, reason, {"headers": message.headers, "body": message.body})
 
 
@@ -134,7 +160,7 @@ def _check_redis(services: Services, *, strict: bool) -> None:
         if strict:
             raise SettingsError(f"JANITOR_STRICT is set, and Redis cannot be checked: {error}") from None
         return
-    for finding in found:
+    for finding in sorted(found, key=lambda one: one.level != "error"):  # what is refused needs one line alone
         if strict and finding.level == "error":
             raise SettingsError(f"JANITOR_STRICT is set, and {finding.message}")
         log.warning("redis.unsafe", check=finding.check, message=finding.message)

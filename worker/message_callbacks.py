@@ -58,10 +58,10 @@ def _check_signature(given: Any, place: str, inherited: Any, *, sent_here: bool)
     if kind:
         parts = PARTS[kind].check(signature["kwargs"], where, f"a {kind} in {place}: ")
         if not parts["header" if kind == "chord" else "tasks"]:
-            raise RefusedMessage(f"{where} is a {kind} without tasks")
+            raise RefusedMessage(f"{where} is a {kind} without tasks: give it one, or leave it out")
     queue = options.get("queue") or inherited
     if queue and (queue.startswith(_RESERVED_PREFIXES) or "pidbox" in queue):
-        raise RefusedMessage(f"{where} goes to the queue {shown(queue)}, which is reserved")
+        raise RefusedMessage(f"{where} goes to {shown(queue)}, which is reserved: give a queue of your own")
     if not sent_here or kind:
         return
     if not queue or queue in QUEUES:

@@ -10,6 +10,7 @@ import base64
 import bz2
 import re
 import zlib
+from inspect import signature
 from typing import Any
 
 from celery.app.task import Context
@@ -33,10 +34,19 @@ _DECOMPRESSORS: dict[str, Any] = {
 }
 
 
+# What the tasks take that give no answer: a report of use with a misspelt argument is kept, and not lost.
+def _touch(finetune_ids: Any, account: Any = None, **more: Any) -> None: ...
+def _work(account: Any) -> None: ...
+def _tick() -> None: ...
+
+
+_ARGUMENTS = {f"finetunes.{one.__name__[1:]}": signature(one) for one in (_touch, _work, _tick)}
+
+
 def read(item: bytes) -> Any:
     """What kombu makes of `item`: JSON with kombu's typed values; raises `RefusedMessage`."""
     if len(item) > MOST_BYTES:
-        raise RefusedMessage(f"the message has {len(item):,} bytes: at most {MOST_BYTES:,} are accepted")
+        raise RefusedMessage(f"the message has {len(item):,} bytes: send at most {MOST_BYTES:,}")
     return _from_json(item, "the message")
 
 
@@ -50,7 +60,8 @@ def check_message(raw: Any, queue: str) -> dict[str, Any]:
     envelope = ENVELOPE.check(raw, "the message")
     properties = PROPERTIES.check(envelope.get("properties"), "properties")
     headers = _checked_headers(envelope.get("headers"))
-    body = _checked_body(envelope, properties.get("body_encoding"), headers.pop("compression", None))
+    body = _body(envelope, properties.get("body_encoding"), headers.pop("compression", None))
+    _check_parts(body, headers["task"])
     _move_eta(headers)
     place = properties.get("delivery_info") or {}
     # Without an exchange, it goes back to the queue by name: a forged one would lead to another key.
@@ -79,8 +90,8 @@ def _checked_headers(given: Any) -> dict[str, Any]:
     return dict(headers)
 
 
-def _checked_body(envelope: dict[str, Any], encoding: str | None, compression: str | None) -> bytes:
-    """The body as plain JSON; raises `RefusedMessage`."""
+def _body(envelope: dict[str, Any], encoding: str | None, compression: str | None) -> bytes:
+    """The body as plain bytes; raises `RefusedMessage`."""
     kind, text = envelope.get("content-type"), envelope.get("body")
     if kind != "application/json":
         raise RefusedMessage(f"the content type is {shown(kind)}: application/json is accepted")
@@ -89,14 +100,21 @@ def _checked_body(envelope: dict[str, Any], encoding: str | None, compression: s
     try:
         body = base64.b64decode(text, validate=True) if encoding else text.encode()
     except ValueError:
-        raise RefusedMessage("the body is not the base64 that body_encoding announces") from None
-    if compression:
-        body = _decompressed(body, compression)
+        raise RefusedMessage("the body is not in base64, as body_encoding says: encode it") from None
+    return _decompressed(body, compression) if compression else body
+
+
+def _check_parts(body: bytes, task: str) -> None:
     parts = _from_json(body, "the body")
     if not BODY.fits(parts):
-        raise RefusedMessage(f"the body is not {BODY.words}")
-    check_signatures(parts[2] or {})
-    return body
+        raise RefusedMessage(f"the body is {shown(parts)}: give {BODY.words}, as Celery's message protocol 2 does")
+    arguments, options, embedded = parts
+    if task in _ARGUMENTS:
+        try:
+            _ARGUMENTS[task].bind(*arguments, **options)
+        except TypeError as error:
+            raise RefusedMessage(f"{task} takes other arguments: {error}") from None
+    check_signatures(embedded or {})
 
 
 def _decompressed(body: bytes, compression: str) -> bytes:
@@ -106,13 +124,13 @@ def _decompressed(body: bytes, compression: str) -> bytes:
     try:
         plain: bytes = unpack.decompress(body, MOST_DECOMPRESSED + 1)
     except (zlib.error, OSError, ValueError):
-        raise RefusedMessage(f"the body is not compressed with {compression}, as the header says") from None
+        raise RefusedMessage(f"the body is not in {compression}: correct the header compression") from None
     if len(plain) > MOST_DECOMPRESSED:
         raise RefusedMessage(
             f"the body has more than {MOST_DECOMPRESSED:,} bytes decompressed: send smaller parts"
         )
     if not unpack.eof or unpack.unused_data:
-        raise RefusedMessage("the compressed body is cut, or something follows it")
+        raise RefusedMessage("the compressed body is cut, or something follows it: send all of it alone")
     return plain
 
 
@@ -131,7 +149,8 @@ def _from_json(data: bytes, what: str) -> Any:
         value = loads(data)
     # A typed value of kombu's can raise anything.
     except Exception as error:
-        raise RefusedMessage(f"{what} is not JSON: {type(error).__name__}: {str(error)[:100]}") from None
+        why = f"{type(error).__name__}: {str(error)[:100]}"
+        raise RefusedMessage(f"{what} is not JSON: use Celery's serializer json ({why})") from None
     _check_depth(value, what)
     return value
 
@@ -141,7 +160,7 @@ def _check_depth(value: Any, what: str) -> None:
     level, depth = [value], 0
     while level:
         if depth > MOST_DEPTH:
-            raise RefusedMessage(f"{what} is nested more than {MOST_DEPTH} levels deep")
+            raise RefusedMessage(f"{what} is nested more than {MOST_DEPTH} levels deep: send fewer")
         inner: list[Any] = []
         for one in level:
             if isinstance(one, dict):
@@ -149,5 +168,5 @@ def _check_depth(value: Any, what: str) -> None:
             elif isinstance(one, list):
                 inner += one
             elif isinstance(one, str) and not one.isascii() and _SURROGATE.search(one):
-                raise RefusedMessage(f"{what} has half of a surrogate pair, which is no character")
+                raise RefusedMessage(f"{what} has half of a surrogate pair, which is no character: remove it")
         level, depth = inner, depth + 1

@@ -13,10 +13,13 @@ from tasks.attempts import CALL_SECONDS
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.statistics import AccountStatistics, Statistics, statistics
+from tasks.records import from_ms
+from worker.doctor.policies import scheduled_policies
 
 _Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 _OF_ALL = {
     "workers": "Worker processes seen lately",
+    "workers_stuck": "Those of them with tasks that run far too long and keep their slots",
     "maintenance_age_seconds": "Since the last round of maintenance, of any worker",
     "beat_age_seconds": "Since beat last ran",
     "dead_letters": "Messages that could not be read",
@@ -26,15 +29,26 @@ _BY_ACCOUNT = {
     "permits": "API calls that may be under way",
     "permits_limit": "API calls that may be under way at most",
     "cool_down_seconds": "How long the account still waits, as the API asked",
+    "retrying": "Unfinished deletions of which a try failed",
+    "reviews_open": "Deletions in review that no person resolved or retried, among the newest 200",
+    "unverified": "Deleted records that the list of finetunes is still to confirm",
+    "verification_late_seconds": "For how long the first of these is due; 0 if none is",
     "parked": "1 while the API refuses the key of the account",
     "paused": "1 while deleting is paused",
     "verifications_failed": "Deleted finetunes that were found to be still there",
+}
+_OF_POLICY = {
+    "policy_blocked": "1 while the newest plan of a scheduled policy is blocked: it deletes nothing",
+    "policy_overdue_seconds": "How long ago a scheduled run was due that was not made; 0 if none is owed",
 }
 # For each metric: what it counts, by which label, and the counts of an account by the label's value.
 _COUNTED: list[tuple[_Kind, str, str, str, Callable[[AccountStatistics], Mapping[Any, float]]]] = [
     (GaugeMetricFamily, "deletions", "Deletions on record", "state", lambda one: one.states),
     (CounterMetricFamily, "requests", "Requests accepted", "source", lambda one: one.requests),
     (CounterMetricFamily, "refused", "Requests by name refused", "reason", lambda one: one.refused),
+    (CounterMetricFamily, "finished", "Deletions that ended so", "outcome", lambda one: one.finished),
+    (CounterMetricFamily, "observations", "Observations, by what was seen, or by HTTP status or error", "answer",
+     lambda one: one.observations),
     (CounterMetricFamily, "attempts", "Delete calls, by HTTP status or error", "answer",
      lambda one: {answer: buckets.total() for answer, buckets in one.calls.items()}),
 ]  # fmt: skip
@@ -47,8 +61,9 @@ class LedgerCollector(Collector):
         self._ledger = ledger
 
     def collect(self) -> Iterator[Metric]:
-        found = None
+        found, policies = None, {}
         with suppress(LedgerUnavailable):
+            policies = _of_policies(self._ledger)
             found = statistics(self._ledger)
         yield _family(GaugeMetricFamily, "ledger_up", "1 if Redis answered this scrape", {(): found is not None})
         if found is None:
@@ -65,6 +80,9 @@ class LedgerCollector(Collector):
             values = {(account, by): n for account, of_it in accounts for by, n in counts(of_it).items()}
             yield _family(kind, name, help_, values, "account", label)
         yield _call_seconds(found)
+        for at, (name, help_) in enumerate(_OF_POLICY.items()):
+            of_policies = {(policy,): both[at] for policy, both in policies.items()}
+            yield _family(GaugeMetricFamily, name, help_, of_policies, "policy")
 
 
 def registry(ledger: Ledger) -> CollectorRegistry:
@@ -72,6 +90,15 @@ def registry(ledger: Ledger) -> CollectorRegistry:
     made = CollectorRegistry(auto_describe=False)
     made.register(LedgerCollector(ledger))
     return made
+
+
+def _of_policies(ledger: Ledger) -> dict[str, tuple[bool, float]]:
+    """For each scheduled policy, whether its newest plan is blocked, and for how many seconds a run is overdue."""
+    now = from_ms(ledger.now_ms())
+    return {
+        one.name: (bool(one.plan and one.plan.blocked), one.overdue(now).total_seconds())
+        for one in scheduled_policies(ledger)
+    }
 
 
 def _family(kind: _Kind, name: str, help_: str, values: Mapping[Any, float], *labels: str) -> Metric:

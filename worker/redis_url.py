@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import redis
 from redis.backoff import ExponentialBackoff
@@ -36,30 +36,29 @@ ACCEPTED = (
     "sentinel://host:26379,host:26379/db?service=NAME, with special characters of a password percent-encoded"
 )
 _PORTS = {"redis": 6379, "rediss": 6379, "unix": 0, "sentinel": 26379}
-# Options in seconds, which redis-py and kombu know by the same name: Celery's setting, and the most accepted.
-_SECONDS = {
-    "socket_timeout": ("redis_socket_timeout", SOCKET_SECONDS),
-    "socket_connect_timeout": ("redis_socket_connect_timeout", SOCKET_SECONDS),
-    "health_check_interval": ("redis_backend_health_check_interval", 3600.0),
-}
+_TEXT = "(?s:.+)", "at least one character"
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
-_OPTIONS = ("db", "username", "password", *_SECONDS)
+# Options of every scheme, and of one: the pattern of the value, and the same in words.
+_OPTIONS = {"db": ("[0-9]{1,9}", "the number of a database"), "username": _TEXT, "password": _TEXT}
 _MORE_OPTIONS = {
-    "rediss": (*_FILES, "ssl_cert_reqs", "ssl_check_hostname"),
-    "sentinel": ("service", "sentinel_username", "sentinel_password"),
+    "rediss": dict.fromkeys(_FILES, _TEXT)
+    | {
+        "ssl_cert_reqs": ("(?i:(cert_)?(required|optional|none))", "required, optional or none"),
+        "ssl_check_hostname": ("(?i:true|false)", "true or false"),
+    },
+    "sentinel": dict.fromkeys(("service", "sentinel_username", "sentinel_password"), _TEXT),
 }
 
 
 @dataclass(frozen=True)
 class Place:
-    """`REDIS_URL`, taken apart. hosts: Redis, or the sentinels; seconds, tls: options by redis-py's names."""
+    """`REDIS_URL`, taken apart. hosts: Redis, or the sentinels; tls: options by redis-py's names."""
 
     scheme: str
     hosts: tuple[tuple[str, int], ...]
     path: str
     db: int
     login: dict[str, str] = field(repr=False)
-    seconds: dict[str, float]
     tls: dict[str, Any]
     service: str
     sentinel_login: dict[str, str] = field(repr=False)
@@ -90,9 +89,8 @@ def with_password(url: str, file: Path | None) -> str:
     if "password" in login:
         raise SettingsError("REDIS_URL and REDIS_PASSWORD_FILE both give a password: keep one of them")
     password = read_text("REDIS_PASSWORD_FILE", file).strip()
-    parts = urlsplit(url)
-    _, _, place = parts.netloc.rpartition("@")
-    return urlunsplit(parts._replace(netloc=f"{_login(login | {'password': password})}{place}"))
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{_login(login | {'password': password})}{rest.rpartition('@')[2]}"
 
 
 def connect(url: str, *, patient: bool = True) -> redis.Redis:
@@ -110,7 +108,6 @@ def connect(url: str, *, patient: bool = True) -> redis.Redis:
         "health_check_interval": 30 if patient else 0,
         "db": place.db,
         **place.login,
-        **place.seconds,
     }
     client = _client(place, options)
     pool = client.connection_pool
@@ -119,7 +116,7 @@ def connect(url: str, *, patient: bool = True) -> redis.Redis:
 
 
 def celery_url(url: str) -> str:
-    """The URL as Celery takes it, without options: those are `celery_options` and `celery_settings`."""
+    """The URL as Celery takes it, without what `celery_options` has."""
     place = parse(url)
     login = _login(place.login)
     if place.scheme == "unix":
@@ -133,14 +130,7 @@ def celery_url(url: str) -> str:
 def celery_options(url: str) -> dict[str, Any]:
     """What Celery has to be told beside the URL, as transport options of broker and result backend."""
     place = parse(url)
-    if place.scheme != "sentinel":
-        return dict(place.seconds)
-    return {**place.seconds, "master_name": place.service, "sentinel_kwargs": place.sentinel_login}
-
-
-def celery_settings(url: str) -> dict[str, Any]:
-    """The options of the URL as settings of Celery, for its result backend; they win over our own."""
-    return {_SECONDS[name][0]: value for name, value in parse(url).seconds.items()}
+    return {"master_name": place.service, "sentinel_kwargs": place.sentinel_login} if place.service else {}
 
 
 def following(base: type[Any], drop: Callable[[], None]) -> type[Any]:
@@ -173,8 +163,8 @@ def parse(url: str) -> Place:
         login, _, hosts = parts.netloc.rpartition("@")
         places = tuple(_address(host, _PORTS[parts.scheme]) for host in (hosts.split(",") if hosts else ()))
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
-        unix, options = parts.scheme == "unix", dict(pairs)
-        path_fits = parts.path.strip("/") if unix else re.fullmatch(r"(/[0-9]*)?", parts.path)
+        unix, database = parts.scheme == "unix", parts.path.strip("/")
+        path_fits = database if unix else re.fullmatch(r"(/[0-9]{0,9})?", parts.path)
         one_place = not places if unix else len(places) == 1 or (places and parts.scheme == "sentinel")
         # An @ further on, or a fragment, is the end of a password that was not percent-encoded.
         stray = parts.fragment or "@" in parts.path + parts.query or re.search(r"\s", url)
@@ -182,19 +172,15 @@ def parse(url: str) -> Place:
             raise ValueError
     except (ValueError, KeyError):
         raise SettingsError(f"REDIS_URL is not a URL of a Redis: {ACCEPTED}") from None
-    _check_names(parts.scheme, [name for name, _ in pairs])
+    options = _options(parts.scheme, pairs)
     user, _, password = login.partition(":")
     by_position = {"username": unquote(user), "password": unquote(password)}
-    database = options.get("db") or ("" if unix else parts.path.strip("/")) or "0"
-    if not re.fullmatch(r"[0-9]{1,9}", database):
-        raise SettingsError("REDIS_URL: db must be the number of a database")
     return Place(
         scheme=parts.scheme,
         hosts=places,
         path=unquote(parts.path) if unix else "",
-        db=int(database),
+        db=int(options.get("db") or (not unix and database) or 0),
         login={name: value for name in by_position if (value := options.get(name) or by_position[name])},
-        seconds={name: _seconds(name, options[name]) for name in _SECONDS if name in options},
         tls=_tls(options) if parts.scheme == "rediss" else {},
         service=options.get("service", ""),
         sentinel_login={name[9:]: options[name] for name in options if name.startswith("sentinel_")},
@@ -222,18 +208,25 @@ def _address(text: str, port: int) -> tuple[str, int]:
     return parts.hostname or "", port
 
 
-def _check_names(scheme: str, names: list[str]) -> None:
-    accepted = (*_OPTIONS, *_MORE_OPTIONS.get(scheme, ()))
-    for name in names:
+def _options(scheme: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
+    """The options, each once, known and of its pattern; raises `SettingsError`."""
+    accepted = _OPTIONS | _MORE_OPTIONS.get(scheme, {})
+    options: dict[str, str] = {}
+    for name, value in pairs:
         if name not in accepted:
             shown = name if re.fullmatch(r"[a-z_]{1,40}", name) else "an unreadable name"
             raise SettingsError(
                 f"REDIS_URL has the option {shown}, which is not accepted: accepted are {', '.join(accepted)}"
             )
-        if names.count(name) > 1:
+        if name in options:
             raise SettingsError(f"REDIS_URL has the option {name} twice: keep one of them")
-    if scheme == "sentinel" and "service" not in names:
+        pattern, words = accepted[name]
+        if not re.fullmatch(pattern, value):
+            raise SettingsError(f"REDIS_URL: {name} must be {words}")
+        options[name] = value
+    if scheme == "sentinel" and "service" not in options:
         raise SettingsError("REDIS_URL has no option service: give sentinel://host:26379/db?service=NAME")
+    return options
 
 
 def _login(login: dict[str, str]) -> str:
@@ -241,27 +234,12 @@ def _login(login: dict[str, str]) -> str:
     return f"{user}{password and ':' + password}@" if login else ""
 
 
-def _seconds(name: str, text: str) -> float:
-    most = _SECONDS[name][1]
-    if not re.fullmatch(r"[0-9]{1,5}(\.[0-9]{1,3})?", text) or not 0 < float(text) <= most:
-        raise SettingsError(f"REDIS_URL: {name} must be a number of seconds, more than 0 and at most {most:g}")
-    return float(text)
-
-
 def _tls(options: dict[str, str]) -> dict[str, Any]:
     # redis-py checks certificates unless told otherwise; Celery wants to be told.
-    tls: dict[str, Any] = {"ssl_cert_reqs": _choice(options, "ssl_cert_reqs", "required", "optional", "none")}
+    tls: dict[str, Any] = {"ssl_cert_reqs": options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")}
     if "ssl_check_hostname" in options:
-        tls["ssl_check_hostname"] = _choice(options, "ssl_check_hostname", "true", "false") == "true"
+        tls["ssl_check_hostname"] = options["ssl_check_hostname"].lower() == "true"
     for name in set(_FILES) & set(options):
         read_text(f"REDIS_URL: {name}", options[name])
         tls[name] = options[name]
     return tls
-
-
-def _choice(options: dict[str, str], name: str, *accepted: str) -> str:
-    """The option's value in lower case, by default the first of `accepted`."""
-    text = options.get(name, accepted[0]).lower().removeprefix("cert_")
-    if text not in accepted:
-        raise SettingsError(f"REDIS_URL: {name} must be {', '.join(accepted[:-1])} or {accepted[-1]}")
-    return text

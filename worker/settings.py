@@ -73,6 +73,10 @@ class Settings(BaseSettings):
         description="Redis of the ledger and of Celery, in redis-py's form, or sentinel://")  # fmt: skip
     redis_password_file: Path | None = Field(None, validation_alias="REDIS_PASSWORD_FILE",
         description="a file with the password of Redis, if REDIS_URL has none")  # fmt: skip
+    callbacks_url: SecretStr | None = Field(None,
+        description="Redis as a user that may only publish callbacks, in the form of REDIS_URL")  # fmt: skip
+    callbacks_password_file: Path | None = Field(None,
+        description="a file with the password of that user, if JANITOR_CALLBACKS_URL has none")  # fmt: skip
     state_dir: Path = Field(default_factory=lambda: user_state_path("finetune-janitor", appauthor=False),
         description="where `janitor up` keeps its Redis")  # fmt: skip
     max_concurrent: int = Field(8, ge=1, le=1000, description="API calls at once per account, over all workers")
@@ -86,6 +90,7 @@ class Settings(BaseSettings):
     observe_within: Duration = _default("1h", "a deletion that waited longer needs a creation time from the API "
         "or two observations that can be compared")  # fmt: skip
     retention: Duration = _default("90d", "how long final records and results are kept")
+    audit_retention: Duration = _default("1095d", "how long the audit log is kept, in whole months")
     visibility_timeout: Duration = _default("1h", "when the broker delivers an unacknowledged message again")
     maintenance_every: Duration = _default("1s", "how often each worker checks for due work and expired leases")
     tick_every: Duration = _default("1m", "how often beat starts the scheduled cleanups that are due")
@@ -142,7 +147,8 @@ def terms(settings: Settings) -> Terms:
     """The ledger's durations, from the settings."""
     from tasks.ledger import Terms  # noqa: PLC0415 -- what only reads settings loads no ledger
 
-    return Terms(**settings.model_dump(include={"lease", "call_deadline", "give_up_after", "retention"}))
+    kept = {"lease", "call_deadline", "give_up_after", "retention", "audit_retention"}
+    return Terms(**settings.model_dump(include=kept))
 
 
 def require_accounts(settings: Settings) -> None:

@@ -18,6 +18,7 @@ from tasks.errors import InvalidRequest
 from tasks.ledger import Ledger
 from tasks.ledger.queries import each, known_accounts
 from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.types import Act
 from tasks.records import State, check_account, check_finetune_id, from_ms, moment, to_ms
 from tasks.text import finetune_key, is_same_name
 
@@ -115,21 +116,27 @@ def report_use(ledger: Ledger, account: str, ids: Sequence[object]) -> None:
         log.warning("use.refused", account=account, error=str(error))
 
 
-def protect(ledger: Ledger, account: str, ids: Sequence[str], until: datetime | None = None) -> list[str]:
+def protect(
+    ledger: Ledger, account: str, ids: Sequence[str], until: datetime | None = None, act: Act | None = None
+) -> list[str]:
     """Keep from every cleanup, for good unless `until` is given; answers like `touch`."""
-    return _keep(ledger, "protect", account, ids, until_ms=to_ms(until) if until else _FOR_GOOD_MS)
+    return _keep(ledger, "protect", account, ids, act, until_ms=to_ms(until) if until else _FOR_GOOD_MS)
 
 
-def unprotect(ledger: Ledger, account: str, ids: Sequence[str]) -> None:
+def unprotect(ledger: Ledger, account: str, ids: Sequence[str], act: Act | None = None) -> None:
     """Let cleanups have them again."""
-    _keep(ledger, "unprotect", account, ids)
+    _keep(ledger, "unprotect", account, ids, act)
 
 
-def _keep(ledger: Ledger, action: str, account: str, ids: Sequence[str], until_ms: int | None = None) -> list[str]:
+def _keep(
+    ledger: Ledger, action: str, account: str, ids: Sequence[str], act: Act | None = None,
+    *, until_ms: int | None = None,
+) -> list[str]:  # fmt: skip
     for id_ in ids:
         check_finetune_id(id_, allow_org_ids=True)
     check_account(account, known_accounts(ledger))
-    return ledger.keep(action, account, [spelling for id_ in ids for spelling in _spellings(id_)], until_ms)
+    spellings = [spelling for id_ in ids for spelling in _spellings(id_)]
+    return ledger.keep(action, account, spellings, until_ms, act)
 
 
 def _spellings(finetune_id: str) -> list[str]:

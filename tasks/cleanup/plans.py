@@ -17,6 +17,7 @@ from tasks.intake import Intake
 from tasks.ledger import Accepted, Ledger
 from tasks.ledger.queries import each, get_many
 from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.types import Act
 from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, moment, to_ms
 
 APPLY_WITHIN = timedelta(hours=24)
@@ -117,7 +118,7 @@ def list_plans(ledger: Ledger, *, limit: int = 50) -> list[Plan]:
     return [_plan(*row) for row in rows if row[0]]
 
 
-def apply_plan(ledger: Ledger, intake: Intake, plan: Plan, *, requested_by: str | None) -> list[Applied]:
+def apply_plan(ledger: Ledger, intake: Intake, plan: Plan, act: Act) -> list[Applied]:
     """Ask for exactly the plan's deletions, each once, however often it is applied. Raises `PlanRefused`.
 
     What was used, protected, replaced or asked for since the plan was made is kept: its deletion is withdrawn at
@@ -132,8 +133,8 @@ def apply_plan(ledger: Ledger, intake: Intake, plan: Plan, *, requested_by: str 
             f"plan {plan.id} is {old} old, and the limit is {format_duration(APPLY_WITHIN)}: "
             f"`janitor cleanup plan --policy {plan.policy}` makes a new one"
         )
-    requests = [_request(plan, item, requested_by) for item in plan.items if item.action == "delete"]
-    accepted = intake.accept(requests) if requests else []
+    requests = [_request(plan, item, act.who) for item in plan.items if item.action == "delete"]
+    accepted = intake.accept(requests, act=act) if requests else []
     with unavailable():
         ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
     deletions = get_many(ledger, [request.id for request in requests])

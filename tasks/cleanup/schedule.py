@@ -16,6 +16,7 @@ from tasks.cleanup.survey import Advance, Surveyor, no_progress
 from tasks.errors import JanitorError
 from tasks.intake import Intake
 from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.types import Act
 from tasks.records import from_ms, to_ms
 
 log = structlog.get_logger()
@@ -78,7 +79,7 @@ class Cleaner(Surveyor):
             deletions=plan.deletions, total=plan.total, blocked=plan.blocked, warnings=plan.warnings,
         )  # fmt: skip
         if policy.mode == "apply" and not plan.blocked:
-            applied = apply_plan(self.ledger, self.intake, plan, requested_by="schedule")
+            applied = apply_plan(self.ledger, self.intake, plan, Act("schedule", "janitor"))
             kept = sum(one.kept is not None for one in applied)
             errors = [one.error for one in applied if one.error]
             done = len(applied) - kept - len(errors)

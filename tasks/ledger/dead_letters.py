@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ from tasks.errors import InvalidRequest
 from tasks.ledger.keys import PREFIX, keys
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
+from tasks.ledger.types import Act
 
 MOST_KEPT = 1000  # older ones are dropped
 MOST_TEXT = 10_000  # characters kept of one message
+_AT_ONCE = 100  # in one script
 _KEY = keys(PREFIX).dead_letters
 # A script that begins with a DEL may write when Redis is full (tasks.ledger.scripts).
 _PUSH = """redis.call('DEL', KEYS[1] .. ':nothing')
@@ -44,33 +46,39 @@ def keep(client: redis.Redis, queue: str, reason: str, message: object) -> None:
 
 def list_dead_letters(ledger: Ledger) -> list[DeadLetter]:
     """All of them, newest first. Raises `LedgerUnavailable`."""
-    with unavailable():
-        entries: Any = ledger.redis.lrange(_KEY, 0, -1)
-    return [DeadLetter(**json.loads(entry)) for entry in entries]
+    return [one for one, _ in _entries(ledger)]
 
 
-def drop_dead_letters(ledger: Ledger, ids: set[str]) -> set[str]:
+def drop_dead_letters(ledger: Ledger, ids: set[str], act: Act) -> set[str]:
     """Delete these; the ids of those that were there. Raises `LedgerUnavailable`."""
-    with unavailable():
-        found: Any = ledger.redis.lrange(_KEY, 0, -1)
-        entries = {json.loads(entry)["id"]: entry for entry in found}
-        return {id_ for id_ in ids & entries.keys() if ledger.redis.lrem(_KEY, 1, entries[id_])}
+    return _act(ledger, "drop", act, [[one.id, entry] for one, entry in _entries(ledger) if one.id in ids])
 
 
-def requeue_dead_letters(ledger: Ledger, ids: set[str], queues: Collection[str]) -> set[str]:
+def requeue_dead_letters(ledger: Ledger, ids: set[str], queues: Collection[str], act: Act) -> set[str]:
     """Send these messages again; the ids of those that were there. They are checked as if they had just come.
 
     Raises `InvalidRequest`, before anything is sent, if one was cut or its queue is not one of `queues`.
     """
-    letters = [one for one in list_dead_letters(ledger) if one.id in ids]
-    for one in letters:
+    letters = [(one, entry) for one, entry in _entries(ledger) if one.id in ids]
+    for one, _ in letters:
         if len(one.text) >= MOST_TEXT or one.queue not in queues:
             why = "its text was cut" if one.queue in queues else f"its queue {one.queue!r} is not the janitor's"
             raise InvalidRequest(f"the dead letter {one.id} cannot be sent again, {why}: have its sender send it")
+    return _act(ledger, "requeue", act, [[one.id, entry, one.queue, one.text] for one, entry in letters])
+
+
+def _entries(ledger: Ledger) -> list[tuple[DeadLetter, str]]:
+    """All of them, newest first, with their text in Redis."""
     with unavailable():
-        for one in letters:
-            ledger.redis.lpush(one.queue, one.text)
-    return drop_dead_letters(ledger, {one.id for one in letters})
+        entries: Any = ledger.redis.lrange(_KEY, 0, -1)
+    return [(DeadLetter(**json.loads(entry)), entry) for entry in entries]
+
+
+def _act(ledger: Ledger, name: str, act: Act, letters: Sequence[Sequence[str]]) -> set[str]:
+    done: set[str] = set()
+    for start in range(0, len(letters), _AT_ONCE):
+        done.update(ledger.act(name, act, letters=letters[start : start + _AT_ONCE]))
+    return done
 
 
 def _as_text(message: object) -> str:

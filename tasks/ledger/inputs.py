@@ -7,7 +7,7 @@ import json
 from datetime import timedelta
 from typing import Any
 
-from tasks.ledger.types import Claim, Finish, Progress
+from tasks.ledger.types import Act, Claim, Finish, Progress
 from tasks.records import NewRequest, to_ms
 from tasks.text import finetune_key
 
@@ -19,6 +19,14 @@ def progress_input(claim: Claim, progress: Progress) -> dict[str, Any]:
         "attempts": progress.lines, "counts": progress.counts,
         **{name: value or "" for name, value in vars(progress.findings).items()},
     }  # fmt: skip
+
+
+def act_input(name: str, act: Act | None, plan: str | None = None) -> dict[str, Any] | None:
+    """What `lib_audit.lua` takes; None if nothing is to be noted."""
+    if act is None:
+        return None
+    given = {"act": name, "who": act.who, "via": act.via, "why": act.why, "plan": plan}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def request_input(request: NewRequest) -> dict[str, Any]:
@@ -33,6 +41,7 @@ def request_input(request: NewRequest) -> dict[str, Any]:
         "delay_ms": to_milliseconds(request.delay or timedelta(0)), "by_name": request.source == "name",
         "cleanup": request.is_cleanup, "callbacks": json.dumps(request.callbacks) if request.callbacks else None,
         "record": {"requested_by": request.requested_by, "reason": request.reason,
+                   "labels": json.dumps(request.labels) if request.labels else None,
                    "missing_ok": "1" if request.missing_ok else None},
     }  # fmt: skip
     return given

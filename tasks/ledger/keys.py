@@ -1,7 +1,8 @@
 """Every Redis key of the ledger, spelled once. The Lua scripts get the same names from here.
 
-All keys begin with `PREFIX`. `{name}` is the finetune as `tasks.text.finetune_key` spells it, so that two
-spellings of one UUID share a key. Scripts compute keys from the prefix, so Redis Cluster is not supported.
+All keys but those of the audit log begin with `PREFIX`. `{name}` is the finetune as `tasks.text.finetune_key`
+spells it, so that two spellings of one UUID share a key. Scripts compute keys from the prefix, so Redis Cluster
+is not supported.
 """
 
 import re
@@ -9,6 +10,7 @@ from collections.abc import Iterable
 from types import SimpleNamespace
 
 PREFIX = "janitor:2:"
+AUDIT = "janitor-audit:2:"  # not below the prefix: most users of Redis may not change what is here
 SCHEMA = 1  # of what is below the prefix; a process that meets a greater number stops
 
 TEMPLATES = {
@@ -23,6 +25,7 @@ TEMPLATES = {
     "queue": "queue:{account}:{lane}",  # zset: queued, by due time
     "siblings": "s:{account}:{name}",  # zset: queued behind a sibling that runs, by due time
     "leases": "leases:{account}:{lane}",  # zset: running, by the end of the lease
+    "retrying": "retrying:{account}",  # zset: unfinished, after a try that failed, by due time
     "first": "first:{account}",  # zset: awaits its first observation, by the time of it
     # the finetune, while it has an unfinished deletion
     "unfinished": "u:{account}:{name}",  # set: ids of its unfinished deletions
@@ -60,6 +63,7 @@ TEMPLATES = {
     "token_requests": "token-requests:{token}:{minute}",  # counter: its requests in this minute
     "token_open": "token-open:{token}",  # zset: deletions that may be unfinished, by when each was looked up
     # elsewhere
+    "audit": AUDIT + "{month}",  # list: acts of people and services, each one line of JSON
     "dead_letters": "dead-letters",  # list: messages that could not be read
 }
 LANES = ("resolve", "single", "bulk", "cleanup", "first")  # `first`: first observations
@@ -67,7 +71,7 @@ LANES = ("resolve", "single", "bulk", "cleanup", "first")  # `first`: first obse
 
 def keys(prefix: str = PREFIX) -> SimpleNamespace:
     """A function for each template: `keys().queue("default", "single")`; a plain string if it has no fields."""
-    return SimpleNamespace(**{name: _maker(prefix + text) for name, text in TEMPLATES.items()})
+    return SimpleNamespace(**{name: _maker(_whole(prefix, text)) for name, text in TEMPLATES.items()})
 
 
 def lua_table(names: Iterable[str]) -> str:
@@ -83,7 +87,11 @@ def _maker(text: str) -> object:
     return whole.format
 
 
+def _whole(prefix: str, text: str) -> str:
+    return text if text.startswith(AUDIT) else prefix + text
+
+
 def _lua_function(name: str, text: str) -> str:
     fields = re.findall(r"{(\w+)}", text)
-    body = "P .. '" + re.sub(r"{(\w+)}", r"' .. \1 .. '", text) + "'"
+    body = ("'" if text.startswith(AUDIT) else "P .. '") + re.sub(r"{(\w+)}", r"' .. \1 .. '", text) + "'"
     return f"  {name} = function({', '.join(fields)}) return {body.replace(' .. ' + repr(''), '')} end,\n"

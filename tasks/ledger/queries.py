@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from fnmatch import fnmatchcase
 from heapq import merge
 from itertools import compress, islice
 from typing import Any, NamedTuple, TypeVar
@@ -21,12 +22,17 @@ from tasks.text import finetune_key
 
 T = TypeVar("T")
 _CHUNK = 200
+_MOST_READ = 10_000  # records for one page
 _RECORDS = TypeAdapter(Deletion)
 
 
 @dataclass(frozen=True)
 class Filter:
-    """Which deletions to list; None leaves a filter out. `since` and `until` are about their creation."""
+    """Which deletions to list; None leaves a filter out. `since` and `until` are about their creation.
+
+    needs_person: only reviews that nobody resolved or retried. labels: all must fit. name: a pattern for
+    the finetune's name.
+    """
 
     account: str | None = None
     accounts: tuple[str, ...] = ()  # that the reader may see; empty: all
@@ -34,21 +40,35 @@ class Filter:
     finetune_id: str | None = None
     since: datetime | None = None
     until: datetime | None = None
+    needs_person: bool = False
+    labels: Mapping[str, str] | None = None
+    requested_by: str | None = None
+    name: str | None = None
 
 
 class Page(NamedTuple):
-    """Deletions, newest first; `cursor` asks for the next page, None on the last."""
+    """Deletions, newest first; `cursor` asks for the next page, None on the last.
+
+    A page may be short, or empty, and still have a cursor: 10,000 records were read for it.
+    """
 
     deletions: list[Deletion]
     cursor: str | None
 
 
 class Stop(NamedTuple):
-    """Why an account does not delete now: the reasons of a pause, a park, a cool-down; None if not so."""
+    """Why an account does not delete now: the reasons of a pause, a park, a cool-down; None if not so.
+
+    And when each began, who paused it (`janitor` if an alarm did), when the cool-down ends; None if not known.
+    """
 
     paused: str | None
     parked: str | None
     cooling: str | None
+    paused_at: datetime | None = None
+    paused_by: str | None = None
+    parked_at: datetime | None = None
+    cool_until: datetime | None = None
 
 
 class _Entry(NamedTuple):
@@ -102,12 +122,26 @@ def list_deletions(ledger: Ledger, where: Filter, *, limit: int = 50, cursor: st
     """
     after = _parse_cursor(cursor) if cursor else None
     entries = _by_finetune(ledger, where) if where.finetune_id else _by_state(ledger, where, after)
-    ids = (entry.id for entry in entries if after is None or entry < after)
+    entries = (entry for entry in entries if after is None or entry < after)
     found: list[Deletion] = []
-    while len(found) <= limit and (chunk := list(islice(ids, min(_CHUNK, limit + 1)))):
-        found += [one for one in get_many(ledger, chunk) if one and _matches(one, where)]
-    last = found[limit - 1] if len(found) > limit else None
-    return Page(found[:limit], f"{to_ms(last.created_at)}:{last.id}" if last else None)
+    size, left, last = min(_CHUNK, limit + 1), max(_MOST_READ, limit + 1), None
+    while len(found) <= limit and (chunk := list(islice(entries, min(size, left)))):
+        found += [one for one in get_many(ledger, [entry.id for entry in chunk]) if one and _matches(one, where)]
+        size, left, last = _CHUNK, left - len(chunk), chunk[-1]
+    if len(found) > limit:
+        last = _Entry(to_ms(found[limit - 1].created_at), found[limit - 1].id)
+    elif left:
+        last = None
+    return Page(found[:limit], f"{last.created_at}:{last.id}" if last else None)
+
+
+def pages(ledger: Ledger, where: Filter, size: int = 500) -> Iterator[list[Deletion]]:
+    """All that matches, newest first, in parts. What is accepted meanwhile is newer, and not in them."""
+    page = list_deletions(ledger, where, limit=size)
+    yield page.deletions
+    while page.cursor:
+        page = list_deletions(ledger, where, limit=size, cursor=page.cursor)
+        yield page.deletions
 
 
 def ended(ledger: Ledger, deletion_ids: Sequence[str]) -> set[str]:
@@ -125,16 +159,14 @@ def known_accounts(ledger: Ledger) -> set[str]:
 
 def stopped_accounts(ledger: Ledger) -> dict[str, Stop]:
     """The accounts that do not delete now, and why; `*` stands for all of them."""
-    now, asked = ledger.now_ms(), ("parked_reason", "cool_until", "cool_reason")
+    now = ledger.now_ms()
+    asked = ("parked_reason", "cool_until", "cool_reason", "paused_at", "paused_by", "parked_at")
     with unavailable():
         paused: Any = ledger.redis.hgetall(ledger.keys.paused)
     names = sorted({*_all_accounts(ledger), *paused})
     rows = each(ledger, names, lambda pipe, name: pipe.hmget(ledger.keys.account(name), *asked))
-    stops = {
-        name: Stop(paused.get(name), parked, why if int(until or 0) > now else None)
-        for name, (parked, until, why) in zip(names, rows, strict=True)
-    }
-    return {name: stop for name, stop in stops.items() if any(reason is not None for reason in stop)}
+    stops = {name: _stop(paused.get(name), now, *row) for name, row in zip(names, rows, strict=True)}
+    return {name: stop for name, stop in stops.items() if stop[:3] != (None, None, None)}
 
 
 def workers_seen(ledger: Ledger) -> list[str]:
@@ -144,8 +176,14 @@ def workers_seen(ledger: Ledger) -> list[str]:
     return list(found)
 
 
+def _stop(paused: str | None, now: int, *row: str | None) -> Stop:
+    parked, until, why, paused_at, paused_by, parked_at = row
+    cooling = why if int(until or 0) > now else None
+    return Stop(paused, parked, cooling, moment(paused_at), paused_by or None, moment(parked_at), moment(until))
+
+
 def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
-    states = where.states or tuple(State)
+    states = where.states or ((State.REVIEW,) if where.needs_person else tuple(State))
     keys = [ledger.keys.index(account, state) for account in _accounts(ledger, where) for state in states]
     low: float = to_ms(where.since) if where.since else float("-inf")
     high: float | str = min(
@@ -200,7 +238,12 @@ def _all_accounts(ledger: Ledger) -> list[str]:
 def _matches(deletion: Deletion, where: Filter) -> bool:
     at = deletion.created_at
     has_state = not where.states or deletion.state in where.states
-    return has_state and (where.since or at) <= at <= (where.until or at)
+    is_wanted = deletion.needs_person or not where.needs_person
+    has_labels = (where.labels or {}).items() <= (deletion.labels or {}).items()
+    is_asked_so = where.requested_by in (None, deletion.requested_by)
+    has_name = where.name is None or fnmatchcase(deletion.finetune_id, where.name)
+    is_in_time = (where.since or at) <= at <= (where.until or at)
+    return has_state and is_wanted and has_labels and is_asked_so and has_name and is_in_time
 
 
 def _parse_cursor(cursor: str) -> _Entry:
@@ -223,7 +266,7 @@ def _deletion(
         return _RECORDS.validate_python({
             "timestamp": iso(moment(stored.get("finished_at"))), **ours, **stored,
             "id": id_, "deadline": since + give_up_ms, "attempts": list(map(json.loads, attempts)),
-            "incarnation": json.loads(stored.get("incarnation", "null")),
+            **{name: json.loads(stored.get(name, "null")) for name in ("incarnation", "labels")},
         })  # fmt: skip
     except (KeyError, ValueError):
         return None

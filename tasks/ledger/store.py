@@ -8,13 +8,14 @@ from typing import Any, TypeVar
 
 import redis
 
-from tasks.errors import LedgerFull, WrongLedger
-from tasks.ledger.inputs import finish_input, progress_input, request_input, to_milliseconds
+from tasks.errors import LedgerFull, NotInReview, UnknownDeletion, WrongLedger
+from tasks.ledger.inputs import act_input, finish_input, progress_input, request_input, to_milliseconds
 from tasks.ledger.keys import PREFIX, SCHEMA, keys
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.scripts import Scripts
 from tasks.ledger.types import (
     Accepted,
+    Act,
     Claim,
     Claimed,
     Finish,
@@ -77,16 +78,22 @@ class Ledger:
                 "install the newer version here, too"
             )
 
-    def accept(self, requests: Sequence[NewRequest], *, wake: bool = True) -> tuple[list[Accepted], list[str]]:
+    def accept(
+        self, requests: Sequence[NewRequest], *, wake: bool = True, act: Act | None = None
+    ) -> tuple[list[Accepted], list[str]]:
         """Write checked requests; what became of each, and the accounts to publish a wake-up for.
 
-        Raises `LedgerFull` before anything is written if too little memory is free.
+        act: who retries, or applies the plan that these are of; asking is not noted. Raises `LedgerFull` before
+        anything is written if too little memory is free.
         """
         self.check_room()
         accepted: list[Accepted] = []
         woken: dict[str, None] = {}
         for part in _parts(requests):
-            found = self._json("accept", requests=[request_input(one) for one in part], wake=wake)
+            name, _, plan = part[0].source.partition(":")
+            noted = act_input("apply", act, plan) if name == "cleanup" else act_input("retry", act)
+            rows = [request_input(one) for one in part]
+            found = self._json("accept", requests=rows, wake=wake, act=noted)
             accepted += [Accepted(one.id, answer) for one, answer in zip(part, found["answers"], strict=True)]
             woken |= dict.fromkeys(found.get("wake", ()))
         return accepted, list(woken)
@@ -123,7 +130,7 @@ class Ledger:
         return set(self._json("renew", claims=held, lease_ms=to_milliseconds(self.terms.lease)).get("lost", ()))
 
     def cancel(
-        self, ids: Sequence[str], *, by: str | None = None, reason: str | None = None, nonce: str | None = None
+        self, ids: Sequence[str], act: Act | None = None, *, nonce: str | None = None
     ) -> tuple[list[str], list[str]]:
         """`cancelled`, `requested`, `final` or `unknown` for each id, and whose Celery results are due.
 
@@ -133,23 +140,48 @@ class Ledger:
         answers: list[str] = []
         due: list[str] = []
         for part in _parts(ids):
-            found = self._json("cancel", ids=list(part), by=by, reason=reason, nonce=nonce)
+            found = self._json("cancel", ids=list(part), act=act_input("cancel", act), nonce=nonce)
             answers += found["answers"]
             due += found.get("due", ())
         return answers, due
 
-    def keep(self, action: str, account: str, ids: Sequence[str], until_ms: int | None = None) -> list[str]:
+    def resolve(self, id_: str, found: str, how: str, act: Act) -> None:
+        """Note what a person found out about a deletion in review: `deleted` or `kept`, and how that is known.
+
+        Raises `UnknownDeletion`, and `NotInReview` if it is in another state or was resolved before.
+        """
+        answer = self._json("resolve", id=id_, resolution=f"{found}: {how}", act=act_input("resolve", act))
+        word = answer["word"]
+        if word == "unknown":
+            raise UnknownDeletion(f"no deletion has the id {id_!r}")
+        if word == "done":
+            raise NotInReview(f"{id_} was resolved before, by {answer['who']}: `janitor show` has the note")
+        if word != "resolved":
+            raise NotInReview(f"{id_} is {word}: only a deletion in review can be resolved")
+
+    def act(
+        self, name: str, act: Act, *, ids: Sequence[str] | None = None, letters: Sequence[Sequence[str]] = ()
+    ) -> list[str]:
+        """Note an act on what is no record, and drop or send again dead letters: see `act.lua`."""
+        return self._json("act", letters=list(letters), ids=ids, act=act_input(name, act)) or []
+
+    def keep(
+        self, action: str, account: str, ids: Sequence[str], until_ms: int | None = None, act: Act | None = None
+    ) -> list[str]:
         """`touch`, `protect` or `unprotect` finetunes; the cleanup deletions that were withdrawn by it."""
         withdrawn: list[str] = []
         for part in _parts(ids):
             finetunes = [[id_, finetune_key(id_)] for id_ in part]
-            found = self._json("keep", action=action, account=account, finetunes=finetunes, until_ms=until_ms)
+            found = self._json(
+                "keep", action=action, account=account, finetunes=finetunes, until_ms=until_ms,
+                act=act_input(action, act),
+            )  # fmt: skip
             withdrawn += found.get("withdrawn", ())
         return withdrawn
 
-    def account(self, account: str, action: str, **details: Any) -> int:
+    def account(self, account: str, action: str, act: Act | None = None, **details: Any) -> int:
         """Cool an account down, park or unpark it, pause or resume it, or ask to probe it: see `account.lua`."""
-        return int(self._run("account", account=account, action=action, **details))
+        return int(self._run("account", account=account, action=action, act=act_input(action, act), **details))
 
     def permit(self, account: str, holder: str, max_concurrent: int, *, probe: bool = False) -> Verdict:
         """A permit for a call that no lease covers: `go`, `full`, `cooling` or `parked`. It expires by itself."""

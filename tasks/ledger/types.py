@@ -20,7 +20,20 @@ class Terms:
     call_deadline: timedelta = timedelta(seconds=20)
     give_up_after: timedelta = timedelta(days=7)
     retention: timedelta = timedelta(days=90)
+    audit_retention: timedelta = timedelta(days=1095)
     first_observation_after: timedelta = timedelta(seconds=30)
+
+
+@dataclass(frozen=True)
+class Act:
+    """Who does something other than asking, by what way and why: kept in the audit log.
+
+    who: a login, the name of a token, or what a message says of its sender. why: one printable line.
+    """
+
+    who: str | None
+    via: Literal["command", "http", "name", "janitor"]
+    why: str | None = None
 
 
 class Accepted(NamedTuple):

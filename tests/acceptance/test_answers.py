@@ -4,6 +4,7 @@ If a row stops an account (a cool-down, a pause, a park), it has an account of i
 """
 
 import socket
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -92,7 +93,18 @@ def refused_after_an_unclear_attempt(api, ask):
 def reused_while_it_waited(api, ask):
     """What waits is observed half a minute after it was accepted, so that a reused name is noticed."""
     api.create("ft-reused")
-    return ask("ft-reused", delay_seconds=45)
+    asked = ask("ft-reused", delay_seconds=45)
+
+    def observed():
+        return any(call["finetune_id"] == "ft-reused" for call in api.journal())
+
+    def reuse():
+        until(observed, seconds=60, what="the first observation")
+        api.create("ft-reused", trigger_word="ANOTHER")
+
+    # At once, whatever the order of the tests: 15 s later it would be deleted.
+    threading.Thread(target=reuse, daemon=True).start()
+    return asked
 
 
 @pytest.fixture(autouse=True)
@@ -378,15 +390,8 @@ def test_a_refusal_after_an_unclear_attempt_is_failed_once_that_is_settled(api, 
     assert api.finetunes().count("ft-refused-late") == 1
 
 
-def test_another_incarnation_is_superseded_and_stays(api, env, reused_while_it_waited):
-    id_ = reused_while_it_waited.id
-
-    def observed():
-        return records(janitor_here(env, "show", id_, "--json"))[0]["observed_at"]
-
-    until(observed, seconds=60, what="the first observation")
-    api.create("ft-reused", trigger_word="ANOTHER")
-    record = record_of(reused_while_it_waited, timeout=60)
+def test_another_incarnation_is_superseded_and_stays(api, reused_while_it_waited):
+    record = record_of(reused_while_it_waited, timeout=90)
     assert (record["state"], api.deletes("ft-reused")) == ("superseded", [])
 
 

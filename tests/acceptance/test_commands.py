@@ -365,8 +365,9 @@ def test_doctor_says_what_is_well_and_what_is_not(env):
     well = janitor_here(env, "doctor", "--json")
     levels = {finding["check"]: finding["level"] for finding in records(well)}
     assert levels.pop("beat") == "warning"  # none runs here
+    assert levels.pop("redis") in ("ok", "warning")  # the version of this machine's may have a known hole
     assert (well.returncode, set(levels.values())) == (0, {"ok"})
-    assert {"settings", "redis", "persistence", "workers", "queue", "api default"} <= set(levels)
+    assert {"settings", "persistence", "workers", "queue", "api default"} <= set(levels)
     odd = janitor_here(env | {"BFL_API_URL": "foo"}, "doctor", "--json")
     first = records(odd)[0]
     assert (odd.returncode, first["level"], "BFL_API_URL" in first["message"]) == (1, "error", True)

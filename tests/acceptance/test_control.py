@@ -50,7 +50,7 @@ def test_a_pause_stops_all_deleting_within_2_seconds_and_resume_goes_on(env, api
         assert api.finetunes(), "the pause came too late to show anything"
         # What waits is not rewritten, requests are accepted, doctor says what is going on.
         doctor = janitor(env, "doctor")
-        assert (doctor.returncode, "a complaint; `janitor resume" in doctor.stdout) == (0, True)
+        assert (doctor.returncode, "a complaint): `janitor resume" in doctor.stdout) == (0, True)
         api.create("late")
         (late,) = records(janitor(env, "delete", "late", "--json"))
         assert late["state"] == "queued"

@@ -22,6 +22,8 @@ def redis_url(tmp_path_factory):
 
 @pytest.fixture
 def env(redis_url, tmp_path):
+    with connect(redis_url) as client:
+        client.flushall()  # what other tests have used of a quota
     return environment(redis_url, JANITOR_STATE_DIR=tmp_path, JANITOR_TOKENS_FILE=token_file(tmp_path))
 
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, until, worker
+from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, redis_cli, until, worker
 from worker.local import embedded
 from worker.sandbox.api import Sandbox
 
@@ -31,8 +31,7 @@ def carry_out(mark, tmp_path, cli, port):
 
 def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
     # Given a ledger with one deletion done and one that waits, and a copy of it
-    server = embedded.find_server()
-    cli, (port,) = str(server.with_name(server.name.replace("server", "cli"))), free_ports(1)
+    cli, (port,) = str(redis_cli()), free_ports(1)
     (tmp_path / "backup").mkdir()
     (tmp_path / "restored").mkdir(mode=0o700)
     for name in ("done", "waits"):

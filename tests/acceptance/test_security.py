@@ -1,5 +1,6 @@
 """The system runs through the users of deploy/redis/users.acl, and the TLS of secure-redis.md, on a real Redis."""
 
+import json
 import os
 import re
 import selectors
@@ -9,19 +10,36 @@ import subprocess
 import sys
 import threading
 from contextlib import suppress
+from datetime import timedelta
 from typing import Any
 from urllib.request import urlopen
 
 import pytest
 import redis
 import trustme
-from celery import Celery
-from redis.exceptions import AuthenticationError, NoPermissionError
+from celery import Celery, chain, chord, signature
+from redis.exceptions import AuthenticationError, NoPermissionError, ResponseError
 
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
-from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, skip_before_redis_7, worker
+from tasks.ledger.queries import get, stopped_accounts
+from tasks.ledger.types import Act
+from tasks.records import State
+from tests.conftest import accept, asking, claim, finish
+from tests.processes import (
+    KEY,
+    ROOT,
+    environment,
+    free_ports,
+    janitor,
+    records,
+    redis_cli,
+    skip_before_redis_7,
+    until,
+    worker,
+)
 from worker.app import create_app
+from worker.doctor.status import status
 from worker.local import embedded
 from worker.local.supervise import Spec, started
 from worker.redis_url import celery_url, connect
@@ -49,7 +67,9 @@ class Urls(dict[str, str]):
     def refused(self):
         entries = self.admin.acl_log()
         self.admin.acl_log_reset()
-        return [(entry["username"], entry["object"]) for entry in entries if entry["object"] != "client"]
+        # What redis-py says of itself when it connects: from 7.2 on it is named with its subcommand.
+        told = {"client", "client|setinfo"}
+        return [(entry["username"], entry["object"]) for entry in entries if entry["object"] not in told]
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +88,8 @@ def urls(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def env(urls, api, tmp_path_factory):
-    return environment(urls["worker"], api.url, JANITOR_STATE_DIR=tmp_path_factory.mktemp("state"))
+    state = tmp_path_factory.mktemp("state")
+    return environment(urls["worker"], api.url, JANITOR_STATE_DIR=state, JANITOR_CALLBACKS_URL=urls["callbacks"])
 
 
 @pytest.fixture(scope="module")
@@ -106,13 +127,48 @@ def test_everybody_can_do_their_work_within_these_lines(urls, env, api, app, ope
     assert app.send_task("finetunes.cancel", [late["id"]], queue="deletions").get(timeout=60) == "cancelled"
     listed = {one["finetune_id"] for one in records(janitor(operator, "list", "--json"))}
     assert {"by-name", "one", "two", "never-there", "by-command", "late"} <= listed
-    for command in (["pause"], ["resume"], ["dead-letters", "list"], ["show", late["id"]], ["doctor"]):
+    for command in (["pause"], ["resume"], ["audit"], ["dead-letters", "list"], ["show", late["id"]], ["doctor"]):
         told = janitor(operator, *command)
         assert told.returncode == 0, (command, told.stdout, told.stderr)
     # What runs as http does is the ledger and a wake-up, as the command; what beat does is to send a message.
     assert janitor(operator | {"REDIS_URL": urls["http"]}, "delete", "late").returncode == 0
     create_app(Settings(), urls["beat"]).send_task("finetunes.tick", queue="wakeups", ignore_result=True)
     assert urls.refused() == []
+
+
+@pytest.mark.usefixtures("running_worker")
+def test_callbacks_are_sent_as_a_user_who_has_only_their_queues(urls, api, app):
+    # Given a producer's queue, which the document has added to the line of `callbacks` alone,
+    added = re.search(r"add `(~their\S+)` and\s+`(\S+)` to the line of `callbacks`", DOCUMENT).groups()
+    urls.admin.execute_command(
+        "ACL", "SETUSER", "callbacks", *(one.replace("theirqueue", "theirs") for one in added)
+    )
+    urls.refused()  # what other tests tried to do
+    for name in ("linked", "chained", "one", "two"):
+        api.create(name)
+
+    def told(name, app=app):
+        return signature(f"theirs.{name}", queue="theirs", app=app)
+
+    def deletion(name, app=app):
+        return signature("finetunes.delete", [name], queue="deletions", app=app)
+
+    # when deletions with callbacks of each kind end,
+    app.send_task("finetunes.delete", ["linked"], queue="deletions", link=[told("link"), told("also")])
+    app.send_task("finetunes.delete", ["not-there"], queue="deletions", link_error=told("error"))
+    chain(deletion("chained"), told("next")).apply_async()
+    # (its producer itself writes how many parts a chord has)
+    url = celery_url(urls["worker"])
+    trusted = Celery("somebody-else", broker=url, backend=url, set_as_current=False)
+    chord([deletion("one", trusted), deletion("two", trusted)], told("both", trusted)).apply_async()
+    # then all callbacks are in that queue.
+    expected = sorted(f"theirs.{name}" for name in ("link", "also", "error", "next", "both"))
+
+    def arrived():
+        return sorted(json.loads(one)["headers"]["task"] for one in urls.admin.lrange("theirs", 0, -1))
+
+    until(lambda: arrived() == expected, seconds=60, what="the callbacks")
+    assert [one for one in urls.refused() if one[0] in ("callbacks", "worker")] == []
 
 
 def denied(client, *command):
@@ -130,6 +186,11 @@ FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
         ("EVAL", "return 1", 0), ("CONFIG", "GET", "*"), ("CONFIG", "SET", "appendonly", "no"), ("FLUSHALL",),
         ("PUBLISH", "celery-task-meta-x", "x"), ("PUBLISH", "/0.celery.pidbox", "x"), ("CLIENT", "LIST"),
         ("SADD", "_kombu.binding.reply.celery.pidbox", "x"), ("SUBSCRIBE", "/0.celery.pidbox"), ("ACL", "LIST"),
+    ],
+    "callbacks": [
+        ("HGETALL", "janitor:2:d:some-id"), ("LPUSH", "janitor:2:dead-letters", "x"), ("LPUSH", "deletions", "x"),
+        ("SADD", "janitor:2:accounts", "x"), ("RPOP", "theirs"), ("LPUSH", "wakeups", "x"), ("KEYS", "*"),
+        ("SET", "theirs", "x"), ("EVAL", "return 1", 0), ("PUBLISH", "/0.celery.pidbox", "x"), ("FLUSHALL",),
     ],
     "beat": [
         ("HGETALL", "janitor:2:d:some-id"), ("RPOP", "deletions"), ("GET", "celery-task-meta-some-id"),
@@ -152,6 +213,74 @@ FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
     ],
     "worker": [("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "SET", "appendonly", "no"), ("GET", "somebody-elses")],
 }  # fmt: skip
+
+
+LOG = "janitor-audit:2:2026-11"
+CHANGES: list[tuple[Any, ...]] = [
+    ("LSET", LOG, 0, "x"), ("LTRIM", LOG, 1, 0), ("LREM", LOG, 0, "entry"), ("LPOP", LOG), ("RPOP", LOG),
+    ("LPUSH", LOG, "x"), ("LINSERT", LOG, "BEFORE", "entry", "x"), ("LMOVE", LOG, "janitor:2:x", "LEFT", "LEFT"),
+    ("RPOPLPUSH", LOG, "janitor:2:x"), ("BLPOP", LOG, 1), ("LMPOP", 1, LOG, "LEFT"), ("DEL", LOG), ("UNLINK", LOG),
+    ("EXPIRE", LOG, 1), ("PEXPIREAT", LOG, 1), ("PERSIST", LOG), ("SET", LOG, "x"), ("GETDEL", LOG),
+    ("RENAME", LOG, "janitor:2:x"), ("RENAME", "janitor:2:tick", LOG), ("RENAMENX", LOG, "janitor:2:x"),
+    ("COPY", "janitor:2:tick", LOG, "REPLACE"), ("MOVE", LOG, 1), ("SORT", "janitor:2:dead-letters", "STORE", LOG),
+    ("RESTORE", LOG, 0, "x", "REPLACE"), ("MIGRATE", "127.0.0.1", 1, LOG, 0, 1, "REPLACE"), ("HSET", LOG, "a", 1),
+    ("BITOP", "NOT", LOG, "janitor:2:tick"), ("SUNIONSTORE", LOG, "janitor:2:accounts"), ("SWAPDB", 0, 1),
+    ("FLUSHDB",), ("FLUSHALL",), ("DEBUG", "OBJECT", LOG), ("SCRIPT", "FLUSH"), ("FUNCTION", "LIST"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("role", sorted(set(USERS) - {"backup"}))
+def test_no_user_can_change_or_remove_an_entry_of_the_audit_log(urls, role):
+    # Given an entry, when a user tries all that could change it, by itself or in a script,
+    urls.admin.delete(LOG)
+    urls.admin.rpush(LOG, "entry")
+    urls.admin.set("janitor:2:tick", 1)
+    in_script = "return redis.call(unpack(ARGV))"
+    with redis.Redis.from_url(urls[role]) as client:
+        for command in CHANGES:
+            for sent in (command, ("EVAL", in_script, 0, *command)):
+                with pytest.raises(ResponseError):
+                    client.execute_command(*sent)
+        # then nothing has changed, and those who act may add one and read it.
+        if role in ("worker", "http", "operator"):
+            assert client.eval(in_script, 0, "RPUSH", LOG, "another") == 2
+            assert client.lrange(LOG, 0, -1) == [b"entry", b"another"]
+    assert urls.admin.lrange(LOG, 0, 0) == ["entry"]
+    assert urls.admin.ttl(LOG) == -1
+
+
+def test_without_the_right_to_the_audit_log_nobody_acts_but_an_alarm_still_stops(urls):
+    # Given a user as in an older users.acl,
+    older = USERS["worker"].partition(" (~janitor-audit")[0].partition(" (")[0]
+    urls.admin.execute_command("ACL", "SETUSER", "older", "reset", *older.split())
+    ledger = Ledger(connect(urls["worker"].replace("worker:", "older:"), patient=False))
+    ledger.maintain("older", 8)
+    accept(ledger, asking("a", id="older-1", account="older"))
+    # when it acts, then it is told what to do, and nothing is done;
+    with pytest.raises(LedgerUnavailable, match=r"nothing was done: see docs/how-to/secure-redis\.md"):
+        ledger.cancel(["older-1"], Act("ana", "command"))
+    assert get(ledger, "older-1").state == State.QUEUED
+    # when an alarm stops the account, then it is stopped.
+    assert finish(ledger, claim(ledger, "older"), State.FAILED, pause="it deleted 'b'") == "done"
+    assert stopped_accounts(ledger)["older"].paused == "it deleted 'b'"
+    ledger.account("older", "resume")
+    urls.admin.execute_command("ACL", "DELUSER", "older")
+
+
+def test_the_audit_log_is_pruned_by_who_may(urls, env, operator):
+    # Given an entry that is older than three years, when an operator prunes, then Redis refuses; an admin may.
+    old = "janitor-audit:2:2026-01"
+    urls.admin.rpush(old, json.dumps({"at": 1, "who": "ana", "via": "command", "act": "pause"}))
+    short = {"JANITOR_AUDIT_RETENTION": "1d"}
+    refused = janitor(operator | short, "audit", "--prune")
+    assert (refused.returncode, "permissions" in refused.stderr) == (3, True), refused.stderr
+    rules = "on >ADMIN_PASSWORD allkeys allchannels +@all"
+    urls.admin.execute_command("ACL", "SETUSER", "admin", "reset", *rules.split())
+    admin = urls["worker"].replace("worker:WORKER", "admin:ADMIN")
+    pruned = janitor(operator | short | {"REDIS_URL": admin}, "audit", "--prune")
+    assert pruned.stderr.startswith("dropped: 2026-01"), pruned.stderr
+    assert not urls.admin.exists(old)
+    urls.admin.execute_command("ACL", "DELUSER", "admin")
 
 
 @pytest.mark.parametrize("role", FORBIDDEN)
@@ -204,11 +333,18 @@ def test_the_exporter_can_tell_everything(urls, env):
     assert urls.refused() == []
 
 
+@pytest.mark.usefixtures("running_worker")
+@pytest.mark.parametrize("role", ["worker", "http", "operator"])
+def test_those_who_show_the_status_may_read_all_of_it(urls, role):
+    found = status(Ledger(connect(urls[role])), timedelta(minutes=1))
+    assert "may not count" not in str(found.needs)
+    assert len(found.workers) == 1
+
+
 def test_a_backup_is_a_copy_of_everything(urls, tmp_path):
     # Given a ledger,
     urls.admin.set("janitor:2:tick", 1)
-    server = embedded.find_server()
-    cli = server.with_name(server.name.replace("server", "cli"))
+    cli = redis_cli()
     # when `redis-cli --rdb` runs as the user for it, then it writes all of it.
     place = urls["backup"].partition("@")[2].partition("?")[0]
     argv = [cli, "-s", place, "--user", "backup", "--rdb", tmp_path / "copy.rdb"]
@@ -265,6 +401,7 @@ class TlsFront:
 @pytest.fixture(scope="module")
 def tls(tmp_path_factory):
     """The URL of the document for each role, with the address and the authority of this place."""
+    skip_before_redis_7()
     folder = tmp_path_factory.mktemp("tls")
     (documented,) = re.findall(r"^REDIS_URL=(rediss://\S+)$", DOCUMENT, re.MULTILINE)
     authority = trustme.CA()

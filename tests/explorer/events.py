@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from tasks.api.incarnations import incarnation_of
+from tasks.ledger.types import Act
 from tasks.records import NewRequest, from_ms
 from tests.explorer.books import ACCOUNT, check
 from tests.explorer.model import Asked
@@ -56,7 +57,9 @@ class Events:
         """Invariant 8: it changes no other record."""
         if id_ not in self.model.asked:
             return
-        answer = self._alone({id_}, lambda: self.stage.ledger.cancel([id_], by="test", nonce=f"nonce-{id_}"))
+        answer = self._alone(
+            {id_}, lambda: self.stage.ledger.cancel([id_], Act("test", "command"), nonce=f"nonce-{id_}")
+        )
         (word,), due = answer
         self.stage.note(f"  cancel answered {word}")
         asked = self.model.asked[id_]

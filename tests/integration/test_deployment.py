@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -33,12 +34,13 @@ COMPOSE: dict[str, Any] = YAML(typ="safe", pure=True).load(ROOT / "docker-compos
 COMMANDS = {"operator": COMPOSE["services"].pop("operator")}  # run by people, and not kept running
 SERVICES: dict[str, Any] = COMPOSE["services"]
 ACL = ROOT / "deploy" / "redis" / "users.acl"
+UNITS = sorted((ROOT / "docs" / "how-to" / "systemd").glob("*.service"))
 USERS = re.findall(r"^user (\w+) on ", ACL.read_text(encoding="utf-8"), re.M)
 # Without comments; a line for each instruction, and for each command in it.
 DOCKERFILE = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.M)
 DOCKERFILE = re.sub(r"\s*\\\n\s*", " ", DOCKERFILE).replace(" && ", "\n")
 IMAGE_ENVIRONMENT = {"JANITOR_STATE_DIR": "/var/lib/janitor"}
-MORE_SECRETS = {"worker": {"bfl_api_key"}, "http": {"http_tokens"}}
+MORE_SECRETS = {"worker": {"bfl_api_key", "redis_callbacks"}, "http": {"http_tokens"}}
 DOTENV = {"BFL_API_URL": "http://127.0.0.1:8899"}  # what the sandbox profile asks for
 EXAMPLES = dict(re.findall(r"^#?([A-Z_]+)=(.*)$", (ROOT / ".env.example").read_text(encoding="utf-8"), re.M))
 # Characters that break a careless quoting: in Redis's configuration, in a shell or in a URL.
@@ -237,7 +239,7 @@ class TestServices:
         assert not outside.says(name, secret)
 
 
-@pytest.mark.parametrize("name", sorted(SERVICES.keys() - {"worker"}))  # which takes seven seconds to give up
+@pytest.mark.parametrize("name", sorted(SERVICES))
 def test_a_health_check_fails_where_nothing_runs(tmp_path, name):
     assert not Outside(tmp_path).is_healthy(name)
 
@@ -291,6 +293,27 @@ class TestFiles:
         assert len(installs) == 2
         assert "--require-hashes --requirement ${REQUIREMENTS}" in installs[0]
         assert installs[1].endswith("--no-deps .")
+
+    def test_the_base_image_is_named_in_one_place(self):
+        assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) == {"${BASE}"}
+        assert len(re.findall(r"^ARG BASE=", DOCKERFILE, re.M)) == 1
+
+    def test_no_program_of_the_image_gives_more_rights(self):
+        assert "find / -xdev -type f -perm /6000 -exec chmod a-s {} +" in DOCKERFILE.rpartition("\nFROM ")[2]
+
+    @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+    @pytest.mark.parametrize("unit", UNITS, ids=lambda file: file.name)
+    def test_systemd_accepts_each_unit(self, tmp_path, unit):
+        # Given the unit, with a command that is installed here,
+        text = unit.read_text(encoding="utf-8").replace("/opt/finetune-janitor/.venv/bin", str(BIN))
+        file = tmp_path / unit.name.replace("@", "@1")
+        file.write_text(text, encoding="utf-8")
+        # when systemd checks it, then it has nothing to say about it.
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", str(file)], capture_output=True, text=True, check=False
+        )
+        about_it = [line for line in done.stderr.splitlines() if file.name in line or str(tmp_path) in line]
+        assert (done.returncode, about_it) == (0, [])
 
     def test_the_final_stage_has_nothing_to_build_with(self):
         final = DOCKERFILE.rpartition("\nFROM ")[2]

@@ -117,8 +117,8 @@ def test_a_server_on_the_path_goes_before_the_bundled_one_unless_it_is_too_old(o
         fake.unlink()
 
 
-# As seen with Redis 6.2, 7.0, 8.2 and Valkey 8.1, 9.1: without the refusals, 6.2 starts empty on all that is newer, the
-# others end with an error.
+# As seen with Redis 6.2, 7.0, 8.2 and Valkey 8.1, 9.1: without the refusals, 6.2 starts empty on what is newer,
+# and most others end with an error.
 TAKEN_OVER = [
     ("Redis", "6.2.14", "Redis", "7.0.15"),
     ("Redis", "6.2.14", "Valkey", "9.1.2"),
@@ -166,7 +166,7 @@ def test_data_that_an_older_server_would_not_find_are_refused_without_a_note_too
     on_path("Redis", "6.2.14")
     (tmp_path / "state" / "appendonlydir").mkdir(parents=True, mode=0o700)
     (tmp_path / "state" / "up.lock").touch()
-    with pytest.raises(EmbeddedRedisError, match="was written by Redis 7.0"):
+    with pytest.raises(EmbeddedRedisError, match=r"was written by Redis 7\.0"):
         embedded.spec(tmp_path / "state")
 
 

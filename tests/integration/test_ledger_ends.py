@@ -9,7 +9,7 @@ import redis
 
 from tasks.ledger.queries import get, stopped_accounts
 from tasks.ledger.scripts import script_text
-from tasks.ledger.types import Finish
+from tasks.ledger.types import Act, Finish
 from tasks.records import FINAL, TRANSITIONS, UNFINISHED, Evidence, State
 from tests.conftest import (
     NOW,
@@ -333,7 +333,7 @@ class TestCancel:
     @pytest.mark.parametrize("delay", [None, timedelta(days=30)])
     def test_it_is_immediate_while_nothing_was_sent(self, ledger, delay):
         accept(ledger, asking(id="r1", delay=delay))
-        assert ledger.cancel(["r1"], by="ops", reason="mistake")[0] == ["cancelled"]
+        assert ledger.cancel(["r1"], Act("ops", "command", "mistake"))[0] == ["cancelled"]
         deletion = get(ledger, "r1")
         assert (deletion.state, deletion.cancelled_by, deletion.cancel_reason) == ("cancelled", "ops", "mistake")
         assert claim(ledger) is None

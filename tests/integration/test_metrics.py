@@ -1,28 +1,24 @@
-"""Metrics: what a scrape says is what the ledger holds; and what the alert rules name is there."""
+"""Metrics: what a scrape says is what the ledger holds."""
 
-import re
 from datetime import timedelta
-from pathlib import Path
-from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
-from ruamel.yaml import YAML
 
 from tasks.api.client import BflClient
+from tasks.cleanup.plans import empty_plan, store
+from tasks.cleanup.policies import Policy
 from tasks.deletion import Rules, carry_out
 from tasks.errors import InvalidRequest
 from tasks.intake import Intake
 from tasks.ledger import Finish, Ledger
 from tasks.ledger.dead_letters import keep
-from tasks.records import State
+from tasks.records import State, to_ms
 from tests.conftest import asking, carry_out_one, claim, claim_all, finish, progress, register
 from worker.metrics import registry
 from worker.redis_url import connect
 from worker.sandbox.api import Sandbox
-
-ALERTS = Path(__file__).parents[2] / "docs/how-to/alerts.yml"
 
 
 def scrape(ledger):
@@ -171,6 +167,96 @@ def test_refused_requests_and_failed_verifications_are_counted(ledger):
     assert seen["janitor_verifications_failed_total", "default"] == 1
 
 
+def counted(ledger, name):
+    """The samples of one metric that are not 0, by the values of their labels."""
+    return {key[1:]: n for key, n in scrape(ledger).items() if key[0] == f"janitor_{name}" and n}
+
+
+def test_what_is_tried_again_is_counted_until_it_ends(ledger, clocked):
+    # Given a deletion whose try failed, one that was handed back without a try, and one that waits for its time,
+    ledger.accept([asking("a", id="failed"), asking("b", id="back"), asking("c", delay=timedelta(hours=9))])
+    claims = {one.id: one for one in claim_all(ledger)}
+    failed, back = claims["failed"], claims["back"]
+    finish(ledger, failed, "back", delay=timedelta(minutes=10), counted=True)
+    finish(ledger, back, "back", delay=timedelta(minutes=10), counted=False)
+    # when metrics are read, then the first is counted, also while it runs again, and not once it has ended.
+    assert counted(ledger, "retrying") == {("default",): 1}
+    ledger = clocked.after(minutes=10)
+    claimed = next(one for one in claim_all(ledger) if one.id == "failed")
+    assert counted(ledger, "retrying") == {("default",): 1}
+    finish(ledger, claimed, "failed")
+    assert counted(ledger, "retrying") == {}
+    assert counted(ledger, "finished_total") == {("default", "failed"): 1}
+
+
+def test_a_retry_behind_many_others_is_still_the_oldest(ledger, clocked):
+    # Given an old deletion whose next try is later than those of a hundred younger ones,
+    ledger.accept([asking("old")])
+    finish(ledger, claim(ledger), "back", delay=timedelta(hours=1), counted=True)
+    ledger = clocked.after(minutes=1)
+    ledger.accept([asking(f"ft-{n}", delay=timedelta(minutes=1)) for n in range(100)])
+    # when metrics are read, then the age is that of the old one.
+    assert oldest_due(clocked.after(minutes=2)) == 180
+
+
+def test_observations_are_counted_by_what_was_seen_or_answered(redis_client):
+    # Given an API that fails once and then shows the finetune,
+    ledger = register(Ledger(redis_client))
+    ledger.accept([asking("a")])
+    rules = Rules(observe_within=timedelta(hours=1), retry_budget=timedelta(seconds=5))
+    with Sandbox(keys={"key"}, latency_seconds=0) as api:
+        api.create("a")
+        api.fault("status", status=500, call="finetune_details")
+        claimed = claim(ledger)
+        done = carry_out(claimed, api=BflClient(api.url, "key"), ledger=ledger, rules=rules, sleep=lambda _: None)
+    ledger.finish(claimed, *done)
+    # when metrics are read, then both are seen, and what was not seen begins at 0.
+    assert counted(ledger, "observations_total") == {("default", "500"): 1, ("default", "present"): 1}
+    assert scrape(ledger)["janitor_observations_total", "default", "absent"] == 0
+
+
+def test_reviews_that_a_person_dealt_with_are_not_open(ledger):
+    for id_ in ("one", "resolved", "retried"):
+        ledger.accept([asking(id_, id=id_)])
+        carry_out_one(ledger, "review")
+    # Given three reviews, of which one is resolved and one is retried,
+    ledger.redis.hset(ledger.keys.deletion("resolved"), "resolved_at", ledger.now_ms())
+    ledger.redis.hset(ledger.keys.deletion("retried"), "retried_by", "another")
+    # when metrics are read, then one is open.
+    assert counted(ledger, "reviews_open") == {("default",): 1}
+
+
+def test_what_waits_for_verification_is_seen_and_for_how_long(ledger, clocked):
+    ledger.accept([asking("a")])
+    carry_out_one(ledger)
+    # Given a deleted finetune that nobody verifies, when an hour has passed, then that is seen.
+    later = clocked.after(hours=1)
+    assert counted(later, "unverified") == {("default",): 1}
+    assert counted(later, "verification_late_seconds") == {("default",): 3600}
+
+
+def test_a_scheduled_cleanup_that_is_blocked_or_overdue_is_seen(ledger, clocked):
+    # Given a policy that runs each night, ran last night, and whose newest plan is blocked,
+    policy = Policy(name="tests", schedule="0 3 * * *")
+    for n, blocked in enumerate((None, "too many")):
+        store(ledger, empty_plan(policy, clocked.now + timedelta(minutes=n), f"plan-{n}", blocked=blocked))
+    ran = to_ms(clocked.now.replace(hour=3))
+    ledger.redis.hset(ledger.keys.policy_runs, "tests", f"{ran} {policy.schedule}")
+    # when metrics are read, then it is blocked; and from the next night on its run is overdue.
+    assert counted(ledger, "policy_blocked") == {("tests",): 1}
+    assert counted(ledger, "policy_overdue_seconds") == {}
+    later = clocked.after(hours=15, minutes=20)
+    assert counted(later, "policy_overdue_seconds") == {("tests",): 1200}
+    # And when a plan is not blocked, it is not.
+    store(later, empty_plan(policy, clocked.now, "plan-3", blocked=None))
+    assert counted(later, "policy_blocked") == {}
+
+
+def test_workers_whose_slots_do_not_come_back_are_counted(ledger):
+    ledger.housekeep(["one accounts=default queues= 2.0", "two accounts=default stuck=3 2.0"], timedelta(days=400))
+    assert counted(ledger, "workers_stuck") == {(): 1}
+
+
 def test_an_empty_ledger_and_one_that_is_away_can_be_scraped(clocked, tmp_path):
     empty = scrape(clocked())
     never = float("inf")
@@ -192,19 +278,3 @@ def test_a_scrape_takes_the_same_round_trips_for_any_number_of_records(ledger):
     before = commands()
     scrape(ledger)
     assert commands() - before <= 150
-
-
-def test_the_alert_rules_name_only_metrics_and_labels_that_are_there(ledger):
-    rules: list[dict[str, Any]] = [
-        rule for group in YAML(typ="safe", pure=True).load(ALERTS)["groups"] for rule in group["rules"]
-    ]
-    assert len(rules) >= 5
-    named = {name for rule in rules for name in re.findall(r"\bjanitor_\w+", rule["expr"])}
-    assert named <= {key[0] for key in scrape(ledger)}
-    for rule in rules:
-        assert {"alert", "expr", "labels", "annotations"} <= rule.keys()
-        assert re.fullmatch(r"\d+[smhd]", rule.get("for", "1m"))
-        assert rule["expr"].count("(") == rule["expr"].count(")")
-        assert {"summary", "do"} == rule["annotations"].keys()
-        by_account = "account" in rule["annotations"]["summary"]
-        assert by_account == ("$labels.account" in rule["annotations"]["summary"])

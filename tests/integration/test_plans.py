@@ -19,6 +19,7 @@ from tasks.cleanup.policies import Policy
 from tasks.cleanup.schedule import Cleaner, last_window
 from tasks.intake import Intake
 from tasks.ledger.queries import get
+from tasks.ledger.types import Act
 from tasks.records import State, to_ms
 from tests.conftest import accept, asking, carry_out_one, claim_all, finish, mark
 from worker.sandbox.api import Sandbox
@@ -67,7 +68,7 @@ def cleaner_of(ledger, api, budget=timedelta(seconds=0)):
 
 
 def applied(cleaner, plan, by=None):
-    return apply_plan(cleaner.ledger, cleaner.intake, plan, requested_by=by)
+    return apply_plan(cleaner.ledger, cleaner.intake, plan, Act(by, "command"))
 
 
 def proposed(plan):
@@ -349,7 +350,7 @@ class TestApply:
     def test_applied_again_it_asks_for_nothing_again_and_what_was_cancelled_stays_so(self, cleaner, ledger):
         plan = cleaner.plan(OLD)
         first = applied(cleaner, plan, "somebody")
-        ledger.cancel([first[0].deletion.id], by="somebody")
+        ledger.cancel([first[0].deletion.id], Act("somebody", "command"))
         again = applied(cleaner, plan, "somebody else")
         assert [one.created for one in again] == [False, False]
         assert [one.deletion.id for one in again] == [one.deletion.id for one in first]

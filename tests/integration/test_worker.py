@@ -10,8 +10,11 @@ from contextlib import contextmanager
 import pytest
 from celery import Celery
 
+from tasks.ledger import Ledger
 from tasks.ledger.keys import keys
-from tests.processes import KEY, ROOT, environment, producer, until, worker
+from tasks.ledger.queries import workers_seen
+from tests import holding
+from tests.processes import KEY, ROOT, environment, janitor_here, producer, until, worker
 from worker.app import configuration
 from worker.local.embedded import running
 from worker.redis_url import connect
@@ -190,3 +193,34 @@ def test_a_stop_ends_within_the_call_deadline_and_five_seconds(client, redis_url
     kept = sum(1 for _ in client.scan_iter(ledger.deletion("*")))
     assert kept + waiting(client) + client.hlen("unacked") >= 30
     assert client.zcard(ledger.leases("default", "single")) == 0
+
+
+def test_slots_that_do_not_come_back_are_logged_and_named_by_doctor(client, redis_url, api, tmp_path):
+    # Given a worker whose tasks may take two seconds,
+    limits = {"JANITOR_CONNECT_TIMEOUT": "0.05s", "JANITOR_CALL_DEADLINE": "0.1s", "JANITOR_RETRY_BUDGET": "0s"}
+    env, log = env_of(redis_url, api, **limits), tmp_path / "worker.log"
+    client.config_set("appendonly", "yes")  # doctor asks for it
+
+    def entries():
+        return " ".join(workers_seen(Ledger(client)))
+
+    def doctor():
+        done = janitor_here(env, "doctor")
+        return done.returncode, [line for line in done.stdout.splitlines() if " workers " in line]
+
+    with holding.worker(env, log):
+        assert doctor()[0] == 0
+        # when two of its tasks hang,
+        asked = holding.hold(producer(redis_url), "it", count=2)
+        until(lambda: " stuck=2 " in entries(), what="the two slots are noticed", seconds=60)
+        # then each is in the log once, and doctor says so,
+        code, (line,) = doctor()
+        assert (code, line.startswith("error"), ": 2); see slot.stuck" in line) == (1, True, True)
+        after_rounds(client, 2)
+        assert log.read_text().count("slot.stuck") == 2
+        # until they come back.
+        holding.let_go(client, "it")
+        for one in asked:
+            one.get(timeout=60, propagate=False)
+        after_rounds(client, 2)
+        assert doctor()[0] == 0

@@ -7,6 +7,7 @@ import pytest
 
 from tasks.api.incarnations import Incarnation, incarnation_of
 from tasks.api.observations import Observation, Presence
+from tasks.durations import iso
 from tasks.judgement import Known, judge, sibling_deleted
 from tasks.ledger.types import Finish, Try
 from tasks.records import State
@@ -181,6 +182,7 @@ def test_a_message_names_the_host_the_vantages_and_what_has_changed():
         return found.message if isinstance(found, Finish) else ""
 
     assert "api.test" in message(NEVER, ABSENT)
+    assert message(NEVER, ABSENT).endswith(f", looked for at {iso(NOW)}")
     assert {HERE, ELSEWHERE} == {v for v in (HERE, ELSEWHERE) if v in message(known(THERE, ELSEWHERE), ABSENT)}
     assert "2026-02-01T10:00:00Z to 2026-03-01T11:59:30Z" in message(known(THERE), present(NEWER))
 

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from redis.exceptions import NoPermissionError
 from structlog.testing import capture_logs
 
 from tasks.api import errors
@@ -74,6 +75,33 @@ def test_a_round_registers_the_account_and_wakes_it_for_what_is_due(clocked):
     made.round()
     assert (woken, allowed) == (["eu"], [True] * 3)
     assert ledger.redis.zrange(ledger.keys.workers, 0, -1) == ["host:1 0.2"]
+
+
+def test_the_audit_log_is_pruned_once_a_day_and_told_if_redis_does_not_allow_it(clocked):
+    # Given a month of the log that is old enough, and a worker that has looked today,
+    ledger, clock = clocked(audit_retention=timedelta(days=1)), Clock()
+    made, *_ = maintenance(ledger, clock=clock)
+    made.round()
+    old = ledger.keys.audit("2026-01")
+    ledger.redis.rpush(old, "{}")
+    made.round()
+    assert ledger.redis.exists(old)
+    # when the next day comes, and Redis does not allow it, then that is told once and the round goes on;
+    clock.seconds += 86_400
+    ledger.redis.delete, delete = refusing, ledger.redis.delete
+    with capture_logs() as logs:
+        made.round()
+        made.round()
+    assert [(one["event"], one["log_level"]) for one in logs] == [("audit.not_pruned", "warning")]
+    # when Redis allows it on the day after, then the month is gone.
+    ledger.redis.delete = delete
+    clock.seconds += 86_400
+    made.round()
+    assert not ledger.redis.exists(old)
+
+
+def refusing(*_keys):
+    raise NoPermissionError("this user has no permissions")
 
 
 def test_a_result_that_nobody_wrote_is_written(clocked, ledger):

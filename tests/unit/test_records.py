@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from tasks import labels as labels_of
 from tasks import records
 from tasks.errors import InvalidRequest
 from tasks.records import FINAL, TRANSITIONS, UNFINISHED, Attempt, Deletion, Evidence, NewRequest, State
@@ -77,13 +78,50 @@ def test_what_is_not_known_here_or_not_ours_is_refused_unless_it_is_allowed():
         ({"id": ""}, "request id"), ({"finetune_id": "a b"}, "finetune id"), ({"account": "EU"}, "account"),
         ({"reason": "two\nlines"}, "reason"), ({"reason": "x" * 501}, "reason"),
         ({"requested_by": 7}, "requested_by"), ({"missing_ok": "yes"}, "missing_ok"),
-        ({"due_at": NOON, "delay": timedelta(0)}, "give one of them"),
+        ({"labels": {"": "x"}}, "label"), ({"due_at": NOON, "delay": timedelta(0)}, "give one of them"),
         ({"delay": timedelta(seconds=-1)}, "-1 seconds"),
     ],
 )  # fmt: skip
 def test_a_request_that_cannot_be_meant_so_is_refused(fields, why):
     request = NewRequest(**{"id": "r1", "finetune_id": "a", **fields})
     assert why in refused(request.checked, allow_org_ids=False)
+
+
+@pytest.mark.parametrize("labels", [
+    None, {}, {"customer": "4711"}, {"k" * 63: "v" * 63}, {"a.b/c-d_E9": "läuft = ab"},
+    {f"k{n}": "x" for n in range(8)},
+])  # fmt: skip
+def test_labels_are_taken_as_they_are(labels):
+    labels_of.check_labels(labels)
+
+
+@pytest.mark.parametrize(("labels", "why"), [
+    ({f"k{n}": "x" for n in range(9)}, "9 labels are given: give at most 8"), ("a=b", "labels is 'a=b'"),
+    (["a"], "labels is ['a']"), ({"": "x"}, "the label ''"), ({"a b": "x"}, "the label 'a b'"),
+    ({"é": "x"}, "the label"), ({"a\n": "x"}, r"the label 'a\n'"), ({"k" * 64: "x"}, "the label"),
+    ({7: "x"}, "the label 7"), ({"a": ""}, "'a': ''"), ({"a": 7}, "'a': 7"),
+    ({"a": None}, "'a': None"), ({"a": "v" * 64}, "'a'"), ({"a": "b\n"}, r"'a': 'b\n'"),
+    ({"a": "\ud800"}, "'a'"),
+])  # fmt: skip
+def test_labels_that_no_record_can_have_are_refused(labels, why):
+    line = refused(labels_of.check_labels, labels)
+    assert line.startswith(why) or why in line
+    assert "give" in line
+    assert len(line) < 250
+
+
+@pytest.mark.parametrize(("texts", "labels"), [
+    ([], None), (["a=b"], {"a": "b"}), (["a=b=c", "d=e"], {"a": "b=c", "d": "e"}), (["a=b", "a=b"], {"a": "b"}),
+])  # fmt: skip
+def test_labels_are_written_key_value(texts, labels):
+    assert labels_of.parse_labels(texts) == labels
+
+
+@pytest.mark.parametrize(("texts", "why"), [
+    (["a"], "'a' has no ="), (["a=b", "a=c"], "'a' has two values"), (["=b"], "the label ''"), (["a="], "'a': ''"),
+])  # fmt: skip
+def test_what_is_no_label_is_refused(texts, why):
+    assert why in refused(labels_of.parse_labels, texts)
 
 
 def test_a_request_in_order_is_taken():
@@ -141,10 +179,10 @@ def test_times_are_milliseconds_in_the_ledger():
 def test_the_json_form_is_stable():
     record = DELETION.to_json()
     assert " ".join(record) == (
-        "id finetune_id account state evidence status message timestamp source requested_by reason missing_ok "
-        "created_at asked_at due_at next_try_at deadline finished_at observed_at vantage incarnation verified_at "
-        "deleted_by cancel_requested_at cancelled_by cancel_reason resolved_at resolved_by resolution retry_of "
-        "retried_by attempts"
+        "id finetune_id account state evidence status message timestamp source requested_by reason labels "
+        "missing_ok created_at asked_at due_at next_try_at deadline finished_at observed_at vantage "
+        "incarnation verified_at deleted_by cancel_requested_at cancelled_by cancel_reason resolved_at "
+        "resolved_by resolution retry_of retried_by waiting_for attempts"
     )
     assert " ".join(record["attempts"][0]) == "at sent http_status error message seconds vantage"
     assert json.loads(json.dumps(record)) == record

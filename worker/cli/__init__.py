@@ -18,18 +18,23 @@ _COMMANDS = {
     "delete": ("deletions", "Ask for finetunes to be deleted."),
     "show": ("deletions", "Show one record."),
     "list": ("deletions", "List records, newest first."),
+    "export": ("export", "Write all records of a time to stdout, as JSON lines or CSV."),
     "wait": ("deletions", "Wait until deletions have ended."),
     "cancel": ("deletions", "Withdraw deletions."),
     "retry": ("deletions", "Ask again for deletions that did not end as asked."),
+    "resolve": ("control", "Note what was found out about a deletion in review."),
+    "status": ("status", "Show on one screen what needs a person, and what happens."),
     "pause": ("control", "Stop all deleting within 2 seconds, everywhere."),
     "resume": ("control", "Resume deleting after a pause."),
     "dead-letters": ("control", "List, show or drop messages that could not be read."),
+    "audit": ("audit", "Show who paused, cancelled, protected and so on, and why."),
     "finetunes": ("finetunes", "Show what is there: age, last use, protection, stale or not."),
     "protect": ("finetunes", "Protect finetunes from cleanups."),
     "unprotect": ("finetunes", "Let cleanups delete finetunes again."),
     "touch": ("finetunes", "Report that finetunes are used."),
     "cleanup": ("cleanup", "Find stale finetunes: check, plan, show, list, apply."),
     "doctor": ("doctor", "Check settings, Redis, the API and the workers."),
+    "health": ("health", "Say whether the workers, beat or the HTTP service here do their work."),
     "worker": ("processes", "Run a worker."),
     "beat": ("processes", "Run beat, which starts scheduled cleanups."),
     "serve": ("processes", "Run the HTTP service."),
@@ -38,6 +43,7 @@ _COMMANDS = {
     "sandbox": ("processes", "Run a simulated BFL API."),
 }
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
+_EXTRA = ("fastapi", "prometheus_client", "uvicorn")  # what the extra `http` brings
 WRONG_USAGE, UNREACHABLE, NOT_IN_TIME = 2, 3, 4  # exit codes
 
 
@@ -52,21 +58,15 @@ class _LazyGroup(click.Group):
         command: click.Command = getattr(module, "list_" if cmd_name == "list" else cmd_name.replace("-", "_"))
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.exceptions.NoSuchCommand as error:
-            # click suggests only what is loaded.
-            raise click.exceptions.NoSuchCommand(error.command_name, possibilities=_COMMANDS, ctx=ctx) from None
-
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 -- click's
         with formatter.section("Commands"):
             formatter.write_dl([(name, help_) for name, (_, help_) in _COMMANDS.items()])
 
 
-@click.group(cls=_LazyGroup, context_settings=_SETTINGS)
+# The names are for click's suggestions; the commands themselves come from `get_command`.
+@click.group(
+    cls=_LazyGroup, commands={name: click.Command(name) for name in _COMMANDS}, context_settings=_SETTINGS
+)
 @click.version_option(package_name="finetune-janitor", prog_name="janitor")
 def cli() -> None:
     """Delete finetunes at the BFL API: queued, carried out by workers, every outcome on record.
@@ -93,6 +93,12 @@ def main(argv: list[str] | None = None) -> None:
     except JanitorError as error:
         click.echo(f"Error: {visible(str(error))}", err=True)
         code = exit_code(error)
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA:
+            raise
+        needs = "this command needs `pip install '.[http]'` in a checkout"
+        click.echo(f"Error: {error.name} is not installed: {needs}", err=True)
+        code = WRONG_USAGE
     except BrokenPipeError:
         _drop_stdout()
         code = 0

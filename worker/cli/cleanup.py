@@ -11,11 +11,13 @@ from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import Item
 from tasks.durations import format_duration
 from tasks.errors import InvalidRequest
+from tasks.ledger.types import Act
 from worker.cli import WRONG_USAGE, options
+from worker.cli.acting import as_person
 from worker.cli.asking import NOT_AGREED, agree_to_plan
 from worker.cli.options import as_json
 from worker.cli.output import note, print_record, print_table, warn_of_confusing
-from worker.cli.session import Session, login, progress
+from worker.cli.session import Session, progress
 from worker.cli.text import nearest
 from worker.cli.times import local
 
@@ -97,9 +99,10 @@ def list_(*, limit: int) -> None:
 
 @cleanup.command()
 @click.argument("id_", metavar="PLAN_ID")
+@as_person
 @options.yes
 @options.json
-def apply(*, id_: str, yes: bool) -> int:
+def apply(*, id_: str, act: Act, yes: bool) -> int:
     """Ask for exactly the deletions of a plan, after the policy's time of grace.
 
     Each is bound to the incarnation that the plan saw. What was used, protected, replaced or asked for since is
@@ -116,7 +119,7 @@ def apply(*, id_: str, yes: bool) -> int:
     asks = plan.deletions and not (plan.blocked or plan.applied_at or is_old)
     if asks and not agree_to_plan(plan, datetime.now(UTC) + timedelta(seconds=plan.grace_seconds), yes=yes):
         return NOT_AGREED
-    applied = apply_plan(session.ledger, session.intake, plan, requested_by=login())
+    applied = apply_plan(session.ledger, session.intake, plan, act)
     for one in applied:
         if one.deletion is None:
             note(f"{one.finetune_id} was not asked for: {one.error}")

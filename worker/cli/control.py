@@ -1,13 +1,17 @@
-"""Commands for the person on call: pause, resume, dead-letters."""
+"""Commands for the person on call: pause, resume, resolve, dead-letters."""
 
 import click
 
 from tasks.durations import parse_time
+from tasks.errors import InvalidRequest
 from tasks.ledger.dead_letters import DeadLetter, drop_dead_letters, list_dead_letters, requeue_dead_letters
-from tasks.ledger.queries import stopped_accounts
+from tasks.ledger.queries import get_many, stopped_accounts
+from tasks.ledger.types import Act
 from tasks.text import one_line
 from worker.cli import options
-from worker.cli.output import note, print_record, print_table
+from worker.cli.acting import as_person
+from worker.cli.ids import find_all
+from worker.cli.output import note, print_in_full, print_record, print_table
 from worker.cli.session import Session
 from worker.cli.times import local
 
@@ -18,8 +22,8 @@ _account_option = click.option("--account", metavar="A", help="Only this account
 
 @click.command()
 @_account_option
-@click.option("--reason", metavar="R", help="Why; shown by doctor.")
-def pause(*, account: str | None, reason: str | None) -> None:
+@as_person
+def pause(*, account: str | None, act: Act) -> None:
     """Stop all deleting within 2 seconds, everywhere; nothing is lost meanwhile.
 
     Calls in flight end; requests are still accepted; observations, which change nothing at the API, go on.
@@ -29,13 +33,14 @@ def pause(*, account: str | None, reason: str | None) -> None:
     janitor pause --account emea
     """
     ledger = Session(account).ledger
-    ledger.account(account or EVERY_ACCOUNT, "pause", reason=one_line(reason) if reason else None)
+    ledger.account(account or EVERY_ACCOUNT, "pause", act, reason=act.why)
     note(f"paused: {account or 'all accounts'}; {_how_to_resume(account)}")
 
 
 @click.command()
 @_account_option
-def resume(*, account: str | None) -> None:
+@as_person
+def resume(*, account: str | None, act: Act) -> None:
     """Resume deleting after a pause.
 
     Without --account it ends the pause of all accounts. An account that was paused by name, or by an alarm, stays
@@ -46,11 +51,36 @@ def resume(*, account: str | None) -> None:
     janitor resume --account emea
     """
     ledger = Session(account).ledger
-    ledger.account(account or EVERY_ACCOUNT, "resume")
+    ledger.account(account or EVERY_ACCOUNT, "resume", act)
     note(f"resumed: {account or 'all accounts'}")
     for name, stop in stopped_accounts(ledger).items():
         if stop.paused is not None and (account is None or name == EVERY_ACCOUNT):
             note(f"still paused ({stop.paused}): {_how_to_resume(None if name == EVERY_ACCOUNT else name)}")
+
+
+@click.command()
+@click.argument("id_", metavar="ID")
+@click.option(
+    "--as", "found", type=click.Choice(["deleted", "kept"]), required=True, help="What became of the finetune."
+)
+@click.option("--note", "text", metavar="TEXT", required=True, help="How that is known; kept in the record.")
+@as_person
+@options.json
+def resolve(*, id_: str, found: str, text: str, act: Act) -> None:
+    """Note what was found out about a deletion in review: then it no longer waits for a person.
+
+    Its state stays. Only a deletion in review can be resolved, and only once.
+
+    \b
+    janitor list --open-reviews
+    janitor resolve 0d3f5c1e --as deleted --note "not in the dashboard, asked BFL"
+    """
+    ledger = Session().ledger
+    (id_,) = find_all(ledger, (id_,))
+    if not one_line(text):
+        raise InvalidRequest("the note is empty: say how you know")
+    ledger.resolve(id_, found, one_line(text), act)
+    print_in_full([one for one in get_many(ledger, [id_]) if one])
 
 
 @click.group("dead-letters")
@@ -99,7 +129,8 @@ def show(*, id_: str) -> int:
 
 @dead_letters.command()
 @options.ids_if_any
-def requeue(*, ids: options.Ids) -> int:
+@as_person
+def requeue(*, ids: options.Ids, act: Act) -> int:
     """Send messages again to their queue, as when what refused them is mended.
 
     \b
@@ -109,7 +140,7 @@ def requeue(*, ids: options.Ids) -> int:
 
     if not ids:
         raise click.UsageError("give the ids of messages, see janitor dead-letters list")
-    sent = requeue_dead_letters(Session().ledger, set(ids), QUEUES)
+    sent = requeue_dead_letters(Session().ledger, set(ids), QUEUES, act)
     note(f"{len(sent)} sent again")
     return _unknown(set(ids) - sent)
 
@@ -117,7 +148,8 @@ def requeue(*, ids: options.Ids) -> int:
 @dead_letters.command()
 @options.ids_if_any
 @click.option("--all", "every", is_flag=True, help="All that there are now.")
-def drop(*, ids: options.Ids, every: bool) -> int:
+@as_person
+def drop(*, ids: options.Ids, every: bool, act: Act) -> int:
     """Drop messages, permanently.
 
     \b
@@ -127,7 +159,7 @@ def drop(*, ids: options.Ids, every: bool) -> int:
         raise click.UsageError("give either the ids of messages, or --all")
     ledger = Session().ledger
     wanted = {entry.id for entry in list_dead_letters(ledger)} if every else set(ids)
-    dropped = drop_dead_letters(ledger, wanted)
+    dropped = drop_dead_letters(ledger, wanted, act)
     note(f"{len(dropped)} dropped")
     return _unknown(wanted - dropped)
 

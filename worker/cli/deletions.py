@@ -12,19 +12,29 @@ from tasks.errors import InvalidRequest
 from tasks.intake import BULK
 from tasks.ledger import Ledger
 from tasks.ledger.queries import Filter, get_many, known_accounts, list_deletions, workers_seen
+from tasks.ledger.types import Act
 from tasks.records import UNFINISHED, Deletion, NewRequest, State
-from tasks.text import one_line
+from tasks.waiting import explained
 from worker.cli import options
+from worker.cli.acting import as_person
 from worker.cli.asking import NOT_AGREED, agree_to_deletions, when
 from worker.cli.following import follow
 from worker.cli.ids import FILE, Found, find, find_all, lines
 from worker.cli.options import LATER_TIME, Ids, as_json
-from worker.cli.output import note, print_csv, print_deletions, print_in_full, print_record, warn_of_confusing
+from worker.cli.output import (
+    note,
+    print_csv,
+    print_deletions,
+    print_in_full,
+    print_record,
+    warn_of_confusing,
+    with_reasons,
+)
 from worker.cli.session import Session, login
 from worker.cli.text import nearest
 
 _SHOWN = 20
-_TAKEN_OVER = ("finetune_id", "account", "reason", "missing_ok")  # by a retry
+_TAKEN_OVER = ("finetune_id", "account", "reason", "labels", "missing_ok")  # by a retry
 _RETRIED_BY_STATE = (State.FAILED, State.REVIEW)
 _NOT_CANCELLED = {"unknown": "no deletion has this id", "final": "it had ended already"}
 
@@ -36,6 +46,7 @@ _NOT_CANCELLED = {"unknown": "no deletion has this id", "final": "it had ended a
 @click.option("--at", "due_at", type=LATER_TIME, help="Delete at this time; local without a zone.")
 @click.option("--reason", metavar="R", help="Why; kept in the record.")
 @click.option("--requested-by", metavar="WHO", default=login, show_default="your login name", help="Who asks.")
+@options.labels("Keep this label in the record, such as customer=4711; up to 8.")
 @options.account
 @options.missing_ok
 @click.option("--dry-run", is_flag=True, help="Check everything, write nothing.")
@@ -52,7 +63,7 @@ def delete(
 
     \b
     janitor delete my-finetune --wait
-    janitor delete old-1 old-2 --in 24h --reason "trial over"
+    janitor delete old-1 old-2 --in 24h --reason "trial over" --label customer=4711
     janitor delete old-3 --at "2027-01-31 18:00 Europe/Berlin"
     janitor delete --file ids.txt --missing-ok --json
     """
@@ -83,7 +94,8 @@ def show(*, id_: str) -> None:
     janitor show 0d3f5c1e
     janitor show 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --json
     """
-    print_in_full(_named(Session().ledger, (id_,)))
+    ledger = Session().ledger
+    print_in_full(with_reasons(ledger, _named(ledger, (id_,))))
 
 
 @click.command("list")
@@ -92,6 +104,12 @@ def show(*, id_: str) -> None:
 @click.option("--account", type=options.ACCOUNT, help="Only this account.")
 @click.option("--since", type=options.TIME, help="Only what was accepted at or after this time, or '2h ago'.")
 @click.option("--until", type=options.TIME, help="Only what was accepted at or before this time.")
+@click.option(
+    "--open-reviews", "needs_person", is_flag=True, help="Only those in review that nobody resolved or retried."
+)
+@options.labels("Only with this label; may be repeated, all must fit.")
+@click.option("--requested-by", metavar="WHO", help="Only what this login, token or sender asked for.")
+@click.option("--name", metavar="PATTERN", help="Only finetunes whose name fits, such as 'test-*'.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, help="At most this many.")
 @click.option("--cursor", metavar="C", help="Continue a list: the cursor that it printed on stderr.")
 @click.option("--csv", is_flag=True, help="Print CSV with a heading; a formula gets a ' in front.")
@@ -99,10 +117,14 @@ def show(*, id_: str) -> None:
 def list_(*, limit: int, cursor: str | None, csv: bool, **where: Any) -> None:
     """List records, newest first.
 
+    At most 10,000 records are read for one list: if few of them fit, it says how to go on. `janitor export` has no
+    limit.
+
     \b
     janitor list
     janitor list --state failed --state review --since "2h ago"
     janitor list --finetune my-finetune --json
+    janitor list --label customer=4711 --name "test-*"
     """
     if csv and as_json():
         raise click.UsageError("--csv and --json are both given: give one of them")
@@ -112,11 +134,12 @@ def list_(*, limit: int, cursor: str | None, csv: bool, **where: Any) -> None:
     if not deletions and where["account"]:
         _note_unknown_account(ledger, where["account"])
     if csv:
-        print_csv(deletions)
+        print_csv(explained(ledger, deletions))
     else:
-        print_deletions(deletions, if_empty="no deletion matches")
+        print_deletions(with_reasons(ledger, deletions), if_empty="" if more else "no deletion matches")
     if more:
-        note(f"there are more: --cursor {more}")
+        few = "" if len(deletions) == limit else f"of the records that were read, {len(deletions)} fit; "
+        note(f"{few}there are more: --cursor {more}")
 
 
 @click.command()
@@ -138,9 +161,9 @@ def wait(*, ids: Ids, missing_ok: bool, timeout: float | None) -> int:
 @options.ids_if_any
 @click.option("--file", type=FILE, help="Read more ids from a file, one a line; - is stdin.")
 @click.option("--plan", "plan_id", metavar="PLAN_ID", help="All that wait of a cleanup's plan.")
-@click.option("--reason", metavar="R", help="Why; kept in the record.")
+@as_person
 @options.json
-def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, reason: str | None) -> int:
+def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, act: Act) -> int:
     """Withdraw deletions, each by its id.
 
     It takes effect immediately while no call is under way. Otherwise no further call is made, and an observation
@@ -158,11 +181,11 @@ def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, reason: str | 
     found = find(ledger, list(given)) if plan_id is None else _of_plan(ledger, plan_id)
     wanted = [one.id for one in found]
     # Celery results that are due by it are written by the workers' maintenance.
-    answers, _ = ledger.cancel(wanted, by=login(), reason=one_line(reason) if reason else None)
+    answers, _ = ledger.cancel(wanted, act)
     for one, answer in zip(found, answers, strict=True):
         if answer in _NOT_CANCELLED:
             note(f"{one.id}: {one.error or _NOT_CANCELLED[answer]}")
-    print_in_full([one for one in get_many(ledger, wanted) if one])
+    print_in_full(with_reasons(ledger, [one for one in get_many(ledger, wanted) if one]))
     return 1 if _NOT_CANCELLED.keys() & set(answers) else 0
 
 
@@ -170,12 +193,13 @@ def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, reason: str | 
 @options.ids_if_any
 @click.option("--state", type=options.STATE, help="All deletions in this state: failed or review.")
 @click.option("--account", help="With --state: of this account only.")
+@as_person
 @options.yes
 @options.wait
 @options.timeout
 @options.json
 def retry(
-    *, ids: Ids, state: State | None, account: str | None, yes: bool, wait: bool, timeout: float | None
+    *, ids: Ids, state: State | None, account: str | None, act: Act, yes: bool, wait: bool, timeout: float | None
 ) -> int:
     """Ask again for deletions that did not end as asked: a new deletion continues each old one.
 
@@ -196,11 +220,9 @@ def retry(
     if not old:
         note("nothing to retry")
         return 0
-    rows = [
-        {name: getattr(one, name) for name in _TAKEN_OVER} | {"requested_by": login(), "retry_of": one.id}
-        for one in old
-    ]
-    return _accept(session, _requests(rows), yes=yes, wait=wait, timeout=timeout)
+    ours = {"requested_by": act.who, **({"reason": act.why} if act.why else {})}
+    rows = [{name: getattr(one, name) for name in _TAKEN_OVER} | {"retry_of": one.id, **ours} for one in old]
+    return _accept(session, _requests(rows), act, yes=yes, wait=wait, timeout=timeout)
 
 
 def _requests(rows: Sequence[Mapping[str, Any]]) -> list[NewRequest]:
@@ -209,21 +231,22 @@ def _requests(rows: Sequence[Mapping[str, Any]]) -> list[NewRequest]:
 
 
 def _accept(
-    session: Session, requests: Sequence[NewRequest], *, yes: bool, wait: bool, timeout: float | None
-) -> int:
+    session: Session, requests: Sequence[NewRequest], act: Act | None = None,
+    *, yes: bool, wait: bool, timeout: float | None,
+) -> int:  # fmt: skip
     ledger, ids = session.ledger, [request.id for request in requests]
     session.intake.check(requests)
     warn_of_confusing(request.finetune_id for request in requests)
     if not agree_to_deletions(ledger, requests, yes=yes):
         return NOT_AGREED
-    session.intake.accept(requests)
+    session.intake.accept(requests, act=act)
     if not workers_seen(ledger):
         note("accepted, but no worker is seen: it waits until one runs (`janitor up`, or `janitor worker`)")
     if wait:
         accepted = f"accepted: {' '.join(ids)}" if len(ids) <= _SHOWN else f"{len(ids)} accepted"
         return follow(ledger, ids, timeout, first=accepted)
     if as_json() or len(ids) <= _SHOWN:
-        print_deletions([one for one in get_many(ledger, ids) if one])
+        print_deletions(with_reasons(ledger, [one for one in get_many(ledger, ids) if one]))
     note(f"{len(ids)} accepted")
     return 0
 
@@ -245,7 +268,7 @@ def _all_in(session: Session, state: State, account: str | None) -> list[Deletio
         raise InvalidRequest(f"--state is {state}: only failed and review can be retried by state")
     where = Filter(account=account, states=(state,))
     found, _ = list_deletions(session.ledger, where, limit=sys.maxsize)
-    return [one for one in found if not one.retried_by]
+    return [one for one in found if not (one.retried_by or one.resolved_at)]
 
 
 def _of_plan(ledger: Ledger, plan_id: str) -> list[Found]:

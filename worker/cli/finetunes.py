@@ -13,7 +13,9 @@ from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import DAY, Finetune, Item
 from tasks.durations import iso
+from tasks.ledger.types import Act
 from worker.cli import options
+from worker.cli.acting import as_person
 from worker.cli.options import Ids, known_account
 from worker.cli.output import note, print_table, some, warn_of_confusing
 from worker.cli.session import Session, progress
@@ -52,7 +54,8 @@ def finetunes(*, account: str, file: Path | None) -> None:
 @options.ids
 @options.account
 @click.option("--until", type=options.LATER_TIME, help="Until this time, or 'in 30d'; permanently unless given.")
-def protect(*, ids: Ids, account: str, until: datetime | None) -> None:
+@as_person
+def protect(*, ids: Ids, account: str, until: datetime | None, act: Act) -> None:
     """Protect finetunes from cleanups, immediately; a cleanup's deletion that is waiting is withdrawn.
 
     Requests from people and services are not affected.
@@ -61,19 +64,20 @@ def protect(*, ids: Ids, account: str, until: datetime | None) -> None:
     janitor protect my-finetune
     janitor protect my-finetune --until 2027-01-01
     """
-    _say("protected", ids, inventory.protect(Session(account).ledger, account, ids, until))
+    _say("protected", ids, inventory.protect(Session(account).ledger, account, ids, until, act))
 
 
 @click.command()
 @options.ids
 @options.account
-def unprotect(*, ids: Ids, account: str) -> None:
+@as_person
+def unprotect(*, ids: Ids, account: str, act: Act) -> None:
     """Let cleanups delete finetunes again.
 
     \b
     janitor unprotect my-finetune
     """
-    inventory.unprotect(Session(account).ledger, account, ids)
+    inventory.unprotect(Session(account).ledger, account, ids, act)
     _say("no longer protected", ids)
 
 

@@ -8,10 +8,12 @@ from tasks.ledger import Ledger
 from tasks.ledger.queries import get, get_many
 from tasks.records import Deletion, State
 from worker.cli import NOT_IN_TIME
-from worker.cli.output import note, print_in_full
+from worker.cli.output import note, print_in_full, with_reasons
 from worker.cli.session import progress
 
 _POLL_SECONDS = 0.1
+_QUIET_SECONDS = 2.0  # after this without a change, the reason is told
+_LOOKED_AT = 20
 
 
 def follow(
@@ -31,7 +33,7 @@ def follow(
         again = f"`janitor wait {ids[0]}`" if len(ids) == 1 else "`janitor wait` with their ids"
         note(f"not waiting any more; the deletion goes on. {again} waits again, `janitor list` shows the state")
         raise
-    print_in_full(deletions)
+    print_in_full(with_reasons(ledger, deletions))
     if not all(one.is_final for one in deletions):
         note("not all ended in time: `janitor wait` waits for the rest")
         return NOT_IN_TIME
@@ -43,7 +45,7 @@ def _wait(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> 
     """The deletions once all are final, or the time is up."""
     over = time.monotonic() + (math.inf if timeout_seconds is None else timeout_seconds)
     found: dict[str, Deletion] = {}
-    left = ids
+    left, reasons = ids, _Reasons(ledger)
     with progress("deletions") as advance:
         while True:
             # One that is not there is asked for by itself, which raises the error that says so.
@@ -52,4 +54,30 @@ def _wait(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> 
             advance(len(ids) - len(left), len(ids))
             if not left or time.monotonic() >= over:
                 return [found[id_] for id_ in ids]
+            reasons.tell([found[id_] for id_ in left])
             time.sleep(_POLL_SECONDS)
+
+
+class _Reasons:
+    """Tells why nothing happens, if nothing has changed for two seconds, and again when the reason changes."""
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._states: list[tuple[str, str]] = []
+        self._look_at = 0.0
+        self._told: str | None = None
+
+    def tell(self, left: Sequence[Deletion]) -> None:
+        states, now = [(one.id, one.state) for one in left], time.monotonic()
+        if states != self._states:
+            self._states, self._look_at = states, now + _QUIET_SECONDS
+        if now < self._look_at:
+            return
+        self._look_at = now + _QUIET_SECONDS
+        first = next((one for one in with_reasons(self._ledger, left[:_LOOKED_AT]) if one.waiting_for), None)
+        why = (first and first.waiting_for) or ""
+        kind = why.partition(", behind ")[0]  # how many are before it changes all the time
+        if first and kind != self._told:
+            self._told = kind
+            which = f"{len(left)} have not ended, {first.finetune_id} waits" if len(left) > 1 else "it waits"
+            note(f"{which}: {why}")

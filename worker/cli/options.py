@@ -1,17 +1,20 @@
 """Options and arguments that several commands have, and the types of their values."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from tasks.durations import parse_duration
 from tasks.errors import InvalidRequest
+from tasks.labels import parse_labels
 from tasks.records import DEFAULT_ACCOUNT, State, check_account, check_finetune_id, check_state
 from worker.cli.text import nearest
 from worker.cli.times import later_time, past_time
+
+T = TypeVar("T")
 
 _AS_JSON = "worker.cli.as_json"
 
@@ -32,22 +35,19 @@ class _Parsed(click.ParamType[Any]):
 
 def known_account(account: str, known: Collection[str]) -> str:
     """`account` if it is one of `known`; raises `InvalidRequest` with the nearest one."""
-    try:
-        return check_account(account, known)
-    except InvalidRequest as error:
-        raise InvalidRequest(f"{error}{nearest(account, known)}") from None
+    return _one_of(known, partial(check_account, known=known), account)
 
 
-def _state(text: str) -> State:
+def _one_of(known: Iterable[str], check: Callable[[str], T], text: str) -> T:
     try:
-        return check_state(text)
+        return check(text)
     except InvalidRequest as error:
-        raise InvalidRequest(f"{error}{nearest(text, State)}") from None
+        raise InvalidRequest(f"{error}{nearest(text, known)}") from None
 
 
 TIME, LATER_TIME = _Parsed("T", past_time), _Parsed("T", later_time)
 DURATION = _Parsed("duration", parse_duration)
-STATE, ACCOUNT = _Parsed("state", _state), _Parsed("account", check_account)
+STATE, ACCOUNT = _Parsed("state", partial(_one_of, State, check_state)), _Parsed("account", check_account)
 FINETUNE_ID = _Parsed("id", partial(check_finetune_id, allow_org_ids=True))
 
 Ids = tuple[str, ...]
@@ -67,6 +67,14 @@ json = click.option(
     "--json", is_flag=True, expose_value=False, help="Print records as JSON, one per line.",
     callback=lambda context, _, value: context.meta.update({_AS_JSON: value}),
 )  # fmt: skip
+
+
+def labels(help_: str) -> Callable[[Any], Any]:
+    """The option `--label`; the command takes `labels`: a dict, or None."""
+    return click.option(
+        "--label", "labels", multiple=True, metavar="KEY=VALUE", help=help_,
+        callback=lambda _, __, given: parse_labels(given),
+    )  # fmt: skip
 
 
 def as_json() -> bool:

@@ -14,7 +14,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tasks.records import Deletion
+from tasks.durations import iso
+from tasks.ledger import Ledger
+from tasks.records import Attempt, Deletion
+from tasks.waiting import explained
 from worker.cli.options import as_json
 from worker.cli.text import confusing, visible
 from worker.cli.times import local
@@ -26,6 +29,7 @@ _STYLES = {"deleted": "green", "failed": "red", "review": "bold red", "running":
 _LABELS = {"finetune_id": "finetune", "created_at": "accepted at"}
 _WIDE, _WIDTH_OF_FILES = 120, 160
 _NOT_IN_CSV = {"incarnation", "attempts"}  # they have parts of their own
+_ONLY_IN_EXPORT = ("incarnation", "attempts", "last_answer")
 _MOST_WARNED_OF = 5
 # What makes a spreadsheet calculate a cell; the last four are the wide forms of the first four.
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
@@ -75,6 +79,11 @@ def print_table(
         note(if_empty)
 
 
+def with_reasons(ledger: Ledger, deletions: Sequence[Deletion]) -> list[Deletion]:
+    """The deletions, each with why it waits; its times are written as this command prints times."""
+    return explained(ledger, deletions, iso if as_json() else local)
+
+
 def print_deletions(deletions: Sequence[Deletion], *, if_empty: str = "") -> None:
     """One line for each deletion if the terminal is wide enough, else several."""
     is_wide = _console().width >= _WIDE
@@ -82,7 +91,7 @@ def print_deletions(deletions: Sequence[Deletion], *, if_empty: str = "") -> Non
 
     def cells(one: Deletion) -> Iterable[str | Text]:
         state = Text(str(one.state), _STYLES.get(one.state, ""))
-        what = [one.finetune_id, one.id, one.message or ""]
+        what = [one.finetune_id, one.id, one.waiting_for or one.message or ""]
         when = local(one.finished_at or one.next_try_at or one.due_at)
         return state, when, *(what if is_wide else ["\n".join(filter(None, what))])
 
@@ -103,13 +112,24 @@ def print_in_full(deletions: Sequence[Deletion]) -> None:
         print_deletions(deletions)
 
 
-def print_csv(deletions: Iterable[Deletion]) -> None:
-    """The fields of the records without incarnation and attempts, with a heading; no cell is a formula."""
+def print_csv(deletions: Iterable[Deletion], *, in_full: bool = False) -> None:
+    """The fields of the records, with a heading; no cell is a formula.
+
+    in_full: also the incarnation, the number of attempts and the answer to the last one.
+    """
     columns = [field.name for field in fields(Deletion) if field.name not in _NOT_IN_CSV]
-    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
+    writer = csv.DictWriter(sys.stdout, [*columns, *(_ONLY_IN_EXPORT if in_full else ())], extrasaction="ignore")
     writer.writeheader()
     for deletion in deletions:
-        writer.writerow({name: _no_formula(value) for name, value in deletion.to_json().items()})
+        last = _answer(deletion.attempts[-1]) if deletion.attempts else ""
+        row = deletion.to_json() | {"attempts": len(deletion.attempts), "last_answer": last}
+        writer.writerow({name: _no_formula(value) for name, value in row.items()})
+
+
+def print_lines(deletions: Iterable[Deletion]) -> None:
+    """The records as JSON, one a line."""
+    for deletion in deletions:
+        sys.stdout.write(_json(deletion.to_json()) + "\n")
 
 
 def _facts(deletion: Deletion) -> Iterator[tuple[str, str]]:
@@ -120,9 +140,13 @@ def _facts(deletion: Deletion) -> Iterator[tuple[str, str]]:
         if value:
             yield _LABELS.get(name) or name.replace("_", " "), _in_words(value)
     for attempt in attempts:
-        status = f"HTTP {attempt.http_status}" if attempt.http_status else attempt.error or ""
-        sent = "" if attempt.sent else " (not sent)"
-        yield "attempt", f"{local(attempt.at)} {status}{sent} {attempt.message or ''}"
+        yield "attempt", f"{local(attempt.at)} {_answer(attempt)}"
+
+
+def _answer(attempt: Attempt) -> str:
+    status = f"HTTP {attempt.http_status}" if attempt.http_status else attempt.error or ""
+    sent = "" if attempt.sent else " (not sent)"
+    return f"{status}{sent} {attempt.message or ''}"
 
 
 def _in_words(value: object) -> str:
@@ -146,6 +170,8 @@ def _cell(cell: str | Text) -> Text:
 
 
 def _no_formula(value: object) -> object:
+    if isinstance(value, Mapping):
+        return _json(value)
     if not isinstance(value, str):
         return value
     return f"'{visible(value)}" if value.startswith(_FORMULA) else visible(value)

@@ -2,20 +2,18 @@
 
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 
 import click
 
 from tasks.errors import InvalidRequest
-from worker.cli.output import note
+from worker import health
 from worker.local import embedded, supervise
 from worker.local.supervise import Spec
 from worker.logs import configure as configure_logs
 from worker.redis_url import celery_url
 from worker.sandbox.api import Sandbox
-from worker.settings import Settings, SettingsError, load_settings, require_accounts
+from worker.settings import Settings, load_settings, require_accounts
 
 _STOP_SECONDS_OVER_CALL = 7  # a worker needs 5 at most
 _JANITOR = (sys.executable, "-m", "worker.cli")
@@ -41,8 +39,8 @@ def up(*, http: bool, http_port: int) -> int:
     settings = load_settings()
     require_accounts(settings)
     if http:
-        with _extra():
-            from worker.http import server, tokens  # noqa: F401, PLC0415 -- is the extra installed?
+        from worker.http import server, tokens  # noqa: F401, PLC0415 -- is the extra installed?
+
         # An error is told now, and not by a process that is started again and again.
         tokens.read_tokens(settings.tokens_file)
     with embedded.lock(settings.state_dir):
@@ -84,31 +82,24 @@ def beat(*, celery_options: _Texts) -> int:
 @click.command()
 @_host_option
 @click.option("--port", type=_PORT, default=8080, help="0 picks a free one.")
-@click.option("--new-token", metavar="NAME", help="Print a new token and its table for the file, and end.")
-def serve(*, host: str, port: int, new_token: str | None) -> None:
+def serve(*, host: str, port: int) -> None:
     """Run the HTTP service, for clients with a token in JANITOR_TOKENS_FILE.
 
     It speaks plain HTTP: if other machines use it, put a proxy that does TLS in front of it. It needs no API key.
 
     \b
-    janitor serve --new-token billing
+    janitor tokens new billing
     JANITOR_TOKENS_FILE=tokens.toml janitor serve --port 8080
     """
-    with _extra():
-        from worker.http import server, tokens  # noqa: PLC0415 -- brings in FastAPI
+    from worker.http import server, tokens  # noqa: PLC0415 -- brings in FastAPI
 
-    if new_token is not None:
-        secret, table = tokens.new_token(new_token)
-        note("the token, shown this once:")
-        click.echo(secret)
-        note("\nadd this to the file JANITOR_TOKENS_FILE, with the scopes and accounts you want:\n")
-        note(table)
-        return
     settings = load_settings()
     known = tokens.read_tokens(settings.tokens_file)
     configure_logs(settings.log_level)
     with server.listen(host, port) as listening:
         click.echo(f"listening on {_url(host, listening.getsockname()[1])}")
+        address = health.reachable(host), listening.getsockname()[1]
+        health.watch_http(health.Heart("http", settings.state_dir, health.HTTP_COUNTS), address)
         server.serve(settings, known, listening)
 
 
@@ -123,8 +114,7 @@ def metrics(*, host: str, port: int) -> None:
     \b
     janitor metrics --port 9464
     """
-    with _extra():
-        from worker.http import server  # noqa: PLC0415 -- brings in uvicorn
+    from worker.http import server  # noqa: PLC0415 -- brings in uvicorn
 
     settings = load_settings()
     configure_logs(settings.log_level)
@@ -137,9 +127,8 @@ def metrics(*, host: str, port: int) -> None:
 @click.option("--port", type=_PORT, default=8899, help="0 picks a free one.")
 @click.option("--key", "keys", multiple=True, default=["sandbox-key"], help="An accepted key.")
 @click.option("--finetune", "finetunes", multiple=True, metavar="ID", help="A finetune that exists at the start.")
-@click.option("--journal", type=click.Path(dir_okay=False, path_type=Path), help="Append each call to this file.")
 @click.option("--latency", type=click.FloatRange(0, 60), default=0.05, help="Seconds an answer takes.")
-def sandbox(*, port: int, keys: _Texts, finetunes: _Texts, journal: Path | None, latency: float) -> None:
+def sandbox(*, port: int, keys: _Texts, finetunes: _Texts, latency: float) -> None:
     """Run a simulated BFL API on this machine, for trying things out without a key.
 
     \b
@@ -147,27 +136,14 @@ def sandbox(*, port: int, keys: _Texts, finetunes: _Texts, journal: Path | None,
     BFL_API_URL=http://127.0.0.1:8899 BFL_API_KEY=sandbox-key janitor up
     """
     try:
-        api = Sandbox(port=port, keys=keys, latency_seconds=latency, journal_path=journal)
+        api = Sandbox(port=port, keys=keys, latency_seconds=latency)
     except OSError as error:
-        if error.filename:
-            raise InvalidRequest(f"the journal {error.filename} cannot be written: {error.strerror}") from None
         raise InvalidRequest(f"port {port} cannot be used: {error.strerror}; give another with --port") from None
     for finetune_id in finetunes:
         api.create(finetune_id)
     with api, suppress(KeyboardInterrupt):
         click.echo(f"a simulated BFL API at {api.url}, with {len(api.finetunes())} finetunes")
         api.closing.wait()
-
-
-@contextmanager
-def _extra() -> Iterator[None]:
-    """Around imports that the extra `http` brings; raises `SettingsError` if it is not installed."""
-    try:
-        yield
-    except ModuleNotFoundError as error:
-        raise SettingsError(
-            f"{error.name} is not installed: this command needs `pip install '.[http]'` in a checkout"
-        ) from None
 
 
 def _celery(settings: Settings, *argv: str) -> int:

@@ -79,9 +79,6 @@ def login() -> str:
 @contextmanager
 def progress(what: str) -> Iterator[Callable[[int, int], None]]:
     """A bar for long work, told (done, total); on a terminal only."""
-    if not sys.stderr.isatty():
-        yield lambda _done, _total: None
-        return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
+    with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -7,9 +7,13 @@ from typing import Any, get_args
 import click
 
 from tasks.durations import iso
+from tasks.errors import LedgerUnavailable
+from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT
 from worker.cli import options
+from worker.cli.acting import as_person
 from worker.cli.output import note, print_table
+from worker.cli.session import Session
 from worker.cli.times import local
 from worker.http import tokens as files
 from worker.http.tokens import Token
@@ -42,7 +46,8 @@ def tokens() -> None:
     help="An account that it may use, '*' for all; may be repeated.",
 )  # fmt: skip
 @click.option("--expires", type=options.LATER_TIME, help="When it expires; never unless given.")
-def new(*, name: str, scopes: _Texts, accounts: _Texts, expires: datetime | None) -> None:
+@as_person
+def new(*, name: str, scopes: _Texts, accounts: _Texts, expires: datetime | None, act: Act) -> None:
     """Make a token and print it, this once; add its digest to the file.
 
     Without JANITOR_TOKENS_FILE it prints what the file must hold.
@@ -57,6 +62,7 @@ def new(*, name: str, scopes: _Texts, accounts: _Texts, expires: datetime | None
         note(f"JANITOR_TOKENS_FILE is not set; add this to the file that it names for the service:\n\n{table}")
     else:
         files.add(file, name, table)
+        _noted("token new", name, act)
     note("the token, shown this once:")
     click.echo(secret)
 
@@ -77,7 +83,8 @@ def list_() -> None:
 
 @tokens.command()
 @click.argument("name")
-def revoke(*, name: str) -> None:
+@as_person
+def revoke(*, name: str, act: Act) -> None:
     """Remove a token from the file; its records stay.
 
     \b
@@ -85,6 +92,15 @@ def revoke(*, name: str) -> None:
     """
     files.remove(files.required(load_settings().tokens_file), name)
     note(f"revoked: {name}")
+    _noted("token revoke", name, act)
+
+
+def _noted(what: str, name: str, act: Act) -> None:
+    """The file is no part of Redis, and a token must be revoked also while Redis is away."""
+    try:
+        Session().ledger.act(what, act, ids=[name])
+    except LedgerUnavailable as error:
+        note(f"warning: this is not in the audit log: {error}")
 
 
 def _record(token: Token) -> Mapping[str, Any]:

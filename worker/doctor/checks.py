@@ -5,8 +5,10 @@ from collections.abc import Callable, Iterator
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.statistics import statistics
 from worker.doctor.api import check_api, check_proxy
 from worker.doctor.ledger import check_ledger
+from worker.doctor.retries import retries
 from worker.doctor.server import Finding, check_server
 from worker.settings import Settings, SettingsError
 
@@ -25,7 +27,9 @@ def check(settings: Settings, ledger: Callable[[], Ledger]) -> Iterator[Finding]
     try:
         with unavailable():
             yield from check_server(ledger().redis)
-        yield from check_ledger(ledger(), settings.tick_every)
+        found = statistics(ledger())
+        tried_again = retries(ledger(), found.accounts)
+        yield from check_ledger(ledger(), settings.tick_every, found, tried_again)
     except SettingsError as error:
         yield Finding("redis", "error", str(error))
     except LedgerUnavailable as error:

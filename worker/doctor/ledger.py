@@ -1,32 +1,38 @@
 """Does the work get done? What the ledger shows of workers, beat, clocks, stops and waiting deletions."""
 
 import time
-from collections.abc import Iterator
-from datetime import timedelta
+from collections.abc import Iterator, Sequence
+from datetime import datetime, timedelta
 from typing import Any
 
-from tasks.durations import format_duration, iso
+from tasks.durations import format_duration
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import list_dead_letters
 from tasks.ledger.queries import Filter, list_deletions, stopped_accounts
 from tasks.ledger.redis_errors import unavailable
-from tasks.ledger.statistics import statistics
+from tasks.ledger.statistics import Statistics
 from tasks.records import State, from_ms
+from tasks.waiting import ALARM, paused
+from worker.doctor.policies import scheduled_policies
+from worker.doctor.retries import LATE, Retries, check_retries
 from worker.doctor.server import Finding, judged
 from worker.doctor.work import check_work
 
-LATE = timedelta(minutes=5)
 SKEW = timedelta(seconds=5)
 _MOST_REVIEWS = 200
 
 
-def check_ledger(ledger: Ledger, tick_every: timedelta) -> Iterator[Finding]:
+def check_ledger(
+    ledger: Ledger, tick_every: timedelta, found: Statistics, tried_again: Sequence[Retries]
+) -> Iterator[Finding]:
     """One finding at a time. Raises `LedgerUnavailable`. tick_every: of beat."""
-    accounts = statistics(ledger).accounts
-    overdue = timedelta(seconds=max(one.oldest_due_seconds for one in accounts.values()))
+    overdue = timedelta(seconds=max(one.oldest_due_seconds for one in found.accounts.values()))
+    now = from_ms(ledger.now_ms())
     yield _clock(ledger)
-    yield from check_work(ledger, accounts)
-    yield from _beat(ledger, late=3 * tick_every)
+    yield from _room(ledger)
+    yield from check_work(ledger, found.accounts)
+    yield from check_retries(tried_again, now)
+    yield from _beat(ledger, now, late=3 * tick_every)
     yield judged(
         "queue", f"the oldest due deletion has waited {_rounded(overdue)}" if overdue else "nothing is due",
         (overdue > LATE, "warning", "do workers run, is the account stopped, does the API answer?"),
@@ -49,26 +55,47 @@ def _clock(ledger: Ledger) -> Finding:
     return judged("clock", fact, (abs(skew) > SKEW, "warning", "synchronise both (NTP)"))
 
 
-def _beat(ledger: Ledger, *, late: timedelta) -> Iterator[Finding]:
+def _room(ledger: Ledger) -> Iterator[Finding]:
+    free, least = ledger.free_memory()
+    if free is not None and free < least:
+        fact = f"Redis is full ({max(free, 0) >> 10} KiB are left) and nothing new is accepted"
+        yield Finding("full", "error", f"{fact}: give it more memory (maxmemory)")
+
+
+def _beat(ledger: Ledger, now: datetime, *, late: timedelta) -> Iterator[Finding]:
     with unavailable():
         ticked_at: Any = ledger.redis.get(ledger.keys.tick)
-        runs: Any = ledger.redis.hgetall(ledger.keys.policy_runs)
-    age = None if ticked_at is None else max(from_ms(ledger.now_ms()) - from_ms(ticked_at), timedelta(0))
+    age = None if ticked_at is None else max(now - from_ms(ticked_at), timedelta(0))
     yield judged(
         "beat", "no beat is seen" if age is None else f"the last tick of beat is {_rounded(age)} old",
         (age is None or age > late, "warning",
          "start one with `janitor beat` or `janitor up`; without it no cleanup runs"),
     )  # fmt: skip
-    for policy, run in sorted(runs.items()) if age is not None else ():
-        at, _, schedule = run.partition(" ")
-        yield Finding("policy", "ok", f"{policy} ({schedule}): its last scheduled time was {iso(from_ms(at))}")
+    if age is not None:
+        yield from _policies(ledger, now, late)
+
+
+def _policies(ledger: Ledger, now: datetime, late: timedelta) -> Iterator[Finding]:
+    """Whether each scheduled policy runs, and deletes something: its newest plan may be blocked."""
+    for one in scheduled_policies(ledger):
+        if one.plan and one.plan.blocked:
+            fact = f"cleanup {one.name} deletes nothing, it is blocked: {one.plan.blocked}"
+            when = f"{fact} ({_utc(one.plan.created_at)})"
+            yield Finding("policy", "error", f"{when}: see `janitor cleanup show {one.plan.id}`")
+            continue
+        yield judged(
+            "policy", f"{one.name} ({one.schedule}): its last scheduled time was {_utc(one.last)}",
+            (one.overdue(now) > late, "warning",
+             f"that of {_utc(one.next_after(one.last))} did not run; a worker's log says why"),
+        )  # fmt: skip
 
 
 def _stops(ledger: Ledger) -> Iterator[Finding]:
     for name, stop in stopped_accounts(ledger).items():
-        what, option = ("all accounts", "") if name == "*" else (f"account {name}", f" --account {name}")
+        what = "all accounts" if name == "*" else f"account {name}"
         if stop.paused is not None:
-            yield Finding("paused", "warning", f"{what}: {stop.paused}; `janitor resume{option}` starts it again")
+            by_alarm = stop.paused_by == ALARM
+            yield Finding("paused", "error" if by_alarm else "warning", paused(name, stop, _utc))
         if stop.parked is not None:
             why = f"{what}: the API refuses its key ({stop.parked}); correct it, a worker tries it every 30s"
             yield Finding("parked", "error", why)
@@ -79,13 +106,18 @@ def _stops(ledger: Ledger) -> Iterator[Finding]:
 def _reviews(ledger: Ledger) -> Finding:
     """Reviews that wait for a person: neither resolved nor tried again."""
     page = list_deletions(ledger, Filter(states=(State.REVIEW,)), limit=_MOST_REVIEWS)
-    opened = [one for one in page.deletions if one.resolved_at is None and one.retried_by is None]
+    opened = [one for one in page.deletions if one.needs_person]
     if not opened:
         return Finding("reviews", "ok", "no deletion waits for a person")
     count = f"{len(opened)} or more" if page.cursor else len(opened)
-    fact = f"deletions that wait for a person: {count}, the newest is {opened[0].id} ({opened[0].message})"
-    return Finding("reviews", "error", f"{fact}: see `janitor list --state review`")
+    newest = f"{opened[0].finetune_id} ({opened[0].message})"
+    fact = f"deletions in review: {count}, the newest is of {newest}"
+    return Finding("reviews", "error", f"{fact}: `janitor list --open-reviews`, then `janitor show ID`")
 
 
 def _rounded(age: timedelta) -> str:
     return format_duration(timedelta(seconds=round(age.total_seconds())))
+
+
+def _utc(moment: datetime) -> str:
+    return moment.strftime("%Y-%m-%d %H:%M UTC")

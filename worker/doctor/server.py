@@ -8,6 +8,13 @@ import redis
 from redis.exceptions import ResponseError
 
 OLDEST = (6, 2)
+# CVE-2025-49844: a Lua script can run any code in the server. The first version of each branch without it, as in
+# the advisories of Redis and of Valkey (October 2025). Later branches never had it.
+_HOLE = "CVE-2025-49844"
+_FIXED = {
+    "Redis": ((6, 2, 20), (7, 2, 11), (7, 4, 6), (8, 0, 4), (8, 2, 2)),
+    "Valkey": ((7, 2, 11), (8, 0, 6), (8, 1, 4)),
+}
 _SLOW_SECONDS = 0.1  # a deletion needs two round trips, one to mark it and one to finish it
 _SHORTEST_IDLE_SECONDS = 60  # connections are tried every 30 s
 
@@ -33,13 +40,8 @@ def judged(check: str, fact: str, *problems: tuple[object, Level, str]) -> Findi
 def check_server(client: redis.Redis) -> Iterator[Finding]:
     """What Redis tells of itself. Raises redis-py's errors if it cannot be reached."""
     info: dict[str, Any] = client.info()
-    version, eviction = str(info["redis_version"]), info.get("maxmemory_policy")
-    is_old = tuple(map(int, version.split(".")[:2])) < OLDEST
-    yield judged(
-        "redis", f"version {version}",
-        (is_old, "error", "6.2 or newer is needed"),
-        (info.get("cluster_enabled"), "error", "this is a Redis Cluster: use a single Redis, or Sentinel"),
-    )  # fmt: skip
+    yield _product(info)
+    eviction = info.get("maxmemory_policy")
     yield judged(
         "eviction", f"maxmemory-policy is {eviction}",
         (eviction != "noeviction", "error", "records can be lost; set noeviction"),
@@ -58,6 +60,22 @@ def check_server(client: redis.Redis) -> Iterator[Finding]:
             "replicas", f"replicas: {replicas}, min-replicas-to-write is {needed or 'not known'}",
             (needed == "0", "warning", "a failover loses what the old master still accepts; set it to 1"),
         )  # fmt: skip
+
+
+def _product(info: dict[str, Any]) -> Finding:
+    # As its redis_version, Valkey tells that of the Redis with which it is compatible.
+    product = "Valkey" if "valkey_version" in info else "Redis"
+    told = str(info[f"{product.lower()}_version"])
+    version = tuple(map(int, told.split(".")[:3]))
+    fixed = next((first for first in _FIXED[product] if first[:2] >= version[:2]), version)
+    return judged(
+        "redis", f"{product} {told}",
+        (version < OLDEST, "error", "6.2 or newer is needed"),
+        (info.get("cluster_enabled"), "error", "this is a Redis Cluster: use a single Redis, or Sentinel"),
+        (version < fixed, "warning",
+         f"it has {_HOLE}, by which a script can run any code in the server, unless your distribution has fixed "
+         f"it; use {'.'.join(map(str, fixed))} or newer"),
+    )  # fmt: skip
 
 
 def _persistence(client: redis.Redis, info: dict[str, Any]) -> Finding:

@@ -1,16 +1,19 @@
 """Does somebody do the work? What workers tell of themselves, against the messages and deletions that wait."""
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
-from typing import NamedTuple
+from typing import Any
+
+from redis.exceptions import NoPermissionError
 
 from tasks.celery_tasks import DELETIONS
-from tasks.errors import LedgerRefused
+from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
-from tasks.ledger.queries import each, workers_seen
+from tasks.ledger.queries import each
 from tasks.ledger.statistics import AccountStatistics
-from tasks.records import DEFAULT_ACCOUNT, State, is_final
+from tasks.records import State, is_final
+from tasks.waiting import Worker, key_variable, running_workers
 from worker.doctor.server import Finding, judged
 from worker.message_fields import QUEUES, TASKS
 
@@ -20,33 +23,21 @@ _SAMPLE = 20
 _START = "start one with `janitor worker` or `janitor up`"
 
 
-class Worker(NamedTuple):
-    """One worker process. facts: what it does, as queues -> "deletions,wakeups"; an older version tells none."""
-
-    name: str
-    facts: Mapping[str, str]
-    version: str
-
-    def has(self, fact: str, value: str) -> bool:
-        """Whether it has this queue or account. What an older version does is not known: everything."""
-        return value in self.facts.get(fact, value).split(",")
-
-
 def entry(name: str, **facts: Iterable[str]) -> str:
     """A worker's entry in the ledger's list: its name, `fact=value,value` for each fact, its version."""
     words = [f"{fact}={','.join(sorted(values))}" for fact, values in facts.items()]
     return " ".join([name, *words, version("finetune-janitor")])
 
 
-def read_entry(text: str) -> Worker:
-    """The worker whose entry this is."""
-    name, *words = text.split(" ")
-    return Worker(name, dict(word.split("=", 1) for word in words if "=" in word), words[-1] if words else "?")
+def with_stuck(entry: str, slots: int) -> str:
+    """This entry, with how many of the worker's slots do not come back."""
+    name, _, rest = entry.partition(" ")
+    return f"{name} stuck={slots} {rest}" if slots else entry
 
 
 def check_work(ledger: Ledger, accounts: Mapping[str, AccountStatistics]) -> Iterator[Finding]:
     """One finding at a time. Raises `LedgerUnavailable`. accounts: all of the ledger, by name."""
-    workers = [read_entry(text) for text in workers_seen(ledger)]
+    workers = running_workers(ledger)
     waiting = _waiting(ledger)
     is_due = any(one.oldest_due_seconds for one in accounts.values())
     yield _workers(workers, is_work=is_due or any((waiting or Counter()).values()))
@@ -60,9 +51,12 @@ def _workers(workers: list[Worker], *, is_work: bool) -> Finding:
     ours = version("finetune-janitor")
     differ = any(one.version != ours for one in workers)
     shown = ", ".join(f"{one.name} {one.version}" for one in workers)
+    stuck = ", ".join(f"{one.name}: {one.facts['stuck']}" for one in workers if "stuck" in one.facts)
     return judged(
         "workers", f"worker processes: {shown}" if workers else "no worker is seen",
         (not workers, "error" if is_work else "warning", _START),
+        (stuck, "error", f"tasks of some run far too long and keep their slots ({stuck}); see slot.stuck in the "
+         "worker's log, and restart it"),
         (differ, "warning", f"this command is {ours}; bring all to one version"),
     )  # fmt: skip
 
@@ -87,20 +81,17 @@ def _keys(workers: list[Worker], accounts: Mapping[str, AccountStatistics]) -> I
         unfinished = sum(count for state, count in account.states.items() if not is_final(State(state)))
         if not unfinished or any(one.has("accounts", name) for one in workers):
             continue
-        variable = "BFL_API_KEY" if name == DEFAULT_ACCOUNT else f"BFL_API_KEY_{name.upper()}"
         yield Finding(
             f"key {name}", "error" if account.oldest_due_seconds else "warning",
             f"account {name} has {unfinished} unfinished deletions, and no running worker has its key: set "
-            f"{variable} for a worker and restart it",
+            f"{key_variable(name)} for a worker and restart it",
         )  # fmt: skip
 
 
 def _strays(ledger: Ledger) -> Iterator[Finding]:
     """Requests in Celery's default queue, sent without `queue=`. It may be another application's: only look."""
-    try:
-        (messages,) = each(ledger, [_DEFAULT_QUEUE], lambda pipe, key: pipe.lrange(key, 0, _SAMPLE - 1))
-    except LedgerRefused:
-        return  # this user of Redis may not look, so nobody of ours reads it either
+    found = _if_allowed(ledger, [_DEFAULT_QUEUE], lambda pipe, key: pipe.lrange(key, 0, _SAMPLE - 1))
+    messages = (found and found[0]) or ()
     count = sum(any(f'"{task}"' in message for task in TASKS) for message in messages)
     if count:
         fact = f"queue {_DEFAULT_QUEUE}: {count} of the last {len(messages)} messages are for the janitor"
@@ -111,11 +102,20 @@ def _strays(ledger: Ledger) -> Iterator[Finding]:
 def _waiting(ledger: Ledger) -> Counter[str] | None:
     """How many messages wait in each queue; None if this user of Redis may not know."""
     lists = [(queue, queue + priority) for queue in QUEUES for priority in _PRIORITIES]
-    waiting: Counter[str] = Counter()
-    try:
-        lengths = each(ledger, lists, lambda pipe, one: pipe.llen(one[1]))
-    except LedgerRefused:
+    lengths = _if_allowed(ledger, lists, lambda pipe, one: pipe.llen(one[1]))
+    if lengths is None:
         return None
+    waiting: Counter[str] = Counter()
     for (queue, _), length in zip(lists, lengths, strict=True):
         waiting[queue] += length
     return waiting
+
+
+def _if_allowed(ledger: Ledger, items: Iterable[Any], ask: Callable[[Any, Any], object]) -> list[Any] | None:
+    """The answers to `each`; None if this user of Redis may not ask."""
+    try:
+        return each(ledger, items, ask)
+    except LedgerUnavailable as error:
+        if isinstance(error.__cause__, NoPermissionError):
+            return None
+        raise

@@ -1,5 +1,7 @@
 """The application: its routes, the probes for orchestrators, metrics."""
 
+from datetime import timedelta
+
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
@@ -7,7 +9,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from tasks.intake import Intake
 from tasks.ledger import Ledger
-from worker.http import cleanup, deletions
+from worker.http import audit, cleanup, deletions, status
 from worker.http.guard import Guard, Reader
 from worker.http.problems import HANDLERS, documented
 from worker.http.quotas import Quotas
@@ -19,19 +21,25 @@ _DESCRIPTION = (
     "Deletes finetunes at the BFL API: requested here, carried out by workers, every outcome on record. What is "
     "answered with 202 or 200 is on record; errors are problem details (RFC 9457)."
 )
+_TICK_EVERY = timedelta(minutes=1)
 
 
-def create_api(intake: Intake, tokens: TokenFile, quotas: Quotas, version: str) -> FastAPI:
-    """The service for these tokens; `state.waiting` has its long polls."""
+def create_api(
+    intake: Intake, tokens: TokenFile, quotas: Quotas, version: str, *, tick_every: timedelta = _TICK_EVERY
+) -> FastAPI:
+    """The service for these tokens; `state.waiting` has its long polls. tick_every: of beat."""
     app = FastAPI(
         title="Finetune Janitor", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
         redirect_slashes=False, exception_handlers=HANDLERS,
         separate_input_output_schemas=False,  # a field with a default may be left out of an answer
     )  # fmt: skip
     app.state.intake, app.state.waiting, app.state.quotas = intake, Waiting(intake.ledger), quotas
+    app.state.tick_every = tick_every
     app.add_middleware(Guard, tokens=tokens, quotas=quotas)
     app.include_router(deletions.router)
     app.include_router(cleanup.router)
+    app.include_router(status.router)
+    app.include_router(audit.router)
     _add_probes(app, intake.ledger)
     return app
 

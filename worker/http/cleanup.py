@@ -10,10 +10,11 @@ from tasks.cleanup import inventory, plans
 from tasks.cleanup.plans import Plan
 from tasks.errors import UnknownPlan
 from tasks.intake import Intake
+from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.http.deletions import TheIntake
 from worker.http.guard import Admin, Enqueuer, Reader, check_account
-from worker.http.models import Moment
+from worker.http.models import Line, Moment, Reason
 from worker.http.problems import documented
 from worker.http.tokens import Token
 
@@ -28,8 +29,14 @@ class Where(BaseModel):
     account: str = DEFAULT_ACCOUNT
 
 
-class Protection(Where):
-    """The account that has the finetune, and how long it is protected."""
+class WhereAndWhy(Where):
+    """The account that has the finetune, and why this is done."""
+
+    reason: Line | None = Field(None, description="why; kept in the audit log")
+
+
+class Protection(WhereAndWhy):
+    """The same, and how long it is protected."""
 
     until: Moment | None = Field(None, description="for good if it is not given")
 
@@ -80,14 +87,17 @@ def touch_finetune(finetune_id: str, intake: TheIntake, caller: Enqueuer, where:
 def protect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: Protect) -> Withdrawn:
     """Keep a finetune from every cleanup."""
     check_account(caller, where.account)
-    return Withdrawn(withdrawn=inventory.protect(intake.ledger, where.account, [finetune_id], where.until))
+    act = Act(caller.name, "http", where.reason)
+    return Withdrawn(withdrawn=inventory.protect(intake.ledger, where.account, [finetune_id], where.until, act))
 
 
 @router.post("/finetunes/{finetune_id:path}/unprotect", operation_id="unprotectFinetune")
-def unprotect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: InAccount) -> Withdrawn:
+def unprotect_finetune(
+    finetune_id: str, intake: TheIntake, caller: Admin, where: Annotated[WhereAndWhy, Query()]
+) -> Withdrawn:
     """Allow cleanups to delete it again."""
     check_account(caller, where.account)
-    inventory.unprotect(intake.ledger, where.account, [finetune_id])
+    inventory.unprotect(intake.ledger, where.account, [finetune_id], Act(caller.name, "http", where.reason))
     return Withdrawn(withdrawn=[])
 
 
@@ -108,13 +118,13 @@ def get_plan(plan_id: str, intake: TheIntake, caller: Reader) -> JSONResponse:
     "/plans/{plan_id}/apply", operation_id="applyPlan", status_code=202, response_model=AppliedPlan,
     responses=documented(409) | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
 )  # fmt: skip
-def apply_plan(plan_id: str, intake: TheIntake, caller: Admin) -> JSONResponse:
+def apply_plan(plan_id: str, intake: TheIntake, caller: Admin, reason: Reason = None) -> JSONResponse:
     """Ask for exactly the plan's deletions, each bound to what the plan saw. Repeating it is harmless.
 
     409 if the plan is blocked, or older than 24 hours.
     """
     plan = _visible(intake, plan_id, caller)
-    applied = plans.apply_plan(intake.ledger, intake, plan, requested_by=caller.name)
+    applied = plans.apply_plan(intake.ledger, intake, plan, Act(caller.name, "http", reason))
     items = [one._asdict() | {"deletion": one.deletion.to_json() if one.deletion else None} for one in applied]
     return JSONResponse({"deletions": items}, 202 if any(one.created for one in applied) else 200)
 

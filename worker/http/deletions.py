@@ -17,10 +17,13 @@ from starlette.responses import JSONResponse
 from tasks import records
 from tasks.errors import IdConflict, UnknownDeletion
 from tasks.intake import Intake
+from tasks.labels import parse_labels
 from tasks.ledger import Ledger, queries
+from tasks.ledger.types import Act
 from tasks.records import Deletion, NewRequest, State
-from worker.http.guard import Canceller, Enqueuer, Follower, Reader, check_account
-from worker.http.models import Answers, Line, Listed, NewDeletions, Wanted
+from tasks.waiting import explained
+from worker.http.guard import Admin, Canceller, Enqueuer, Follower, Reader, check_account
+from worker.http.models import Answers, Listed, NewDeletions, Reason, Resolution, Wanted
 from worker.http.problems import documented, problem
 from worker.http.quotas import Quotas
 from worker.http.tokens import Scope, Token
@@ -34,13 +37,7 @@ async def _intake(request: Request) -> Intake:
     return intake
 
 
-async def _quotas(request: Request) -> Quotas:
-    quotas: Quotas = request.app.state.quotas
-    return quotas
-
-
 TheIntake = Annotated[Intake, Depends(_intake)]
-TheQuotas = Annotated[Quotas, Depends(_quotas)]
 Key = Annotated[str | None, Header(
     alias="Idempotency-Key", json_schema_extra={"minLength": 1, "maxLength": records.MAX_REQUEST_ID_LENGTH},
     description="the same call again under the same key changes nothing and gets the same answer; keys of other "
@@ -56,14 +53,15 @@ router = APIRouter(prefix="/v1/deletions", tags=["deletions"], responses=documen
     | {200: {"model": Answers, "description": "Nothing new: all were known"}},
 )  # fmt: skip
 def create_deletions(
-    body: NewDeletions, intake: TheIntake, quotas: TheQuotas, caller: Enqueuer, key: Key = None
+    body: NewDeletions, request: Request, intake: TheIntake, caller: Enqueuer, key: Key = None
 ) -> JSONResponse:
     """Ask for finetunes to be deleted: all are accepted or none. It is on record before this answers."""
     for one in body.deletions:
         check_account(caller, one.account)
     requests = body.requests(caller.name, records.check_request_id(key) if key is not None else None)
     intake.check(requests)
-    ids = [request.id for request in requests]
+    ids = [one.id for one in requests]
+    quotas: Quotas = request.app.state.quotas
     quotas.reserve(caller.name, ids)
     created = dict(zip(ids, _accept(intake, requests, key), strict=True))
     found = [one for one in queries.get_many(intake.ledger, ids) if one]
@@ -79,10 +77,12 @@ def list_deletions(intake: TheIntake, caller: Reader, wanted: Annotated[Wanted, 
         check_account(caller, records.check_account(wanted.account))
     if wanted.finetune_id is not None:
         records.check_finetune_id(wanted.finetune_id, allow_org_ids=True)
-    filters = wanted.model_dump(include={"account", "finetune_id", "since", "until"})
-    where = queries.Filter(accounts=caller.limited_to, states=tuple(wanted.state), **filters)
+    filters = wanted.model_dump(include={"account", "finetune_id", "since", "until", "requested_by", "name"})
+    labels = parse_labels(wanted.label)
+    where = queries.Filter(accounts=caller.limited_to, states=tuple(wanted.state), labels=labels, **filters)
     page = queries.list_deletions(intake.ledger, where, limit=wanted.limit, cursor=wanted.cursor)
-    return JSONResponse({"deletions": [one.to_json() for one in page.deletions], "cursor": page.cursor})
+    deletions = explained(intake.ledger, page.deletions)
+    return JSONResponse({"deletions": [one.to_json() for one in deletions], "cursor": page.cursor})
 
 
 @router.get("/{deletion_id:path}", operation_id="getDeletion", response_model=Deletion, responses=documented(404))
@@ -99,8 +99,7 @@ async def get_deletion(
         deletion = await run_in_threadpool(_allowed, intake.ledger, deletion_id, caller, "read")
         left = until - time.monotonic()
         if deletion.is_final or left <= 0 or not await waiting.for_end(deletion.id, left, request):
-            shown = await run_in_threadpool(_shown, intake.ledger, [deletion], caller)
-            return JSONResponse(shown[0])
+            return JSONResponse(await run_in_threadpool(_with_reason, intake.ledger, deletion, caller))
 
 
 @router.post(
@@ -108,20 +107,34 @@ async def get_deletion(
     responses=documented(404, 409)
     | {202: {"model": Deletion, "description": "A call may be under way: an observation decides how it ends"}},
 )  # fmt: skip
-def cancel_deletion(
-    deletion_id: str, intake: TheIntake, caller: Canceller, reason: Annotated[Line | None, Query()] = None
-) -> JSONResponse:
+def cancel_deletion(deletion_id: str, intake: TheIntake, caller: Canceller, reason: Reason = None) -> JSONResponse:
     """Withdraw one deletion: the token's own, with `admin` any; 409 if it had ended otherwise already.
 
     `reason` is kept on record.
     """
     _allowed(intake.ledger, deletion_id, caller, "admin")
     # The Celery result of a request by name is written by a worker's maintenance.
-    (answer,), _ = intake.ledger.cancel([deletion_id], by=caller.name, reason=reason)
+    (answer,), _ = intake.ledger.cancel([deletion_id], Act(caller.name, "http", reason))
     deletion = queries.get(intake.ledger, deletion_id)
     if answer == "final" and deletion.state != State.CANCELLED:
         return problem(409, f"the deletion {deletion_id!r} had ended already: it is {deletion.state}")
-    return JSONResponse(_shown(intake.ledger, [deletion], caller)[0], 202 if answer == "requested" else 200)
+    return JSONResponse(_with_reason(intake.ledger, deletion, caller), 202 if answer == "requested" else 200)
+
+
+@router.post(
+    "/{deletion_id:path}/resolve", operation_id="resolveDeletion", response_model=Deletion,
+    responses=documented(404, 409),
+)  # fmt: skip
+def resolve_deletion(
+    deletion_id: str, intake: TheIntake, caller: Admin, given: Annotated[Resolution, Query()]
+) -> JSONResponse:
+    """Note what was found out about a deletion in review: then it no longer waits for a person. Its state stays.
+
+    409 if it is in another state, or was resolved before.
+    """
+    _allowed(intake.ledger, deletion_id, caller, "admin")
+    intake.ledger.resolve(deletion_id, given.found, given.note, Act(caller.name, "http", given.reason))
+    return JSONResponse(_shown(intake.ledger, [queries.get(intake.ledger, deletion_id)], caller)[0])
 
 
 def _allowed(ledger: Ledger, deletion_id: str, caller: Token, scope: Scope) -> Deletion:
@@ -133,6 +146,11 @@ def _allowed(ledger: Ledger, deletion_id: str, caller: Token, scope: Scope) -> D
         words = f"the token {caller.name!r} did not ask for the deletion {deletion_id!r}"
         raise HTTPException(403, f"{words}: use one with the scope {scope!r}")
     raise UnknownDeletion(f"no deletion has the id {deletion_id!r}")
+
+
+def _with_reason(ledger: Ledger, deletion: Deletion, caller: Token) -> dict[str, Any]:
+    """The record, with why it waits. A sibling is named to those who may read its record."""
+    return _shown(ledger, explained(ledger, [deletion], name_others="read" in caller.scopes), caller)[0]
 
 
 def _shown(ledger: Ledger, deletions: Sequence[Deletion], caller: Token) -> list[dict[str, Any]]:

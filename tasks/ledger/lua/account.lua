@@ -1,9 +1,9 @@
--- needs: account
+-- needs: account audit
 -- Stops of a whole account.
--- Input: {account, action, reason, ...}. Answer: a number, see each action.
+-- Input: {account, action, act?, ...}. Answer: a number, see each action.
 --   cool {ms, step_ms, most_ms}: start nothing for a while; answers for how many ms. Without a time from the API the cool-down
 --     doubles as long as one follows soon after another.
---   park {probe_ms}, unpark, pause, resume. probe {probe_ms}: 1 if this caller is to probe the parked account now.
+--   park {probe_ms}, unpark, pause {reason}, resume. probe {probe_ms}: 1 if this caller is to probe the parked account now.
 
 local hash = key.account(input.account)
 
@@ -40,7 +40,10 @@ local actions = {
   unpark = function()
     if call('HDEL', hash, 'parked_at', 'parked_reason', 'probe_at') > 0 then started() end
   end,
-  pause = function() call('HSET', key.paused(), input.account, given(input.reason) or 'by request') end,
+  pause = function()
+    call('HSET', key.paused(), input.account, given(input.reason) or 'by request')
+    call('HSET', hash, 'paused_at', digits(now), 'paused_by', given(input.act) and input.act.who or '')
+  end,
   resume = function()
     if call('HDEL', key.paused(), input.account) + call('HDEL', hash, 'parked_at', 'parked_reason', 'probe_at') > 0 then
       started()
@@ -54,4 +57,6 @@ local actions = {
     return 1
   end,
 }
-return actions[input.action]() or 0
+local answer = actions[input.action]() or 0
+audit(input.act, input.account, {})
+return answer

@@ -22,6 +22,7 @@ local dropped, budget = {}, SCAN
 
 local function drop(id, queue)
   call('ZREM', queue, id)
+  call('ZREM', key.retrying(name), id)
   dropped[#dropped + 1] = id
 end
 

@@ -1,4 +1,4 @@
--- needs: record order siblings finish account
+-- needs: record order siblings finish account audit
 -- Write what came of a claim.
 -- Input: {id, token, attempt, result, status, message, timestamp, evidence, deleted_by, incarnation, observed_at, vantage, unclear_at,
 --   last_try, not_founds, attempts, counts, delay_ms, counted, pause, result_within_ms, first_after_ms}.
@@ -40,6 +40,7 @@ local function go_back(d)
   end
   local delay = given(input.delay_ms)
   if delay and d.unclear_at and call('EXISTS', key.siblings(d.account, d.name)) == 1 then delay = math.min(delay, LONGEST_HOLD) end
+  if given(input.counted) then call('ZADD', key.retrying(d.account), d.due_at, d.id) end
   hold(d)
   observe_later(d)
   await(d, delay and now + delay or time_to_go_back(d), {message = input.message, backoffs = (tonumber(d.backoffs) or 0) + (given(input.counted) and 1 or 0)})
@@ -63,7 +64,11 @@ if not d then return cjson.encode({word = 'gone', due = false}) end
 if d.finished_token == input.token then
   return cjson.encode({word = 'done', due = is_final(d.state) and d.by_name and true or false})
 end
-if given(input.pause) then call('HSET', key.paused(), d.account, input.pause) end
+if given(input.pause) and call('HGET', key.paused(), d.account) ~= input.pause then
+  call('HSET', key.paused(), d.account, input.pause)
+  call('HSET', key.account(d.account), 'paused_at', digits(now), 'paused_by', 'janitor')
+  audit({act = 'pause', who = 'janitor', via = 'janitor', why = input.pause}, d.account, {d.id})
+end
 input.state = input.result
 if d.state ~= 'running' or d.token ~= input.token then
   local changed = finish_late(d)

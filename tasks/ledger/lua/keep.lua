@@ -1,6 +1,6 @@
--- needs: record order siblings finish cleanup
+-- needs: record order siblings finish cleanup audit
 -- Use and protection of finetunes. Both withdraw the cleanup's deletion of a finetune, and nothing else.
--- Input: {action, account, finetunes = [[id, name], ...], until_ms, result_within_ms}; at most 500. action: touch | protect | unprotect.
+-- Input: {action, account, finetunes = [[id, name], ...], until_ms, act?, result_within_ms}; at most 500. action: touch | protect | unprotect.
 -- Answer: {withdrawn = [deletion id, ...]}.
 
 local DAY = 86400000
@@ -14,9 +14,10 @@ local function report_use()
 end
 
 if input.action == 'touch' then report_use() end
-local withdrawn = {}
+local withdrawn, names = {}, {}
 for _, finetune in ipairs(input.finetunes) do
   local id, name = finetune[1], finetune[2]
+  if names[#names] ~= name then names[#names + 1] = name end  -- two spellings of one come together
   if input.action == 'unprotect' then
     call('HDEL', stored, id)
   else
@@ -25,4 +26,5 @@ for _, finetune in ipairs(input.finetunes) do
     withdrawn[#withdrawn + 1] = withdraw_cleanup(input.account, name, why)
   end
 end
+audit(input.act, input.account, names)
 return cjson.encode({withdrawn = withdrawn[1] and withdrawn or nil})

@@ -24,6 +24,8 @@ local function finish(d, outcome)
   if outcome.state == 'deleted' then call('ZADD', key.verify(d.account), now, d.id) end
   if d.by_name then call('ZADD', key.results(), now + input.result_within_ms, d.id) end
   call('ZREM', key.first(d.account), d.id)
+  if d.backoffs then call('ZREM', key.retrying(d.account), d.id) end
+  call('HINCRBY', key.stats(d.account), 'finished:' .. outcome.state, 1)
   local finetune, unfinished = key.finetune(d.account, d.name), key.unfinished(d.account, d.name)
   if call('HGET', finetune, 'cleanup') == d.id then call('HDEL', finetune, 'cleanup') end
   call('SREM', unfinished, d.id)

@@ -14,6 +14,7 @@ local function take_back(lane, id)
   local d = read(id)
   if not d then
     call('ZREM', key.leases(name, lane), id)
+    call('ZREM', key.retrying(name), id)
     dropped[#dropped + 1] = id
   elseif d.state ~= 'running' or d.running_lane ~= lane then
     call('ZREM', key.leases(name, lane), id)

@@ -1,0 +1,73 @@
+"""The command `audit`: who did what, when and why."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import chain, islice
+
+import click
+
+from tasks.ledger.audit import Entry, Wanted, prune, read
+from tasks.ledger.types import Act
+from worker.cli import options
+from worker.cli.options import as_json
+from worker.cli.output import note, print_record, print_table, some
+from worker.cli.session import Session, login
+from worker.cli.times import local
+
+_HEADINGS = ("WHEN", "WHO", "ACT", "WHAT", "WHY")
+_AT_ONCE = 1000  # rows of one table
+
+
+@click.command()
+@click.option("--since", type=options.TIME, help="Only what was done at or after this time, or '2h ago'.")
+@click.option("--until", type=options.TIME, help="Only what was done at or before this time.")
+@click.option("--who", metavar="WHO", help="Only what this login, token or sender did.")
+@click.option("--act", metavar="A", help="Only this act, such as pause, cancel, protect, apply, resolve, retry.")
+@click.option("--prune", "prunes", is_flag=True, help="Only drop the months older than JANITOR_AUDIT_RETENTION.")
+@options.json
+def audit(
+    *, since: datetime | None, until: datetime | None, who: str | None, act: str | None, prunes: bool
+) -> None:  # fmt: skip
+    """Show who did what other than asking, when and why, oldest first.
+
+    The users of Redis for workers, HTTP and people may add entries and read them, and not change or remove any. So
+    --prune needs the URL of a user who may.
+
+    \b
+    janitor audit --since "7d ago"
+    janitor audit --who ana@host --act pause --json
+    """
+    ledger = Session().ledger
+    if prunes:
+        months = prune(ledger, Act(login(), "command"))
+        note(f"dropped: {some(months)}" if months else "no month is old enough to be dropped")
+        return
+    entries = (one for _, one in read(ledger, Wanted(since, until, who, act)) if one)
+    if as_json():
+        for one in entries:
+            print_record(one.to_json(), "")
+        return
+    for part in _parts(entries):
+        print_table(part, Entry.to_json, _HEADINGS, _cells, never_fold={"WHEN"})
+
+
+def _parts(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
+    """In parts, so that any number can be shown; a note if there are none."""
+    first = next(entries, None)
+    if first is None:
+        note("no act is in the audit log, or none fits")
+        return
+    entries = chain([first], entries)
+    while part := list(islice(entries, _AT_ONCE)):
+        yield part
+
+
+def _cells(one: Entry) -> tuple[str, ...]:
+    return local(one.at), f"{one.who or '-'} ({one.via})", one.act, _what(one), one.why or ""
+
+
+def _what(one: Entry) -> str:
+    where = "all accounts" if one.account == "*" else f"account {one.account}" if one.account else ""
+    plan = f"plan {one.plan}" if one.plan else ""
+    ids = f"{', '.join(one.ids[:5])}{f' and {one.count - 5} more' if one.count > 5 else ''}"
+    return "; ".join(filter(None, (where, plan, ids)))

@@ -1,0 +1,39 @@
+"""What is known of each scheduled cleanup: its last and next time, and its newest plan."""
+
+from datetime import datetime, timedelta
+from typing import Any, NamedTuple
+
+from cronsim import CronSim
+
+from tasks.cleanup.plans import Plan, list_plans
+from tasks.ledger import Ledger
+from tasks.ledger.redis_errors import unavailable
+from tasks.records import from_ms
+
+_MOST_PLANS = 200  # of the newest are read
+
+
+class ScheduledPolicy(NamedTuple):
+    """A policy that beat knows. last: the last scheduled time that was carried out. plan: its newest one."""
+
+    name: str
+    schedule: str
+    last: datetime
+    plan: Plan | None
+
+    def next_after(self, moment: datetime) -> datetime:
+        """The first scheduled time after a moment."""
+        return next(CronSim(self.schedule, moment))
+
+    def overdue(self, now: datetime) -> timedelta:
+        """How long ago a run was due that was not made; 0 if none is owed."""
+        return max(now - self.next_after(self.last), timedelta(0))
+
+
+def scheduled_policies(ledger: Ledger) -> list[ScheduledPolicy]:
+    """All of them, by name. Raises `LedgerUnavailable`."""
+    with unavailable():
+        runs: Any = ledger.redis.hgetall(ledger.keys.policy_runs)
+    newest = {plan.policy: plan for plan in reversed(list_plans(ledger, limit=_MOST_PLANS) if runs else [])}
+    rows = [(name, *run.partition(" ")) for name, run in sorted(runs.items())]
+    return [ScheduledPolicy(name, schedule, from_ms(at), newest.get(name)) for name, at, _, schedule in rows]

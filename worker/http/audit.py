@@ -1,0 +1,59 @@
+"""`/v1/audit`: who did what other than asking, when and why."""
+
+from itertools import islice
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from tasks.ledger import audit
+from worker.http.deletions import TheIntake
+from worker.http.guard import Admin
+from worker.http.models import Moment
+from worker.http.problems import documented
+
+_MOST_READ = 10_000  # entries for one page
+router = APIRouter(prefix="/v1/audit", tags=["audit"], responses=documented(401, 403, 422, 429, 503))
+
+
+class Page(BaseModel):
+    """Oldest first; `cursor` asks for what follows, now or later; null if nothing follows."""
+
+    entries: list[audit.Entry]
+    cursor: str | None
+
+
+class Asked(BaseModel):
+    """Which entries; all filters must match."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    since: Moment | None = Field(None, description="done at or after this time")
+    until: Moment | None = Field(None, description="done at or before this time")
+    who: str | None = Field(None, description="a login, the name of a token, or what a message said of its sender")
+    act: str | None = Field(None, description="such as pause, cancel, protect, apply, resolve, retry")
+    limit: int = Field(100, ge=1, le=500)
+    cursor: str = Field("", description="that of the page before")
+
+
+@router.get("", operation_id="listActs", response_model=Page)
+def list_acts(intake: TheIntake, caller: Admin, asked: Annotated[Asked, Query()]) -> JSONResponse:
+    """List what people and services did, oldest first, for tokens with `admin` and all accounts.
+
+    A page may have fewer than `limit` entries, or none, and still a cursor: at most 10,000 are read for one.
+    """
+    if caller.limited_to:
+        raise HTTPException(
+            403, f"the token {caller.name!r} is limited to some accounts: the log is of all of them"
+        )
+    wanted = audit.Wanted(asked.since, asked.until, asked.who, asked.act)
+    found: list[audit.Entry] = []
+    cursor: str | None = None
+    for place, entry in islice(audit.read(intake.ledger, wanted, asked.cursor), _MOST_READ):
+        cursor = place
+        found += [entry] if entry else []
+        if len(found) == asked.limit:
+            break
+    return JSONResponse({"entries": [one.to_json() for one in found], "cursor": cursor})
