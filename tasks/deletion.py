@@ -50,7 +50,7 @@ def carry_out(
     except ValueError:
         message = "what the record says of the finetune cannot be read"
         return Finish(result=State.REVIEW, message=message), Progress(0, Findings())
-    run = _Run(claim, known, api, ledger, rules, sleep, on_mark, Watch(claim.now, clock))
+    run = _Run(claim, known, api, ledger, rules, sleep, on_mark, Watch(claim.now, clock), claim.not_founds)
     return run.finish(), run.progress()
 
 
@@ -70,13 +70,11 @@ class _Run:
     sleep: Callable[[float], None]
     on_mark: Callable[[], None]
     watch: Watch
+    not_founds: int
     marks: int = 0
     made: int = 0
     lines: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
-
-    def __post_init__(self) -> None:
-        self.not_founds = self.claim.not_founds
 
     def finish(self) -> Finish:
         """How this claim ends; whatever goes wrong is an end, too."""
@@ -290,13 +288,11 @@ class _Run:
         now, why = self.watch.now(), str(again)
         if now <= deadline:
             return Finish(result="back", message=why, delay=long_delay(self.claim.backoffs, again.wait))
-        unsettled = self.known.unsettled_for(now)
-        if unsettled:
+        if unsettled := self.known.unsettled_for(now):
             return Finish(result="back", message=why, delay=unsettled, last_try=True)
         if self.known.unclear_at:
-            return Finish(
-                result=State.REVIEW, message=f"given up at its deadline, the last attempt unclear: {why}"
-            )
+            message = f"given up at its deadline, the last attempt unclear: {why}"
+            return Finish(result=State.REVIEW, message=message)
         return Finish(result=State.FAILED, message=f"given up at its deadline: {why}")
 
     def _note(self, at: datetime, result: Answer | errors.ApiError) -> None:

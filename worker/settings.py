@@ -78,7 +78,7 @@ class Settings(BaseSettings):
     callbacks_password_file: Path | None = Field(None,
         description="a file with the password of that user, if JANITOR_CALLBACKS_URL has none")  # fmt: skip
     state_dir: Path = Field(default_factory=lambda: user_state_path("finetune-janitor", appauthor=False),
-        description="where `janitor up` keeps its Redis")  # fmt: skip
+        description="where `janitor up` keeps its Redis, and each process its heartbeat")  # fmt: skip
     max_concurrent: int = Field(8, ge=1, le=1000, description="API calls at once per account, over all workers")
     threads: int = Field(8, ge=1, le=256, description="API calls at once per worker process")
     lease: Duration = _default("30s", "how long a worker holds a deletion unrenewed")

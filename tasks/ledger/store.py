@@ -8,11 +8,12 @@ from typing import Any, TypeVar
 
 import redis
 
-from tasks.errors import LedgerFull, NotInReview, UnknownDeletion, WrongLedger
+from tasks.errors import NotInReview, UnknownDeletion
 from tasks.ledger.inputs import act_input, finish_input, progress_input, request_input, to_milliseconds
-from tasks.ledger.keys import PREFIX, SCHEMA, keys
+from tasks.ledger.keys import PREFIX, keys
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.scripts import Scripts
+from tasks.ledger.server import check_room, check_schema, free_memory
 from tasks.ledger.types import (
     Accepted,
     Act,
@@ -35,7 +36,6 @@ BATCH = 500  # requests, cancels, touches in one script
 _RESULT_WITHIN = timedelta(seconds=5)
 _RESULT_AGAIN = timedelta(seconds=60)
 _WAKEUP = timedelta(seconds=5)  # after this a wake-up counts as lost
-_LEAST_FREE = 16 << 20  # bytes
 
 
 class Ledger:
@@ -62,21 +62,7 @@ class Ledger:
 
     def check_schema(self) -> None:
         """Raise `WrongLedger` if this ledger was written by a version that this one cannot work with."""
-        with unavailable():
-            found: Any = self.redis.get(self.keys.schema)
-            if found is None:
-                if self.redis.exists("janitor:accounts"):
-                    raise WrongLedger(
-                        "this Redis holds a ledger of finetune-janitor 0.1, which this version cannot read: "
-                        "use another Redis database, or delete the keys janitor:*"
-                    )
-                self.redis.set(self.keys.schema, SCHEMA, nx=True)
-                return
-        if int(found) > SCHEMA:
-            raise WrongLedger(
-                f"the ledger has schema {found}, and this version reads up to {SCHEMA}: "
-                "install the newer version here, too"
-            )
+        check_schema(self.redis, self.keys.schema)
 
     def accept(
         self, requests: Sequence[NewRequest], *, wake: bool = True, act: Act | None = None
@@ -275,21 +261,11 @@ class Ledger:
 
     def check_room(self) -> None:
         """Raise `LedgerFull` if Redis may soon refuse to write, so that what is accepted can also be finished."""
-        free, least = self.free_memory()
-        if free is not None and free < least:
-            raise LedgerFull(
-                f"Redis has {max(free, 0) >> 10} KiB of memory left, and {least >> 10} KiB are kept for what was "
-                "accepted before: give it more memory (maxmemory) and send this again"
-            )
+        check_room(self.redis)
 
     def free_memory(self) -> tuple[int | None, int]:
         """(bytes left, bytes that must stay free); None if Redis has no limit, or evicts instead of refusing."""
-        with unavailable():
-            found: Any = self.redis.info("memory")
-        limit = int(found.get("maxmemory") or 0)
-        if not limit or found.get("maxmemory_policy") != "noeviction":
-            return None, 0
-        return limit - int(found["used_memory"]), min(_LEAST_FREE, limit // 10)
+        return free_memory(self.redis)
 
     def now_ms(self) -> int:
         """Redis's clock, in milliseconds since the epoch."""
@@ -300,13 +276,8 @@ class Ledger:
         return int(seconds) * 1000 + int(micros) // 1000
 
     def _claim(self, account: str, runner: str, call: int, *, begun: bool) -> dict[str, Any]:
-        return {
-            "account": account,
-            "runner": runner,
-            "call": call,
-            "begun": begun,
-            "lease_ms": to_milliseconds(self.terms.lease),
-        }
+        lease_ms = to_milliseconds(self.terms.lease)
+        return {"account": account, "runner": runner, "call": call, "begun": begun, "lease_ms": lease_ms}
 
     def _json(self, script: str, **given: Any) -> Any:
         return json.loads(self._run(script, **given))

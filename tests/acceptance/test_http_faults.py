@@ -150,7 +150,7 @@ def test_a_thousand_long_polls_slow_no_other_call(home, env, tmp_path):
             for poll in polls[3:]:
                 poll.close()
             until(lambda: open_files(child) < POLLS / 2, seconds=60, what="the end of closed connections")
-            assert spent_in_a_second(child) < 0.2
+            until(lambda: spent_in_a_second(child) < 0.2, seconds=60, what="rest")
             for id_, poll in zip(ids[:2], polls[:2], strict=True):
                 boss.post(f"/v1/deletions/{id_}/cancel")
                 assert answer_of(poll)["state"] == "cancelled"

@@ -64,8 +64,10 @@ def rows(text):
             found.append(list(row.groups()))
         elif found and (more := re.match(r" {80,}(\S.*)", line)):
             found[-1][2] = f"{found[-1][2].strip()} {more[1]}"
+    masked = [re.sub(r"20\d\d-\d\d-\d\d[T ][\d:.]+", "TIME", message.strip()) for _, _, message in found]
     return sorted(
-        [state, finetune, re.sub(r":\d+", ":PORT", message.strip())] for state, finetune, message in found
+        [state, finetune, re.sub(r":\d+", ":PORT", message)]
+        for (state, finetune, _), message in zip(found, masked, strict=True)
     )
 
 
