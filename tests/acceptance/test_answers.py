@@ -93,18 +93,21 @@ def refused_after_an_unclear_attempt(api, ask):
 def reused_while_it_waited(api, ask):
     """What waits is observed half a minute after it was accepted, so that a reused name is noticed."""
     api.create("ft-reused")
-    asked = ask("ft-reused", delay_seconds=45)
-
-    def observed():
-        return any(call["finetune_id"] == "ft-reused" for call in api.journal())
+    asked, ended = ask("ft-reused", delay_seconds=45), threading.Event()
 
     def reuse():
-        until(observed, seconds=60, what="the first observation")
-        api.create("ft-reused", trigger_word="ANOTHER")
+        while not ended.wait(0.1):
+            if any(call["finetune_id"] == "ft-reused" for call in api.journal()):
+                api.create("ft-reused", trigger_word="ANOTHER")
+                return
 
     # At once, whatever the order of the tests: 15 s later it would be deleted.
-    threading.Thread(target=reuse, daemon=True).start()
-    return asked
+    reusing = threading.Thread(target=reuse)
+    reusing.start()
+    yield asked
+    # In a process that runs other tests of this file, the observation may be yet to come.
+    ended.set()
+    reusing.join()
 
 
 @pytest.fixture(autouse=True)
