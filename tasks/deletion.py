@@ -25,8 +25,8 @@ from tasks.ledger.types import Claim, Findings, Finish, Progress
 from tasks.records import Evidence, State, from_ms
 
 log = structlog.get_logger()
-
 _MOST_NOT_FOUNDS = 3
+_WITHDRAWN = Finish(result=State.CANCELLED, message="withdrawn; the finetune is still there")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,7 @@ def carry_out(
 class _Run:
     """One claim in the hands of one thread.
 
-    marks: how many there were; made: the last one whose call was made. lines, counts: of attempts that the record
-    does not have yet.
+    marks: how many; made: the last whose call was made. lines, counts: of attempts that the record does not have.
     """
 
     claim: Claim
@@ -109,8 +108,9 @@ class _Run:
             return self._resolve()
         try:
             return retried(self._delete, self.rules.retry_budget, self.sleep)
-        except Cancelled:
-            return self._resolve() if self.known.unclear_at else Finish(result="back", message="withdrawn")
+        except Cancelled as end:
+            kept = Finish(result=State.CANCELLED, message=str(end))
+            return self._resolve(kept) if self.known.unclear_at else kept
 
     def _first_observation(self) -> Finish:
         """While it waits: which finetune is meant? An API that does not answer is asked again later."""
@@ -192,8 +192,8 @@ class _Run:
                 return Finish(result=State.FAILED, message=message)
         raise Again(f"{error}; it is still there", error.retry_after)
 
-    def _resolve(self) -> Finish:
-        """No further attempt is allowed, by a cancel or the deadline: an observation decides."""
+    def _resolve(self, kept: Finish = _WITHDRAWN) -> Finish:
+        """No further attempt is allowed, by a cancel, a hold or the deadline: an observation decides."""
         found = self._look()
         if isinstance(found, Finish):
             return found
@@ -203,7 +203,7 @@ class _Run:
             return Finish(result="back", message=message, delay=delay, counted=False)
         if self.claim.last_try:
             return Finish(result=State.FAILED, message="given up at its deadline; the finetune is still there")
-        return Finish(result=State.CANCELLED, message="withdrawn; the finetune is still there")
+        return kept
 
     def _refused(self, error: errors.ApiError) -> Finish:
         """Refused for good is `failed`, unless an earlier attempt may still be applied."""
@@ -265,8 +265,8 @@ class _Run:
             self.lines, self.counts = [], Counter()
             self.watch.compare(verdict.now)
             return
-        if verdict.word == "cancelled":
-            raise Cancelled("withdrawn while it was running")
+        if verdict.word in ("cancelled", "held"):
+            raise Cancelled(verdict.why or _WITHDRAWN.message)
         if verdict.word == "cooling":
             raise self._wait("the account cools down", verdict.wait)
         raise HandBack("the lease ended" if verdict.word == "lost" else f"the account is {verdict.word}")

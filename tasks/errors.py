@@ -12,7 +12,7 @@ JanitorError
 │   └── LedgerRefused         it refused this one, and would again
 ├── WrongLedger               the ledger was written by another version
 ├── HandBack                  a deletion goes back to the ledger: a stop, a pause, a parked account, a lost lease
-├── Cancelled                 a deletion was withdrawn while it was running
+├── Cancelled                 a deletion was withdrawn, or its finetune held, while it was running
 ├── DeletionNotDone           a deletion ended otherwise than asked; carries the record
 └── ApiError                  see `tasks.api.errors`
 """

@@ -25,7 +25,6 @@ MOST_FIELDS = 50
 _ID_FIELDS = ("id", "uuid", "uid")
 _CREATED_FIELDS = ("created_at", "created", "timestamp")
 _IDENTITY = (("the unique id", _ID_FIELDS, is_same_name), ("the creation time", _CREATED_FIELDS, is_same_moment))
-# Letters of the last part of the name, so that `base_model`, `baseModel` and `config.base-model` are one.
 _SETTINGS = frozenset(
     ("type", "finetunetype", "mode", "basemodel", "model", "precision", "trigger", "triggerword", "triggerphrase",
      "iterations", "rate", "learningrate", "rank", "lorarank")
@@ -82,8 +81,8 @@ def incarnation_of(fields: Mapping[str, Any], finetune_id: str) -> Incarnation:
     identity = {name: text for name in _ID_FIELDS if (text := _unique_id(fields.get(name), finetune_id))}
     identity |= {name: str(made) for name in _CREATED_FIELDS if (made := read_created(fields.get(name)))}
     told = [
-        (not _is_setting(path), one_line(path, most=60), plain)
-        for path, value in _scalars(fields)
+        (letters(path) not in _SETTINGS, one_line(path, most=60), plain)
+        for path, value in scalars(fields)
         if path not in identity
         and not _FREE_TEXT.search(path)
         # A value that repeats the name is the same in every incarnation.
@@ -151,12 +150,12 @@ def _unique_id(value: object, finetune_id: str) -> str | None:
     return text if text and is_usable else None
 
 
-def _scalars(fields: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, str | float]]:
+def scalars(fields: Mapping[str, Any], prefix: str = "", depth: int = 1) -> Iterator[tuple[str, str | float]]:
     """Paths such as `config.mode`, and values; lists are left out."""
     for name, value in fields.items():
         path = f"{prefix}{name}"
         if isinstance(value, dict) and depth < _DEEPEST:
-            yield from _scalars(value, f"{path}.", depth + 1)
+            yield from scalars(value, f"{path}.", depth + 1)
         elif isinstance(value, str | int | float):
             yield path, value
 
@@ -173,8 +172,9 @@ def _plain(value: str | float) -> str:
     return f"{moment.moment:%Y-%m-%dT%H:%M:%SZ}" if moment else text
 
 
-def _is_setting(path: str) -> bool:
-    return re.sub("[^a-z]", "", path.rpartition(".")[2].lower()) in _SETTINGS
+def letters(path: str) -> str:
+    """Letters of the last part, so that `base_model`, `baseModel` and `config.base-model` are one field."""
+    return re.sub("[^a-z]", "", path.rpartition(".")[2].lower())
 
 
 def _in_clear(text: str) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -11,11 +11,13 @@ import structlog
 from tasks.api.client import Details
 from tasks.api.incarnations import Incarnation, Verdict, compare, incarnation_of
 from tasks.api.observations import ANY_ZONE, TOLERANCE_WITHOUT_DATE
+from tasks.cleanup.about import About
 from tasks.cleanup.policies import Policy
-from tasks.cleanup.rules import Finetune, Item, select
+from tasks.cleanup.rules import Finetune, Item, select, to_read
 from tasks.durations import LONGEST
 from tasks.errors import InvalidRequest
 from tasks.ledger import Ledger
+from tasks.ledger.holds import Hold, holds
 from tasks.ledger.queries import each, known_accounts
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.types import Act
@@ -55,6 +57,7 @@ class Inventory:
     """An account at `now`. use_since: use is reported without a gap since then; use_last: when it last was.
 
     seen: by the id as listed. used, protected: as Redis has them. requested: those with an unfinished deletion.
+    held: by name. about: what the details tell of those that were read now.
     listed_at, listed_count: the last list that was believed; shrunk_since: since when lists have been half of it.
     """
 
@@ -70,6 +73,8 @@ class Inventory:
     shrunk_since: datetime | None = None
     deleted_by_us: int = 0
     requested: frozenset[str] = frozenset()
+    held: Mapping[str, Hold] = field(default_factory=dict)
+    about: Mapping[str, About | None] = field(default_factory=dict)
 
     @property
     def seen_before(self) -> int | None:
@@ -81,12 +86,18 @@ class Inventory:
         """What `policy` would do with each of them, and why."""
         return select(policy, self.finetunes(), use_since=self.use_since, use_last=self.use_last, now=self.now)
 
+    def to_read(self, policies: Sequence[Policy]) -> set[str]:
+        """The ids whose details plans of these policies need."""
+        all_ = self.finetunes()
+        found = [to_read(policy, all_, use_since=self.use_since, now=self.now) for policy in policies]
+        return set().union(*found)
+
     def finetunes(self) -> list[Finetune]:
         """All of them, as the selection takes them."""
         return [self._finetune(id_, seen) for id_, seen in self.seen.items()]
 
     def _finetune(self, id_: str, seen: Seen) -> Finetune:
-        used, until = self.used.get(id_), self.protected.get(id_)
+        used, until, hold = self.used.get(id_), self.protected.get(id_), self.held.get(finetune_key(id_))
         if used is not None and seen.created is not None and used < seen.created:
             used = None  # of a finetune that had the name before
         return Finetune(
@@ -94,6 +105,7 @@ class Inventory:
             first_seen=from_ms(seen.first_seen), observed_at=from_ms(seen.observed_at), vantage=seen.vantage,
             is_requested=id_ in self.requested, last_used=moment(used),
             protected=moment(until) if until is None or until < _FOR_GOOD_MS else "for good",
+            held=hold.short if hold else None, about=self.about.get(id_),
         )  # fmt: skip
 
 
@@ -153,6 +165,13 @@ def protected_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[st
     return [id_ for id_, until in zip(ids, found, strict=True) if until is not None and float(until) > now]
 
 
+def unknown_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
+    """Those of `ids` that the last survey did not see; all of them if there was none."""
+    key = ledger.keys.inventory(account)
+    found = each(ledger, ids, lambda pipe, id_: pipe.hmget(key, [id_, *_spellings(id_)]))
+    return [id_ for id_, seen in zip(ids, found, strict=True) if not any(seen)]
+
+
 def load(ledger: Ledger, account: str) -> Inventory:
     """The inventory as the last survey left it, with what was reported since."""
     asked = ("use_since", "use_last", "listed_at", "listed_count", "shrunk_since")
@@ -172,6 +191,7 @@ def load(ledger: Ledger, account: str) -> Inventory:
         protected={id_: float(ms) for id_, ms in protected.items() if float(ms) > now},
         use_since=moment(since) if reported else None, use_last=moment(last), listed_at=moment(listed_at),
         listed_count=int(count) if count else None, shrunk_since=moment(shrunk_since),
+        held={hold.finetune_id: hold for hold in holds(ledger, account)},
     )  # fmt: skip
 
 

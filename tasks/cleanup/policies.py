@@ -14,15 +14,18 @@ from typing import Annotated, Any, ClassVar, Literal
 from cronsim import CronSim, CronSimError
 from pydantic import BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 
+from tasks.cleanup.about import KEYS
 from tasks.durations import ACCEPTED_DURATION, parse_duration
 from tasks.errors import InvalidRequest
 from tasks.records import DEFAULT_ACCOUNT, is_account
+from tasks.text import is_line
 
 _CLASS = re.compile(r"\[[^]]+\]")  # `[a-z0-9]*` matches all as well
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 # Anything else is in no id, or belongs to another notation (`{prod,demo}-*`, `^prod-.*$`, `!prod-*`): it would be
 # read as plain text, fit nothing and so protect nothing.
 _PATTERN = re.compile(r"(?:[A-Za-z0-9_/.?*-]|\[[A-Za-z0-9_-]+\])+")
+_TEXT = re.compile(r"(?:[^\[\]]|\[[A-Za-z0-9_-]+\])+")  # no `[!a]`, which would fit nearly all
 
 
 class PolicyError(InvalidRequest):
@@ -83,8 +86,8 @@ def _policy(table: Mapping[str, Any], n: int, places: _Places) -> Policy:
         first = error.errors()[0]
         key = str(first["loc"][0])
         raise places.error(n, key, _in_words(key, first)) from None
-    matches_all = any(not _CLASS.sub("", pattern).strip("*?") for pattern in policy.match)
-    if matches_all and policy.older_than is None and policy.unused_for is None:
+    selects = any(not _fits_all(patterns) for patterns in (policy.match, *policy.about.values()))
+    if not selects and policy.older_than is None and policy.unused_for is None:
         raise places.error(n, None, f"{policy.name!r} matches all and names no age: give older_than or unused_for")
     return policy
 
@@ -134,6 +137,21 @@ def _pattern(value: object) -> str:
     return value
 
 
+def _fits_all(patterns: tuple[str, ...]) -> bool:
+    return any(not _CLASS.sub("", pattern).strip("*?") for pattern in patterns)
+
+
+def _texts(value: object) -> tuple[str, ...]:
+    """Patterns for what people write. One that fits nothing deletes nothing, so other notations do no harm."""
+    given = [value] if isinstance(value, str) else value
+    if not isinstance(given, list) or not given or not all(is_line(one, 200) and one for one in given):
+        raise InvalidRequest(f"{value!r} is not a list of patterns: give texts of one line such as '*test*'")
+    for one in given:
+        if not _TEXT.fullmatch(one):
+            raise InvalidRequest(f"{one!r} is not a pattern: [ ] stand around letters and digits, as in [abc]")
+    return tuple(given)
+
+
 def _meant(value: str) -> str:
     """The same in our notation, if it can be told: lists, `{a,b}`, `^...$`, `.*`, `!x`."""
     if value.startswith(("!", "~")):
@@ -174,13 +192,14 @@ def _schedule(value: object) -> str:
 
 
 _Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
+_Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
 _Age = Annotated[timedelta | None, BeforeValidator(_age)]
 
 
 @dataclass(frozen=True)
 class Policy:
     """One rule. match, protect: patterns with `*`, `?` and `[abc]`; one of `match` must fit, none of `protect`.
-
+    comment, trigger, type, base_model: patterns for what the details say; of each that is given one must fit.
     older_than, unused_for: a finetune is stale if both hold. keep_newest: how many of those that match stay
     whatever their age. grace: how long a deletion waits. max_deletions, max_percent: a plan beyond them deletes
     nothing. schedule: cron, UTC.
@@ -191,6 +210,10 @@ class Policy:
     name: Annotated[str, _text(_NAME.fullmatch, "lowercase letters, digits, - and _, at most 40")]
     account: Annotated[str, _text(is_account, "lowercase letters, digits and _, at most 40")] = DEFAULT_ACCOUNT
     match: _Patterns = ("*",)
+    comment: _Texts = ()
+    trigger: _Texts = ()
+    type: _Texts = ()
+    base_model: _Texts = ()
     older_than: _Age = None
     unused_for: _Age = None
     keep_newest: Annotated[int, _whole(0, 1_000_000)] = 0
@@ -200,6 +223,11 @@ class Policy:
     max_percent: Annotated[int, _whole(1, 100)] = 25
     schedule: Annotated[str | None, BeforeValidator(_schedule)] = None
     mode: Annotated[Literal["plan", "apply"], _text(("plan", "apply").__contains__, "'plan' or 'apply'")] = "plan"
+
+    @property
+    def about(self) -> dict[str, tuple[str, ...]]:
+        """What it selects by beside the name: see `tasks.cleanup.about`."""
+        return {key: patterns for key in KEYS if (patterns := getattr(self, key))}
 
 
 _POLICIES = TypeAdapter(Policy)

@@ -6,11 +6,12 @@ without it (tests/unit/test_cleanup_rules.py).
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any, Literal, NamedTuple
 
+from tasks.cleanup.about import About, in_words, why_not
 from tasks.cleanup.policies import Policy
 from tasks.errors import InvalidRequest
 from tasks.records import Plain, check_finetune_id
@@ -25,7 +26,8 @@ class Finetune:
     incarnation: as `tasks.api.incarnations` writes it; None if it was not read, or if it has nothing to compare.
     created: its creation time by the API, if that is usable; unsound: why it is not, if there is one.
     first_seen: when the janitor first saw this incarnation. observed_at, vantage: when and from where it last did.
-    is_requested: whether it has an unfinished deletion. protected: until when, or for good.
+    is_requested: whether it has an unfinished deletion. protected: until when, or for good. held: by whom and why.
+    about: what its details tell; None if they were not read now.
     """
 
     id: str
@@ -38,6 +40,8 @@ class Finetune:
     is_requested: bool = False
     last_used: datetime | None = None
     protected: datetime | Literal["for good"] | None = None
+    held: str | None = None
+    about: About | None = None
 
     @property
     def since(self) -> datetime | None:
@@ -84,6 +88,20 @@ def select(
     """Every finetune with keep or delete and the reason, in the order given."""
     newest = _newest(policy, finetunes)
     return [_item(Case(policy, finetune, newest, use_since, use_last, now)) for finetune in finetunes]
+
+
+def to_read(
+    policy: Policy, finetunes: Sequence[Finetune], *, use_since: datetime | None, now: datetime
+) -> set[str]:
+    """The ids whose details a plan needs fresh: of what it would delete, whatever they tell.
+
+    Which are the newest that match by their details, only the details of all tell.
+    """
+    if policy.about and policy.keep_newest:
+        return {one.id for one in finetunes if _matches(one.id, policy.match)}
+    by_name = replace(policy, comment=(), trigger=(), type=(), base_model=())
+    items = select(by_name, finetunes, use_since=use_since, now=now)
+    return {item.finetune_id for item in items if item.action == "delete"}
 
 
 def blocked(
@@ -136,6 +154,8 @@ def _stale(case: Case) -> str:
     if policy.unused_for is not None:
         used = f"last used {finetune.last_used:%Y-%m-%d}" if finetune.last_used else "never used"
         reasons.append(f"unused for {_days(policy.unused_for)}, {used}")
+    if policy.about:
+        reasons.append(f"matches by {in_words(policy.about)}")
     return "; ".join(reasons) or f"matches {', '.join(policy.match)}"
 
 
@@ -164,6 +184,10 @@ def _protected_by_request(case: Case) -> str | None:
     if until is None or (isinstance(until, datetime) and until <= case.now):
         return None
     return f"protected until {until:%Y-%m-%d}" if isinstance(until, datetime) else "protected for good"
+
+
+def _held(case: Case) -> str | None:
+    return case.finetune.held
 
 
 def _requested_already(case: Case) -> str | None:
@@ -211,14 +235,18 @@ def _newer_than_its_use(case: Case) -> str | None:
     return f"not there for {_days(wanted)} yet"
 
 
+def _described_otherwise(case: Case) -> str | None:
+    return why_not(case.policy.about, case.finetune.about)
+
+
 def _among_the_newest(case: Case) -> str | None:
     return f"among the newest {case.policy.keep_newest}" if case.finetune.id in case.newest else None
 
 
 KEEP: tuple[Callable[[Case], str | None], ...] = (
-    _not_matched, _not_to_be_asked_for, _protected_by_pattern, _protected_by_request, _requested_already,
+    _not_matched, _not_to_be_asked_for, _protected_by_pattern, _protected_by_request, _held, _requested_already,
     _age_unknown, _incarnation_unknown, _too_young, _use_not_reported, _used_lately, _newer_than_its_use,
-    _among_the_newest,
+    _described_otherwise, _among_the_newest,
 )  # fmt: skip
 
 
@@ -233,7 +261,11 @@ def _protects(pattern: str, finetune_id: str) -> bool:
 
 def _newest(policy: Policy, finetunes: Sequence[Finetune]) -> frozenset[str]:
     """The youngest of those that match, by age; equals by name, so that the same ones stay each time."""
-    known = [(one.since, one.id) for one in finetunes if one.since and _matches(one.id, policy.match)]
+    known = [
+        (one.since, one.id)
+        for one in finetunes
+        if one.since and _matches(one.id, policy.match) and not why_not(policy.about, one.about)
+    ]
     return frozenset(id_ for _, id_ in sorted(known, reverse=True)[: policy.keep_newest])
 
 

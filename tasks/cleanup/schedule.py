@@ -1,7 +1,7 @@
 """Scheduled cleanups. The ledger decides what is due, however many beats and workers there are."""
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -10,6 +10,7 @@ import structlog
 from cronsim import CronSim
 
 from tasks.api.errors import Reshaped
+from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.plans import APPLY_WITHIN, Plan, apply_plan, empty_plan, make_plan, store
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.survey import Advance, Surveyor, no_progress
@@ -31,11 +32,19 @@ class Cleaner(Surveyor):
 
     intake: Intake = field(kw_only=True)
 
-    def plan(self, policy: Policy, plan_id: str | None = None, advance: Advance = no_progress) -> Plan:
-        """Make a plan and keep it; a list that cannot be relied on makes a blocked one. Raises like `survey`."""
+    def plan(
+        self, policy: Policy, plan_id: str | None = None, advance: Advance = no_progress,
+        tell: Callable[[Inventory], object] = lambda _: None,
+    ) -> Plan:  # fmt: skip
+        """Make a plan and keep it; a list that cannot be relied on makes a blocked one. Raises like `survey`.
+
+        tell: is told what was surveyed, of which the plan does not keep all.
+        """
         plan_id = plan_id or str(uuid.uuid4())
         try:
-            plan = make_plan(policy, self.survey(policy.account, [policy], advance), plan_id)
+            inventory = self.survey(policy.account, [policy], advance)
+            tell(inventory)
+            plan = make_plan(policy, inventory, plan_id)
         except Reshaped as error:
             plan = empty_plan(policy, from_ms(self.ledger.now_ms()), plan_id, blocked=str(error))
         return store(self.ledger, plan)

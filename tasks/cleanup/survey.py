@@ -14,6 +14,7 @@ from tasks.account_stops import cool_down
 from tasks.api import errors
 from tasks.api.client import BflReader, Details
 from tasks.api.retry import Again, retried
+from tasks.cleanup.about import About, about
 from tasks.cleanup.inventory import Inventory, Seen, deleted_by_us, load, read, requested_among, save
 from tasks.cleanup.policies import Policy
 from tasks.ledger import Ledger
@@ -44,8 +45,10 @@ class Surveyor:
     sleep: Callable[[float], None]
     observe_within: timedelta = timedelta(hours=1)
 
-    def survey(self, account: str, policies: Sequence[Policy], advance: Advance = no_progress) -> Inventory:
-        """What the account has now, kept in the ledger.
+    def survey(
+        self, account: str, policies: Sequence[Policy], advance: Advance = no_progress, *, reads_all: bool = False
+    ) -> Inventory:
+        """What the account has now, kept in the ledger. reads_all: read all details, also those of known ones.
 
         Raises `InvalidRequest` if there is no key for it, `ApiError`; `Reshaped` if the list cannot be relied on.
         """
@@ -55,14 +58,14 @@ class Surveyor:
         known = {finetune_key(id_): one for id_, one in before.seen.items()}
         seen = {id_: known[finetune_key(id_)] for id_ in ids if finetune_key(id_) in known}
         requested = requested_among(self.ledger, account, ids)
-        unread = [id_ for id_ in ids if id_ not in seen or not seen[id_].is_known]
-        fresh: set[str] = set()
+        unread = [id_ for id_ in ids if reads_all or id_ not in seen or not seen[id_].is_known]
+        told: dict[str, About | None] = {}
         while True:
-            seen |= self._read(before, unread, seen, advance)
-            fresh.update(unread)
-            inventory = replace(before, seen={id_: seen[id_] for id_ in ids}, requested=requested)
+            for id_, (one, what) in self._read(before, unread, seen, advance).items():
+                seen[id_], told[id_] = one, what
+            inventory = replace(before, seen={id_: seen[id_] for id_ in ids}, requested=requested, about=told)
             # What would be deleted is read again, so that a plan means what is there now.
-            unread = sorted(_proposed(inventory, policies) - fresh)
+            unread = sorted(inventory.to_read(policies) - told.keys())
             if not unread:
                 return self._kept(before, inventory)
 
@@ -85,15 +88,16 @@ class Surveyor:
 
     def _read(
         self, before: Inventory, ids: Sequence[str], seen: Mapping[str, Seen], advance: Advance
-    ) -> dict[str, Seen]:
+    ) -> dict[str, tuple[Seen, About | None]]:
         account, within = before.account, self.observe_within
         vantage = self.readers[account].vantage
 
-        def read_one(id_: str) -> Seen:
+        def read_one(id_: str) -> tuple[Seen, About | None]:
             at, details = self.ledger.now_ms(), self._details(account, id_)
-            return read(id_, details, seen.get(id_), at=at, began=before.now, vantage=vantage, within=within)
+            one = read(id_, details, seen.get(id_), at=at, began=before.now, vantage=vantage, within=within)
+            return one, about(details.fields) if details else None
 
-        found: dict[str, Seen] = {}
+        found: dict[str, tuple[Seen, About | None]] = {}
         with ThreadPoolExecutor(max(1, self.max_concurrent // 2), thread_name_prefix="survey") as pool:
             for id_, one in zip(ids, pool.map(read_one, ids), strict=True):
                 found[id_] = one
@@ -116,7 +120,7 @@ class Surveyor:
 
         def once() -> T:
             self.sleep(0)  # raises if the process is to stop
-            word, wait, _ = self.ledger.permit(account, holder, self.max_concurrent)
+            word, wait, *_ = self.ledger.permit(account, holder, self.max_concurrent)
             if word != "go":
                 why = "other calls use all permits of the account" if word == "full" else f"the account is {word}"
                 raise Again(why, wait or None)
@@ -134,8 +138,3 @@ class Surveyor:
             return retried(once, self.retry_budget, self.sleep)
         except Again as again:
             raise again.__cause__ or errors.TryAgain(f"no survey for now: {again}") from None
-
-
-def _proposed(inventory: Inventory, policies: Sequence[Policy]) -> set[str]:
-    items = [item for policy in policies for item in inventory.select(policy)]
-    return {item.finetune_id for item in items if item.action == "delete"}

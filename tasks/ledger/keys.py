@@ -55,6 +55,7 @@ TEMPLATES = {
     "inventory": "inventory:{account}",  # hash: finetune -> what the last survey saw
     "used": "used:{account}",  # hash: finetune -> when its use was last reported
     "protected": "protected:{account}",  # hash: finetune -> until when no cleanup may have it
+    "holds": "holds:{account}",  # hash: finetune -> the hold that keeps it from every deletion, as JSON
     "plan": "plan:{id}",  # hash: a cleanup plan
     "plans": "plans",  # zset: their ids by creation
     "policy_runs": "policy-runs",  # hash: policy -> its last scheduled run

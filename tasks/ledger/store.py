@@ -89,16 +89,17 @@ class Ledger:
 
         begun: whether a wake-up led here.
         """
-        return claimed_from(self._run("claim", **self._claim(account, runner, call, begun=begun)), account)
+        return claimed_from(self._scripts.run("claim", **self._claim(account, runner, call, begun=begun)), account)
 
     def mark(self, claim: Claim, progress: Progress) -> Verdict:
         """Just before a delete: renew the lease and note the attempt, or say why the call may not start."""
         found = self._json("mark", **progress_input(claim, progress), lease_ms=to_milliseconds(self.terms.lease))
-        return Verdict(found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]))
+        wait = timedelta(milliseconds=found["wait_ms"])
+        return Verdict(found["word"], wait, int(found["now"]), found.get("why", ""))
 
     def finish(self, claim: Claim, finish: Finish, progress: Progress) -> Finished:
         """Write what came of a claim."""
-        return _finished(self._run("finish", **finish_input(claim, finish, progress)))
+        return _finished(self._scripts.run("finish", **finish_input(claim, finish, progress)))
 
     def finish_and_claim(
         self, claim: Claim, finish: Finish, progress: Progress, runner: str, call: int
@@ -156,18 +157,20 @@ class Ledger:
     ) -> list[str]:
         """`touch`, `protect` or `unprotect` finetunes; the cleanup deletions that were withdrawn by it."""
         withdrawn: list[str] = []
+        given = {"action": action, "account": account, "until_ms": until_ms, "act": act_input(action, act)}
         for part in _parts(ids):
-            finetunes = [[id_, finetune_key(id_)] for id_ in part]
-            found = self._json(
-                "keep", action=action, account=account, finetunes=finetunes, until_ms=until_ms,
-                act=act_input(action, act),
-            )  # fmt: skip
+            found = self._json("keep", finetunes=[[id_, finetune_key(id_)] for id_ in part], **given)
             withdrawn += found.get("withdrawn", ())
         return withdrawn
 
+    def hold(self, action: str, account: str, name: str, act: Act, told: Mapping[str, Any] | None = None) -> Any:
+        """`hold` or `release` a finetune, for `tasks.ledger.holds`; `hold.lua` says what it takes and answers."""
+        return self._json("hold", account=account, finetune=name, act=act_input(action, act), hold=told)
+
     def account(self, account: str, action: str, act: Act | None = None, **details: Any) -> int:
         """Cool an account down, park or unpark it, pause or resume it, or ask to probe it: see `account.lua`."""
-        return int(self._run("account", account=account, action=action, act=act_input(action, act), **details))
+        noted = act_input(action, act)
+        return int(self._scripts.run("account", account=account, action=action, act=noted, **details))
 
     def permit(self, account: str, holder: str, max_concurrent: int, *, probe: bool = False) -> Verdict:
         """A permit for a call that no lease covers: `go`, `full`, `cooling` or `parked`. It expires by itself."""
@@ -217,9 +220,8 @@ class Ledger:
 
     def verify(self, account: str, findings: Sequence[Mapping[str, Any]], message: str) -> list[str]:
         """Write what a verification found; the records that turned into `review`: see `verify.lua`."""
-        return list(
-            self._json("verify", account=account, findings=list(findings), message=message).get("review", ())
-        )
+        found = self._json("verify", account=account, findings=list(findings), message=message)
+        return list(found.get("review", ()))
 
     def results_written(self, ids: Sequence[str], *, callbacks_ran: bool = False) -> None:
         """The Celery results of these requests are written; with `callbacks_ran` their callbacks are done too."""
@@ -280,10 +282,7 @@ class Ledger:
         return {"account": account, "runner": runner, "call": call, "begun": begun, "lease_ms": lease_ms}
 
     def _json(self, script: str, **given: Any) -> Any:
-        return json.loads(self._run(script, **given))
-
-    def _run(self, script: str, **given: Any) -> Any:
-        return self._scripts.run(script, **given)
+        return json.loads(self._scripts.run(script, **given))
 
 
 _CONSTANTS = {"wakeup_ms": to_milliseconds(_WAKEUP), "result_within_ms": to_milliseconds(_RESULT_WITHIN)}

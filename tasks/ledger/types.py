@@ -120,14 +120,15 @@ class Claimed:
 
 
 class Verdict(NamedTuple):
-    """Whether a call may start: `go`, or lost, cancelled, paused, parked, cooling, full.
+    """Whether a call may start: `go`, or lost, cancelled, held, paused, parked, cooling, full.
 
-    now: Redis's clock, ms.
+    now: Redis's clock, ms. why: if it is held, since when, by whom and why.
     """
 
     word: str
     wait: timedelta = timedelta(0)
     now: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

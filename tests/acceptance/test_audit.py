@@ -59,7 +59,8 @@ def test_each_command_that_changes_something_notes_who_and_why(env, ledger, in_r
     commands = {
         "pause": ["pause", "--account", OTHER], "resume": ["resume", "--account", OTHER],
         "cancel": ["cancel", waiting(env)], "protect": ["protect", "a-finetune"],
-        "unprotect": ["unprotect", "a-finetune"], "retry": ["retry", ended(ledger, State.FAILED)],
+        "unprotect": ["unprotect", "a-finetune"], "hold": ["hold", "a-finetune"],
+        "release": ["release", "a-finetune"], "retry": ["retry", ended(ledger, State.FAILED)],
         "resolve": ["resolve", in_review, "--as", "deleted", "--note", "gone"],
         "drop": ["dead-letters", "drop", "d1"],
         "token new": ["tokens", "new", "first"], "token revoke": ["tokens", "revoke", "first"],

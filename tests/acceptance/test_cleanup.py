@@ -1,5 +1,6 @@
 """Stale finetunes: plans, what is kept, and the schedule, through the command and real processes."""
 
+import csv
 import sys
 import uuid
 from contextlib import ExitStack
@@ -139,6 +140,64 @@ def test_what_is_used_protected_or_reborn_in_the_grace_is_kept(env, api, stale, 
     assert janitor_here(env, "unprotect", protected).returncode == 0
 
 
+def test_a_hold_keeps_a_finetune_from_people_too(env, api, stale):
+    # Given a finetune that is held, under a name that no survey has seen,
+    name = stale[0]
+    done = janitor_here(env, "hold", name, "--reason", "a lawsuit", "--until", "in 1h")
+    assert (done.returncode, f"warning: {name}: not in the last survey" in done.stderr) == (0, True)
+    (shown,) = [one for one in records(janitor_here(env, "holds", "--json")) if one["finetune_id"] == name]
+    assert (shown["reason"], bool(shown["until"]), bool(shown["by"])) == ("a lawsuit", True, True)
+    assert "a lawsuit" in janitor_here(env, "holds").stdout
+    # when somebody deletes it all the same, then they are told before and after, and nothing is deleted.
+    asked = janitor_here(env, "delete", name, "--wait", "--timeout", "30", "--json")
+    (record,) = records(asked)
+    assert (asked.returncode, record["state"]) == (1, "cancelled")
+    assert f"`janitor release {name}`, then ask again" in record["message"]
+    assert f"{name} is held by" in asked.stderr
+    assert (name in api.finetunes(), api.deletes(name)) == (True, [])
+    # `finetunes` shows it, and after a release the same request is carried out.
+    table = {one["finetune_id"]: one for one in records(janitor_here(env, "finetunes", "--json"))}
+    assert table[name]["held"].endswith(": a lawsuit")
+    assert "released" in janitor_here(env, "release", name).stderr
+    assert "was not held" in janitor_here(env, "release", name).stderr
+    again = janitor_here(env, "delete", name, "--wait", "--timeout", "30", "--json")
+    assert [one["state"] for one in records(again)] == ["deleted"]
+
+
+def test_a_name_that_no_survey_has_seen_is_warned_of_and_protected(env, stale):
+    done = janitor_here(env, "protect", "mistyped")
+    assert (done.returncode, "warning: mistyped: not in the last survey" in done.stderr) == (0, True)
+    janitor_here(env, "finetunes")
+    done = janitor_here(env, "protect", stale[5])
+    assert (done.returncode, "warning" in done.stderr) == (0, False)
+    assert janitor_here(env, "unprotect", "mistyped", stale[5]).returncode == 0
+
+
+def test_a_policy_selects_by_what_details_say_and_a_plan_has_both_sides_as_csv(env, api, stale, policies):
+    # Given two finetunes whose comments say that they are tests,
+    for name in stale[4:]:
+        api.create(name, timestamp=ago(5), finetune_comment="=A Test, for Ms Miller")
+    text = "[[policy]]\nname = 'tests'\ncomment = '*a test*'\ntype = ['full', 'lora']\nmax_percent = 100\n"
+    wide = {**env, "COLUMNS": "200"}
+    made = janitor_here(wide, "cleanup", "plan", *policies(text))
+    # then they are proposed, their comments are shown, and the plan that is kept does not have them.
+    assert "A Test, for Ms Miller; TOK; full" in made.stdout
+    plan_id = records(janitor_here(env, "cleanup", "list", "--json"))[0]["id"]
+    shown = janitor_here(env, "cleanup", "show", plan_id, "--csv").stdout
+    rows = {row["finetune_id"]: (row["action"], row["reason"]) for row in csv.DictReader(shown.splitlines())}
+    assert rows == {
+        **dict.fromkeys(stale[:4], ("keep", "its comment does not match")),
+        **dict.fromkeys(stale[4:], ("delete", "matches by comment and type")),
+    }
+    assert "Miller" not in shown + janitor_here(env, "cleanup", "show", plan_id, "--json").stdout
+    both = janitor_here(env, "cleanup", "show", plan_id, "--csv", "--json")
+    assert (both.returncode, "give one of them" in both.stderr) == (2, True)
+    assert janitor_here(wide, "finetunes", "--details").stdout.count("for Ms Miller") == 2
+    assert "ABOUT" not in janitor_here(wide, "finetunes").stdout
+    said = janitor_here(env, "cleanup", "check", *policies(text)).stdout
+    assert "comment *a test*; type full, lora" in said
+
+
 def test_what_goes_too_far_stops_the_run_whole_and_does_not_look_green(env, api, stale, policies):
     code, plan = planned(env, *policies(OLD + "max_deletions = 2\n"))
     assert (code, plan["blocked"]) == (1, "3 would be deleted, and max_deletions is 2")
@@ -159,6 +218,8 @@ MISTAKES = [
     (("protect", "a b"), 2, "has a space"),
     (("protect", "a", "--until", "2020-01-01"), 2, "is in the past"),
     (("protect", "a", "--until", "soon"), 2, "'soon' is not a time"),
+    (("hold", "a"), 2, "a hold needs a reason"),
+    (("hold", "a", "--reason", "x", "--until", "2020-01-01"), 2, "is in the past"),
     (("touch", "a", "--account", "nobody"), 2, "'nobody' is not known: give one of default"),
     (("finetunes", "--account", "nobody"), 2, "'nobody' is not known: give one of default"),
 ]

@@ -69,7 +69,7 @@ def test_what_is_touched_or_protected_is_kept(boss, billing, env, api, stale, pl
     used = billing.post(f"/v1/finetunes/{touched}/touch")
     assert (used.status_code, used.json()) == (200, {"withdrawn": [ids[touched]]})
     kept = boss.post(f"/v1/finetunes/{protected}/protect?until=2999-01-01")
-    assert (kept.status_code, kept.json()) == (200, {"withdrawn": [ids[protected]]})
+    assert (kept.status_code, kept.json()) == (200, {"withdrawn": [ids[protected]], "known": True})
     states = [boss.get(f"/v1/deletions/{ids[name]}").json()["state"] for name in stale]
     assert states == ["cancelled", "cancelled", "scheduled"]
     # and the next plan keeps the protected one, until it is no longer.
@@ -77,6 +77,28 @@ def test_what_is_touched_or_protected_is_kept(boss, billing, env, api, stale, pl
     assert reasons[protected].startswith("protected until 2999")
     assert boss.post(f"/v1/finetunes/{protected}/unprotect").json() == {"withdrawn": []}
     assert [item["action"] for item in plan()["items"] if item["finetune_id"] == protected] == ["delete"]
+
+
+def ask(client, name, **fields):
+    answer = client.post("/v1/deletions", json={"deletions": [{"finetune_id": name, **fields}]})
+    return answer.json()["deletions"][0]["deletion"]["id"]
+
+
+def test_what_is_held_is_deleted_by_nobody_until_it_is_released(boss, api):
+    # Given a finetune that no survey has seen, with a deletion that waits,
+    name = f"ft-{uuid.uuid4().hex[:8]}"
+    api.create(name)
+    waiting = ask(boss, name, delay_seconds=3600)
+    # when it is held, then that is withdrawn, and one that is asked for now ends cancelled.
+    held = boss.post(f"/v1/finetunes/{name}/hold", params={"reason": "a lawsuit"})
+    assert (held.status_code, held.json()) == (200, {"withdrawn": [waiting], "known": False})
+    ended = boss.get(f"/v1/deletions/{ask(boss, name)}?wait=20").json()
+    assert (ended["state"], "by boss: a lawsuit; `janitor release" in ended["message"]) == ("cancelled", True)
+    assert (name in api.finetunes(), api.deletes(name)) == (True, [])
+    # After its release it can be deleted.
+    released = [boss.post(f"/v1/finetunes/{name}/release").json() for _ in range(2)]
+    assert released == [{"released": True}, {"released": False}]
+    assert boss.get(f"/v1/deletions/{ask(boss, name)}?wait=20").json()["state"] == "deleted"
 
 
 def test_a_blocked_plan_is_a_conflict(boss, env, stale, tmp_path):
@@ -99,6 +121,10 @@ REFUSED = [
     ("reader", "POST", "/v1/finetunes/a/touch", 403, "lacks the scope 'enqueue'"),
     ("billing", "POST", "/v1/finetunes/a/protect", 403, "lacks the scope 'admin'"),
     ("billing", "POST", "/v1/finetunes/a/unprotect", 403, "lacks the scope 'admin'"),
+    ("billing", "POST", "/v1/finetunes/a/hold?reason=x", 403, "lacks the scope 'admin'"),
+    ("billing", "POST", "/v1/finetunes/a/release", 403, "lacks the scope 'admin'"),
+    ("boss", "POST", "/v1/finetunes/a/hold", 422, "query.reason"),
+    ("boss", "POST", "/v1/finetunes/a%20b/hold?reason=x", 422, "'a b' has a space"),
     ("billing", "POST", "/v1/finetunes/a/touch?account=other", 403, "may not use the account 'other'"),
     ("billing", "POST", "/v1/plans/x/apply", 403, "lacks the scope 'admin'"),
     ("writer", "GET", "/v1/plans", 403, "lacks the scope 'read'"),

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from tasks.api.incarnations import incarnation_of
+from tasks.ledger.holds import hold, release
 from tasks.ledger.types import Act
 from tasks.records import NewRequest, from_ms
 from tests.explorer.books import ACCOUNT, check
@@ -75,6 +76,16 @@ class Events:
         cleanups = {one.id for one in self.model.asked.values() if one.is_cleanup}
         until = self.world.redis_ms() + 86_400_000 if action == "protect" else None
         self._alone(cleanups, lambda: self.stage.ledger.keep(action, ACCOUNT, [NAME], until))
+
+    def hold(self) -> None:
+        """Against every deletion, until `release`: those there are end, or are withdrawn."""
+        hold(self.stage.ledger, ACCOUNT, NAME, None, Act("test", "command", "test"))
+        self.model.held_at, self.model.was_held = self.world.ticks, True
+        self.wake()
+
+    def release(self) -> None:
+        release(self.stage.ledger, ACCOUNT, NAME, Act("test", "command"))
+        self.model.held_at = None
 
     def _alone(self, own: set[str], what: Callable[[], Any]) -> Any:
         before = self.stage.books().records

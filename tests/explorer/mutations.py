@@ -26,7 +26,7 @@ MUTATIONS = (
 SHORT = frozenset((
     "a renewal without its token check", "a renewal that does not renew", "a mark that forgets what was observed",
     "an outcome that forgets its number", "a permit not given back",
-    "a mark without its token check", "a mark in spite of a cancel", "a finish without its token check", "a claim in spite of a hold",
+    "a mark without its token check", "a mark in spite of a cancel", "a mark in spite of a person's hold", "a finish without its token check", "a claim in spite of a hold",
     "a claim without the attempts of siblings", "one that holds is not put back", "a retry that forgets an unclear attempt",
     "attempts settle at once", "absent from anywhere", "another incarnation is deleted", "younger than its request",
     "asked for during a sibling's attempt", "an old observation", "an unclear answer is not noted",

@@ -100,6 +100,22 @@ NAMED: dict[str, Scenario] = {
     "a cleanup beside another deletion": _s(
         (0, "ask", "r1", {"delay": 100.0}), (1, "ask", "r2", {"cleanup": True}), r1="deleted_by_response", r2="cancelled",
     ),
+    # Holds of a person. A call that was marked before may still happen.
+    "a hold before it is asked for": _s((0, "hold"), _R1, r1="cancelled"),
+    "a hold before the mark": _s(_R1, ("before mark", "hold"), r1="cancelled"),
+    "a hold between the mark and the call": _s(_R1, ("delete", "hold"), r1="deleted_by_response"),
+    "a hold after an attempt that is applied late": _s(
+        _R1, _LATE, ("before mark", "wait", 0), ("delete", "wait", 0), ("before mark", "hold"), r1="deleted_by_read-back",
+    ),
+    "a hold after an attempt that is not applied": _s(
+        _R1, _500, ("before mark", "wait", 0), ("delete", "wait", 0), ("before mark", "hold"), r1="cancelled",
+    ),
+    "a hold of one that waits": _s(
+        (0, "ask", "r1", {"delay": 100.0}), (1, "hold"), (2, "release"), r1="cancelled",
+    ),
+    "a hold that is released": _s(
+        (0, "hold"), _R1, ("before finish", "release"), ("idle", "ask", "r2"), r1="cancelled", r2="deleted_by_response",
+    ),
     # Absence.
     "absent though it was never seen": _s(
         (0, "move_house", 0), (3, "ask", "r1"), _500, ("delete", "become", "created"), kind="listed", r1="review",

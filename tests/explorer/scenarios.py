@@ -76,6 +76,12 @@ def single_events(kind: str) -> Iterator[Scenario]:
         yield _small(kind, fault, [(step, *event)])
 
 
+def holds(kind: str) -> Iterator[Scenario]:
+    """A hold at each step, with each answer to the first delete; and again with a request after it."""
+    for fault, step, more in itertools.product(_FIRST_FAULTS, range(1, STEPS), ((), (("ask", "r3"),))):
+        yield _small(kind, fault, [(step, "hold"), *((step, *event) for event in more)])
+
+
 def pairs_of_events(kind: str) -> Iterator[Scenario]:
     """Each pair of events at each pair of steps."""
     for fault, one, other in itertools.product(_FIRST_FAULTS, _SINGLE, _SINGLE):

@@ -5,6 +5,8 @@ import math
 import pytest
 
 from tasks.ledger import Ledger
+from tasks.ledger.holds import hold
+from tasks.ledger.types import Act
 from tasks.records import NewRequest
 from tests.explorer.books import ACCOUNT
 from tests.explorer.events import NAME
@@ -37,11 +39,14 @@ def siblings(ledger, count, start=0):
     ledger.accept([NewRequest(f"r{n:04}", NAME) for n in range(start, start + count)])
 
 
-@pytest.mark.parametrize("name", ["claim", "cancel", "maintain", "touch", "accept", "housekeep", "reclaim"])
+@pytest.mark.parametrize(
+    "name", ["claim", "cancel", "hold", "maintain", "touch", "accept", "housekeep", "reclaim"]
+)
 def test_a_script_does_no_more_work_for_more_siblings(ledger, name):
     """Given 100 siblings, then 400, when a script runs, then its commands stay within one bound."""
     scripts = {
         "claim": lambda: ledger.claim(ACCOUNT, "a", next(calls)),
+        "hold": lambda: hold(ledger, ACCOUNT, NAME, None, Act("test", "command", "test")),
         "cancel": lambda: ledger.cancel(["r0003"]),
         "maintain": lambda: ledger.maintain(ACCOUNT, 8),
         "touch": lambda: ledger.keep("touch", ACCOUNT, [NAME]),

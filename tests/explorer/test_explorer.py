@@ -7,7 +7,7 @@ import pytest
 
 from tests.explorer.explorer import play
 from tests.explorer.named import NAMED
-from tests.explorer.scenarios import pairs_of_events, random_scenario, single_events
+from tests.explorer.scenarios import holds, pairs_of_events, random_scenario, single_events
 from tests.explorer.world import KINDS
 
 LONG = os.environ.get("JANITOR_CHAOS") == "long"
@@ -33,6 +33,12 @@ def test_the_invariants_hold_whatever_happens_at_any_step(explored_redis, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_invariants_hold_whatever_two_things_happen(explored_redis, kind):
     for scenario in itertools.islice(pairs_of_events(kind), KINDS.index(kind), None, PAIRS):
+        play(explored_redis, scenario)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_invariants_hold_if_a_person_holds_the_finetune_at_any_step(explored_redis, kind):
+    for scenario in itertools.islice(holds(kind), KINDS.index(kind), None, 1 if LONG else 11):
         play(explored_redis, scenario)
 
 

@@ -13,11 +13,12 @@ from tasks.api import errors as api_errors
 from tasks.api.client import BflReader
 from tasks.api.incarnations import Incarnation
 from tasks.cleanup import schedule
-from tasks.cleanup.inventory import load, protect, touch
+from tasks.cleanup.inventory import load, protect, touch, unknown_among
 from tasks.cleanup.plans import apply_plan, get_plan, list_plans
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.schedule import Cleaner, last_window
 from tasks.intake import Intake
+from tasks.ledger.holds import hold
 from tasks.ledger.queries import get
 from tasks.ledger.types import Act
 from tasks.records import State, to_ms
@@ -98,6 +99,66 @@ def test_details_are_read_once_and_again_only_of_what_would_be_deleted(cleaner, 
     before = len(reads(api))
     cleaner.plan(OLD)
     assert sorted(reads(api)[before:]) == ["a", "b"]
+
+
+READ = {
+    "hash": lambda client, key: client.hgetall(key),
+    "list": lambda client, key: client.lrange(key, 0, -1),
+    "set": lambda client, key: client.smembers(key),
+    "string": lambda client, key: client.get(key),
+    "zset": lambda client, key: client.zrange(key, 0, -1),
+}
+TESTS = Policy("tests", comment=("*A Test*",), max_percent=100)
+
+
+def test_what_details_say_selects_at_planning_time_and_is_kept_nowhere(cleaner, ledger, api, redis_client):
+    # Given surveys that know every finetune, two of them tests by their comments,
+    cleaner.plan(OLD)
+    for name, days in {"c": 29, "d": 3}.items():
+        api.create(name, timestamp=ago(days=days, minutes=1), finetune_comment=f"a test for Ms Miller {name}")
+    told = []
+    # when a policy asks for tests,
+    plan = cleaner.plan(TESTS, tell=told.append)
+    # then those are proposed, and what their comments say is shown and not stored.
+    assert proposed(plan) == ["c", "d"]
+    reasons = {item.finetune_id: item.reason for item in plan.items}
+    assert (reasons["a"], reasons["c"]) == ("its comment does not match", "matches by comment")
+    assert told[0].about["c"]["comment"] == ("a test for Ms Miller c",)
+    assert applied(cleaner, plan)[0].created
+    stored = str([READ[redis_client.type(key)](redis_client, key) for key in redis_client.scan_iter()])
+    assert ("matches by comment" in stored, "Miller" in stored) == (True, False)
+    # A comment that was changed since counts.
+    api.create("c", timestamp=ago(days=29, minutes=1), finetune_comment="for a fair")
+    assert [item.reason for item in cleaner.plan(TESTS).items if item.finetune_id == "c"] != ["matches by comment"]
+
+
+def test_details_are_read_of_what_is_left_by_name_and_age_and_of_all_if_the_newest_stay(cleaner, api):
+    for policies, read in [
+        (TESTS, "abcdef"),
+        (replace(TESTS, older_than=30 * DAY), "ab"),
+        (replace(TESTS, older_than=30 * DAY, keep_newest=1, match=("[a-d]",)), "abcd"),
+    ]:
+        cleaner.plan(OLD)
+        before = len(reads(api))
+        cleaner.plan(policies)
+        assert sorted(reads(api)[before:]) == list(read)
+    cleaner.survey("default", [], reads_all=True)
+    assert sorted(reads(api)[-6:]) == list("abcdef")
+
+
+def test_a_held_finetune_is_kept_with_who_and_why(cleaner, ledger):
+    cleaner.plan(OLD)
+    hold(ledger, "default", "a", None, Act("ana", "command", "a lawsuit"))
+    plan = cleaner.plan(OLD)
+    assert (proposed(plan), plan.items[0].reason) == (["b"], "held by ana: a lawsuit")
+
+
+def test_names_that_no_survey_has_seen_are_told(cleaner, ledger, api):
+    assert unknown_among(ledger, "default", ["a"]) == ["a"]
+    api.create(UUID, timestamp=ago(days=1))
+    cleaner.plan(OLD)
+    assert unknown_among(ledger, "default", ["a", "A", UUID.upper(), UUID, "nothing"]) == ["A", "nothing"]
+    assert unknown_among(ledger, "default", []) == []
 
 
 def test_a_name_used_again_is_another_finetune_though_the_inventory_still_knows_the_old_one(cleaner, ledger, api):

@@ -102,6 +102,9 @@ class FakeApi:
         return answer
 
 
+HELD = "held since yesterday by ana: a lawsuit"
+
+
 class FakeLedger:
     """Says `go` to every mark once its words are used up; remembers what it was told.
 
@@ -129,7 +132,8 @@ class FakeLedger:
             raise self.fails
         self.clock.seconds += self.slow
         passed = self.clock.seconds - 1000 + self.ahead
-        return Verdict(self.words.pop(0) if self.words else "go", self.cool, NOW_MS + round(passed * 1000))
+        word = self.words.pop(0) if self.words else "go"
+        return Verdict(word, self.cool, NOW_MS + round(passed * 1000), HELD if word == "held" else "")
 
     def account(self, account: str, action: str, **details: Any) -> int:
         self.actions.append((action, {"account": account, **details}))

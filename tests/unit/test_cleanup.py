@@ -8,12 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.cleanup import rules
+from tasks.cleanup.about import about
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.rules import Finetune, blocked, select, unfitting
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 OLD = Policy("old", older_than=30 * DAY)
+TESTS = Policy("tests", older_than=30 * DAY, comment=("*Test*",))
 UNUSED = Policy("unused", unused_for=30 * DAY)
 WHICH = '{"unique_id":"u-1"}'
 STALE = Finetune("ft", WHICH, created=NOW - 45 * DAY, observed_at=NOW, vantage="api.bfl.ai 0a1b2c3d")
@@ -35,6 +37,7 @@ KEPT = {
     "_not_to_be_asked_for": (OLD, replace(STALE, id="a b"), "no deletion of such an id can be asked for"),
     "_protected_by_pattern": (replace(OLD, protect=("f?",)), STALE, "protected by the pattern f?"),
     "_protected_by_request": (OLD, replace(STALE, protected="for good"), "protected for good"),
+    "_held": (OLD, replace(STALE, held="held by ana: a lawsuit"), "held by ana: a lawsuit"),
     "_requested_already": (OLD, replace(STALE, is_requested=True), "another deletion of it is unfinished"),
     "_age_unknown": (
         Policy("tmp", match=("f*",)), replace(STALE, unsound="in the future"),
@@ -45,6 +48,7 @@ KEPT = {
     "_use_not_reported": (UNUSED, STALE, "use is reported only since 2026-10-03"),
     "_used_lately": (UNUSED, replace(STALE, last_used=ago(2)), "used within 30 days, on 2026-10-30"),
     "_newer_than_its_use": (UNUSED, replace(STALE, created=ago(3)), "not there for 30 days yet"),
+    "_described_otherwise": (TESTS, replace(STALE, about={"comment": ("fair",)}), "its comment does not match"),
     "_among_the_newest": (replace(OLD, keep_newest=1), STALE, "among the newest 1"),
 }  # fmt: skip
 
@@ -73,6 +77,12 @@ def test_every_rule_has_its_case():
             "older than 30 days (45), created 2026-09-17; unused for 1 day, last used 2026-10-30",
         ),
         (Policy("tmp", match=("f*",)), STALE, "matches f*"),
+        (Policy("tmp", type=("full",)), replace(STALE, about={"type": ("Full",)}), "matches by type"),
+        (
+            replace(TESTS, trigger=("x", "TOK")),
+            replace(STALE, about={"comment": ("a TEST run",), "trigger": ("tok", "X"), "type": ("full",)}),
+            "older than 30 days (45), created 2026-09-17; matches by comment and trigger word",
+        ),
         (OLD, replace(STALE, protected=ago(1)), "older than 30 days (45), created 2026-09-17"),
     ],
 )
@@ -86,6 +96,17 @@ def test_what_is_stale_is_deleted_and_told_why(policy, finetune, reason):
         (OLD, replace(STALE, id="org/name"), "it belongs to another organisation"),
         (Policy("tmp", match=("f*",)), replace(STALE, created=None), "its age is not known"),
         (OLD, replace(STALE, protected=ago(-1)), "protected until 2026-11-02"),
+        # Unknown means keep.
+        (TESTS, STALE, "its details were not read"),
+        (TESTS, replace(STALE, about={}), "its details have no comment"),
+        (TESTS, replace(STALE, about={"comment": (), "type": ("test",)}), "its details have no comment"),
+        # Two fields that say different things.
+        (TESTS, replace(STALE, about={"comment": ("a test", "for Ms Miller")}), "its comment does not match"),
+        (
+            replace(TESTS, base_model=("flux-1*",)),
+            replace(STALE, about={"comment": ("a test",), "base_model": ("flux-2",)}),
+            "its base model does not match",
+        ),
     ],
 )
 def test_what_is_kept_has_its_reason(policy, finetune, reason):
@@ -118,6 +139,32 @@ def test_the_newest_are_those_that_were_created_last():
     items = select(replace(OLD, keep_newest=3), finetunes, use_since=None, now=NOW)
     kept = [item.age_days for item in items if item.action == "keep"]
     assert set(kept) == {40, 41, 42}
+
+
+def test_the_newest_are_counted_among_those_that_match_by_their_details():
+    # Given ten, of which the youngest five are no tests,
+    finetunes = [
+        Finetune(f"ft-{n}", WHICH, created=ago(40 + n), about={"comment": ("a test" if n > 4 else "for a fair",)})
+        for n in range(10)
+    ]
+    # when two tests are to stay, then these are the youngest tests.
+    items = select(replace(TESTS, keep_newest=2), finetunes, use_since=None, now=NOW)
+    assert [item.age_days for item in items if item.reason == "among the newest 2"] == [45, 46]
+    assert [item.age_days for item in items if item.action == "delete"] == [47, 48, 49]
+
+
+DETAILS = [
+    ({"finetune_comment": " for\nMs Miller ", "trigger_word": "TOK", "finetune_type": "lora", "mode": "style"},
+     {"comment": ("for Ms Miller",), "trigger": ("TOK",), "type": ("lora",), "base_model": ()}),
+    ({"config": {"baseModel": "flux-2", "Trigger-Phrase": 7, "comment": None}, "type": ["full"], "comment": " "},
+     {"comment": (), "trigger": ("7",), "type": (), "base_model": ("flux-2",)}),
+    ({}, {"comment": (), "trigger": (), "type": (), "base_model": ()}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("details", "found"), DETAILS)
+def test_details_tell_what_people_know_in_any_of_the_notations(details, found):
+    assert about(details) == found
 
 
 def test_use_that_is_reported_with_gaps_keeps_all():

@@ -19,6 +19,7 @@ from tests.unit.fakes import (
     DONE,
     ELSEWHERE,
     GONE,
+    HELD,
     HERE,
     NEWER,
     NO_KEY,
@@ -263,15 +264,20 @@ class TestMark:
         assert (case.result, case.finish.message) == (("back", 0), message)
         assert (case.finish.delay, case.finish.counted, case.finish.last_try) == (None, False, False)
 
-    def test_cancelled_with_nothing_tried_it_is_handed_back_to_be_cancelled(self):
-        case = Case([], ledger=FakeLedger("cancelled")).carried_out()
-        assert (case.result, case.progress.findings.unclear_at) == (("back", 0), 0)
+    @pytest.mark.parametrize(
+        ("word", "message"), [("cancelled", "withdrawn; the finetune is still there"), ("held", HELD)]
+    )
+    def test_cancelled_or_held_with_nothing_tried_it_ends(self, word, message):
+        case = Case([], ledger=FakeLedger(word)).carried_out()
+        assert (case.result, case.progress.findings.unclear_at) == (("cancelled", 0), 0)
+        assert case.finish.message == message
 
+    @pytest.mark.parametrize("word", ["cancelled", "held"])
     @pytest.mark.parametrize(
         ("details", "result"), [([THERE, THERE], "back"), ([THERE, THERE, THERE, GONE], "deleted/read-back")]
     )
-    def test_cancelled_after_an_unclear_answer_an_observation_decides(self, details, result):
-        case = Case([RESET], details, ledger=FakeLedger("go", "cancelled")).carried_out()
+    def test_cancelled_or_held_after_an_unclear_answer_an_observation_decides(self, word, details, result):
+        case = Case([RESET], details, ledger=FakeLedger("go", word)).carried_out()
         assert case.result == (result, 1)
         assert case.progress.findings.unclear_at == NOW_MS
 

@@ -133,6 +133,31 @@ def test_what_an_id_can_have_is_accepted(pattern):
     assert policy.protect == (pattern,)
 
 
+@pytest.mark.parametrize("key", ["comment", "trigger", "type", "base_model"])
+def test_what_details_say_is_selected_by_patterns_of_any_printable_text(key):
+    (policy,) = parse_policies(f"[[policy]]\nname = 'a'\n{key} = ['*a test, (for Ms Müller)*', 'v[12].*']\n")
+    assert policy.about == {key: ("*a test, (for Ms Müller)*", "v[12].*")}
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("[]", r"\[\] is not a list of patterns"), ("['a', 1]", "is not a list of patterns"),
+        ("['']", "is not a list of patterns"), ('["a\\nb"]', "is not a list of patterns"),
+        ("['[!a]*']", "'\\[!a\\]\\*' is not a pattern"), ("'a['", "'a\\[' is not a pattern"),
+    ],
+)  # fmt: skip
+def test_what_is_no_pattern_for_details_is_refused(value, words):
+    with pytest.raises(PolicyError, match=f"^line 4: comment: .*{words}"):
+        parse_policies(f"[[policy]]\n{FINE}comment = {value}\n")
+
+
+@pytest.mark.parametrize("comment", ["'*'", "['a*', '?*']"])
+def test_a_pattern_for_all_comments_is_no_selection(comment):
+    with pytest.raises(PolicyError, match="matches all and names no age"):
+        parse_policies(f"[[policy]]\nname = 'a'\ncomment = {comment}\n")
+
+
 def test_a_month_is_not_read_as_a_minute():
     with pytest.raises(PolicyError, match=r"^line 3: older_than: '6M' is not a duration"):
         parse_policies("[[policy]]\nname = 'a'\nolder_than = '6M'\n")

@@ -10,6 +10,7 @@ from tasks.cleanup.inventory import protected_among
 from tasks.cleanup.plans import Plan
 from tasks.intake import BULK
 from tasks.ledger import Ledger
+from tasks.ledger.holds import Hold, holds
 from tasks.records import NewRequest
 from worker.cli.output import note, some
 from worker.cli.times import local
@@ -20,9 +21,13 @@ NOT_AGREED = 1  # the exit code
 def agree_to_deletions(ledger: Ledger, requests: Sequence[NewRequest], *, yes: bool) -> bool:
     """Whether to ask for these; a question only if one is protected, or if there are many."""
     protected: list[str] = []
+    kept: list[Hold] = []
     for account in sorted({one.account for one in requests}):
         ids = [one.finetune_id for one in requests if one.account == account]
         protected += protected_among(ledger, account, ids)
+        kept += holds(ledger, account, ids)
+    for one in kept[:5]:
+        note(f"{one.finetune_id} is {one.short}: a deletion that starts meanwhile ends cancelled")
     if protected:
         are = "is" if len(protected) == 1 else "are"
         note(f"{some(protected)} {are} protected from cleanups, and not from this request")

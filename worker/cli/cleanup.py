@@ -1,11 +1,14 @@
 """Commands about stale finetunes: check, plan, show, list, apply."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from pathlib import Path
 
 import click
 
+from tasks.cleanup.about import in_words, short
+from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.plans import APPLY_WITHIN, Plan, apply_plan, get_plan, list_plans
 from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import Item
@@ -16,10 +19,23 @@ from worker.cli import WRONG_USAGE, options
 from worker.cli.acting import as_person
 from worker.cli.asking import NOT_AGREED, agree_to_plan
 from worker.cli.options import as_json
-from worker.cli.output import note, print_record, print_table, warn_of_confusing
+from worker.cli.output import note, print_record, print_rows, print_table, warn_of_confusing
 from worker.cli.session import Session, progress
 from worker.cli.text import nearest
 from worker.cli.times import local
+
+_NOTHING: Mapping[str, str] = {}
+_OF_A_PLAN = (
+    "plan",
+    "policy",
+    "account",
+    "action",
+    "finetune_id",
+    "reason",
+    "age_days",
+    "last_used",
+    "observed_at",
+)
 
 
 @click.group()
@@ -66,21 +82,32 @@ def plan_(*, file: Path | None, name: str | None) -> int:
     plans = []
     for policy in _named(read_policies(file or session.settings.policy_file), name):
         with progress(f"reading account {policy.account}") as advance:
-            plans.append(session.cleaner.plan(policy, advance=advance))
-        _print(plans[-1])
+            surveyed: list[Inventory] = []
+            plans.append(session.cleaner.plan(policy, advance=advance, tell=surveyed.append))
+        told = {id_: short(about) for one in surveyed for id_, about in one.about.items()}
+        _print(plans[-1], told if policy.about else _NOTHING)
     return int(any(plan.blocked for plan in plans))
 
 
 @cleanup.command()
 @click.argument("id_", metavar="PLAN_ID")
+@click.option("--csv", is_flag=True, help="Print CSV with a heading: what is deleted, what is kept, and why.")
 @options.json
-def show(*, id_: str) -> None:
+def show(*, id_: str, csv: bool) -> None:
     """Show a plan again.
 
     \b
     janitor cleanup show 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11
+    janitor cleanup show 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11 --csv > plan.csv
     """
-    _print(get_plan(Session().ledger, id_))
+    if csv and as_json():
+        raise click.UsageError("--csv and --json are both given: give one of them")
+    plan = get_plan(Session().ledger, id_)
+    if csv:
+        whole = {"plan": plan.id, "policy": plan.policy, "account": plan.account}
+        print_rows(_OF_A_PLAN, (whole | item.to_json() for item in _sorted(plan)))
+    else:
+        _print(plan)
 
 
 @cleanup.command("list")
@@ -147,13 +174,18 @@ def _named(policies: tuple[Policy, ...], name: str | None) -> tuple[Policy, ...]
     return found
 
 
-def _print(plan: Plan) -> None:
+def _print(plan: Plan, about: Mapping[str, str] = _NOTHING) -> None:
+    """about: what details say of some of them; a plan does not keep it."""
     if as_json():
         print_record(plan.to_json(), "")
         return
-    items = sorted(plan.items, key=attrgetter("action"))
-    cells = attrgetter("action", "finetune_id", "reason")
-    print_table(items, Item.to_json, ("ACTION", "FINETUNE", "REASON"), cells)
+    items = _sorted(plan)
+    headings = ("ACTION", "FINETUNE", *(["ABOUT"] if about else []), "REASON")
+
+    def cells(item: Item) -> tuple[str, ...]:
+        return item.action, item.finetune_id, *([about.get(item.finetune_id, "")] if about else []), item.reason
+
+    print_table(items, Item.to_json, headings, cells)
     warn_of_confusing(item.finetune_id for item in items)
     totals = f"{plan.deletions} of {plan.total} finetunes of account {plan.account} to delete"
     grace = format_duration(timedelta(seconds=plan.grace_seconds))
@@ -166,6 +198,11 @@ def _print(plan: Plan) -> None:
         note(f"nothing was deleted; `janitor cleanup apply {plan.id}` asks for it")
 
 
+def _sorted(plan: Plan) -> list[Item]:
+    """What is deleted comes first."""
+    return sorted(plan.items, key=attrgetter("action"))
+
+
 def _cells(plan: Plan) -> tuple[str, ...]:
     count = f"{plan.deletions} of {plan.total}"
     state = f"applied {local(plan.applied_at)}" if plan.applied_at else "not applied"
@@ -176,6 +213,7 @@ def _cells(plan: Plan) -> tuple[str, ...]:
 def _in_words(policy: Policy) -> str:
     ages = [("older than", policy.older_than), ("unused for", policy.unused_for)]
     rules = [f"match {', '.join(policy.match)}"]
+    rules += [f"{in_words([key])} {', '.join(patterns)}" for key, patterns in policy.about.items()]
     rules += [f"{what} {format_duration(age)}" for what, age in ages if age]
     rules += [f"keep the newest {policy.keep_newest}"] if policy.keep_newest else []
     rules += [f"never {', '.join(policy.protect)}"] if policy.protect else []

@@ -9,10 +9,12 @@ from typing import Any
 import click
 
 from tasks.cleanup import inventory
+from tasks.cleanup.about import short
 from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import DAY, Finetune, Item
 from tasks.durations import iso
+from tasks.ledger import Ledger
 from tasks.ledger.types import Act
 from worker.cli import options
 from worker.cli.acting import as_person
@@ -25,14 +27,17 @@ from worker.cli.times import local
 @click.command()
 @options.account
 @options.policy_file
+@click.option("--details", is_flag=True, help="Read the details of all: comment, trigger word, type, base model.")
 @options.json
-def finetunes(*, account: str, file: Path | None) -> None:
+def finetunes(*, account: str, file: Path | None, details: bool) -> None:
     """Show what the API has: age, last use, protected or not, and what each policy would do and why.
 
-    It needs the API key, and changes nothing at the API.
+    It needs the API key, and changes nothing at the API. What the details say is shown with --details, or if a
+    policy selects by it; then only of those that were read for it. It is kept nowhere.
 
     \b
     janitor finetunes
+    janitor finetunes --details
     janitor finetunes --account emea --json
     """
     session = Session()
@@ -41,11 +46,13 @@ def finetunes(*, account: str, file: Path | None) -> None:
     cleaner = session.cleaner
     known_account(account, session.settings.accounts)
     with progress(f"reading account {account}") as advance:
-        found = cleaner.survey(account, policies, advance)
+        found = cleaner.survey(account, policies, advance, reads_all=details)
     verdicts = zip(found.finetunes(), *map(found.select, policies), strict=True)
     rows = [(one, dict(zip(policies, items, strict=True))) for one, *items in verdicts]
-    headings = ("FINETUNE", "AGE", "LAST USE", "PROTECTED", *(policy.name.upper() for policy in policies))
-    print_table(rows, lambda row: _as_json(found, *row), headings, lambda row: _cells(found, *row))
+    shows = details or any(policy.about for policy in policies)
+    fixed = ("FINETUNE", "AGE", "LAST USE", "PROTECTED", *(["ABOUT"] if shows else []))
+    headings = (*fixed, *(policy.name.upper() for policy in policies))
+    print_table(rows, lambda row: _as_json(found, *row), headings, lambda row: _cells(found, *row, shows=shows))
     warn_of_confusing(one.id for one, _ in rows)
     note(f"{len(rows)} finetunes in account {account}" + ("" if policies else "; no policy is for it"))
 
@@ -64,7 +71,9 @@ def protect(*, ids: Ids, account: str, until: datetime | None, act: Act) -> None
     janitor protect my-finetune
     janitor protect my-finetune --until 2027-01-01
     """
-    _say("protected", ids, inventory.protect(Session(account).ledger, account, ids, until, act))
+    ledger = Session(account).ledger
+    _say("protected", ids, inventory.protect(ledger, account, ids, until, act))
+    warn_of_unknown(ledger, account, ids)
 
 
 @click.command()
@@ -100,11 +109,19 @@ def _say(what: str, ids: Ids, withdrawn: Sequence[str] = ()) -> None:
         note(f"a cleanup's deletion was withdrawn: {id_}")
 
 
-def _cells(found: Inventory, one: Finetune, verdicts: Mapping[Policy, Item]) -> tuple[str, ...]:
+def warn_of_unknown(ledger: Ledger, account: str, finetune_ids: Sequence[str]) -> None:
+    """Say which of these the last survey did not see: what was asked is done all the same."""
+    if unknown := inventory.unknown_among(ledger, account, finetune_ids):
+        seen = f"not in the last survey of account {account}, which `janitor finetunes` makes"
+        note(f"warning: {some(unknown)}: {seen}; see that it is spelled right")
+
+
+def _cells(found: Inventory, one: Finetune, verdicts: Mapping[Policy, Item], *, shows: bool) -> tuple[str, ...]:
     age = f"{(found.now - one.since) // DAY}d" if one.since else f"unknown ({one.unsound})"
     used = local(one.last_used) or "-"
     until = f"until {local(one.protected)}" if isinstance(one.protected, datetime) else one.protected or "-"
-    return one.id, age, used, until, *(f"{item.action}: {item.reason}" for item in verdicts.values())
+    would = (f"{item.action}: {item.reason}" for item in verdicts.values())
+    return one.id, age, used, one.held or until, *([short(one.about)] if shows else []), *would
 
 
 def _as_json(found: Inventory, one: Finetune, verdicts: Mapping[Policy, Item]) -> dict[str, Any]:
@@ -118,6 +135,8 @@ def _as_json(found: Inventory, one: Finetune, verdicts: Mapping[Policy, Item]) -
         "age_days": (found.now - one.since) // DAY if one.since else None,
         "last_used": iso(one.last_used),
         "protected": iso(one.protected) if isinstance(one.protected, datetime) else one.protected,
+        "held": one.held,
+        "about": one.about,
         "policies": {
             policy.name: {"action": item.action, "reason": item.reason} for policy, item in verdicts.items()
         },

@@ -118,11 +118,22 @@ def print_csv(deletions: Iterable[Deletion], *, in_full: bool = False) -> None:
     in_full: also the incarnation, the number of attempts and the answer to the last one.
     """
     columns = [field.name for field in fields(Deletion) if field.name not in _NOT_IN_CSV]
-    writer = csv.DictWriter(sys.stdout, [*columns, *(_ONLY_IN_EXPORT if in_full else ())], extrasaction="ignore")
+    rows = (
+        deletion.to_json()
+        | {
+            "attempts": len(deletion.attempts),
+            "last_answer": _answer(deletion.attempts[-1]) if deletion.attempts else "",
+        }
+        for deletion in deletions
+    )
+    print_rows([*columns, *(_ONLY_IN_EXPORT if in_full else ())], rows)
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Record]) -> None:
+    """These columns of the rows as CSV, with a heading; no cell is a formula."""
+    writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
     writer.writeheader()
-    for deletion in deletions:
-        last = _answer(deletion.attempts[-1]) if deletion.attempts else ""
-        row = deletion.to_json() | {"attempts": len(deletion.attempts), "last_answer": last}
+    for row in rows:
         writer.writerow({name: _no_formula(value) for name, value in row.items()})
 
 

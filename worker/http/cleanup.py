@@ -10,6 +10,7 @@ from tasks.cleanup import inventory, plans
 from tasks.cleanup.plans import Plan
 from tasks.errors import UnknownPlan
 from tasks.intake import Intake
+from tasks.ledger import holds
 from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.http.deletions import TheIntake
@@ -41,6 +42,13 @@ class Protection(WhereAndWhy):
     until: Moment | None = Field(None, description="for good if it is not given")
 
 
+class Holding(Where):
+    """The account that has the finetune, how long it is held, and why."""
+
+    reason: Line = Field(min_length=1, description="why; everybody sees it who asks for a deletion")
+    until: Moment | None = Field(None, description="until it is released if it is not given")
+
+
 InAccount = Annotated[Where, Query()]
 Protect = Annotated[Protection, Query()]
 
@@ -49,6 +57,18 @@ class Withdrawn(BaseModel):
     """The ids of cleanup deletions that are withdrawn by this."""
 
     withdrawn: list[str]
+
+
+class Kept(Withdrawn):
+    """The same, of those it is about: `known` is false if the last survey did not see the finetune."""
+
+    known: bool
+
+
+class Released(BaseModel):
+    """Whether it was held."""
+
+    released: bool
 
 
 class Plans(BaseModel):
@@ -84,11 +104,12 @@ def touch_finetune(finetune_id: str, intake: TheIntake, caller: Enqueuer, where:
 
 
 @router.post("/finetunes/{finetune_id:path}/protect", operation_id="protectFinetune")
-def protect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: Protect) -> Withdrawn:
+def protect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: Protect) -> Kept:
     """Keep a finetune from every cleanup."""
     check_account(caller, where.account)
     act = Act(caller.name, "http", where.reason)
-    return Withdrawn(withdrawn=inventory.protect(intake.ledger, where.account, [finetune_id], where.until, act))
+    withdrawn = inventory.protect(intake.ledger, where.account, [finetune_id], where.until, act)
+    return _kept(intake, where.account, finetune_id, withdrawn)
 
 
 @router.post("/finetunes/{finetune_id:path}/unprotect", operation_id="unprotectFinetune")
@@ -99,6 +120,25 @@ def unprotect_finetune(
     check_account(caller, where.account)
     inventory.unprotect(intake.ledger, where.account, [finetune_id], Act(caller.name, "http", where.reason))
     return Withdrawn(withdrawn=[])
+
+
+@router.post("/finetunes/{finetune_id:path}/hold", operation_id="holdFinetune")
+def hold_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: Annotated[Holding, Query()]) -> Kept:
+    """Keep a finetune from every deletion, a person's too, until its release. Unfinished ones are withdrawn."""
+    check_account(caller, where.account)
+    act = Act(caller.name, "http", where.reason)
+    withdrawn = holds.hold(intake.ledger, where.account, finetune_id, where.until, act)
+    return _kept(intake, where.account, finetune_id, withdrawn)
+
+
+@router.post("/finetunes/{finetune_id:path}/release", operation_id="releaseFinetune")
+def release_finetune(
+    finetune_id: str, intake: TheIntake, caller: Admin, where: Annotated[WhereAndWhy, Query()]
+) -> Released:
+    """Let a finetune that is held be deleted again; what the hold withdrew stays cancelled."""
+    check_account(caller, where.account)
+    act = Act(caller.name, "http", where.reason)
+    return Released(released=holds.release(intake.ledger, where.account, finetune_id, act))
 
 
 @router.get("/plans", operation_id="listPlans", response_model=Plans)
@@ -127,6 +167,10 @@ def apply_plan(plan_id: str, intake: TheIntake, caller: Admin, reason: Reason = 
     applied = plans.apply_plan(intake.ledger, intake, plan, Act(caller.name, "http", reason))
     items = [one._asdict() | {"deletion": one.deletion.to_json() if one.deletion else None} for one in applied]
     return JSONResponse({"deletions": items}, 202 if any(one.created for one in applied) else 200)
+
+
+def _kept(intake: Intake, account: str, finetune_id: str, withdrawn: list[str]) -> Kept:
+    return Kept(withdrawn=withdrawn, known=not inventory.unknown_among(intake.ledger, account, [finetune_id]))
 
 
 def _visible(intake: Intake, plan_id: str, caller: Token) -> Plan:

@@ -2,6 +2,7 @@
 
 -- Why a cleanup may not have this finetune, or nil. planned_at: when its plan was made.
 local function reason_to_keep(d, planned_at)
+  if hold_of(d) then return 'it is held' end
   local protected = tonumber(call('HGET', key.protected(d.account), d.finetune_id) or 0)
   if protected > now then return 'it is protected' end
   local used = tonumber(call('HGET', key.used(d.account), d.finetune_id) or 0)

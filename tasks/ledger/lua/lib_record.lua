@@ -24,6 +24,13 @@ local function state_of(id)
   return type(state) == 'string' and state or nil
 end
 
+-- The hold that keeps a finetune from every deletion; nil if there is none, or its time has passed.
+local function hold_of(d)
+  local hold = call('HGET', key.holds(d.account), d.name)
+  hold = hold and cjson.decode(hold)
+  return hold and (given(hold.until_ms) or math.huge) > now and hold or nil
+end
+
 -- Change fields of a record; an empty value removes what was there.
 local function set(d, changes)
   local flat = {}

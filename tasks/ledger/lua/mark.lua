@@ -2,7 +2,7 @@
 -- The last question before a delete: may the call start now?
 -- Input: {id, token, attempt, made, incarnation, observed_at, vantage, unclear_at, born_after, attempts, counts, lease_ms}. attempt: which
 --   mark of this claim. made: the last one before whose call was made, '' if none. attempts: earlier ones, as lines of JSON.
--- Answer: {word, wait_ms, now}. word: go | lost | cancelled | paused | parked | cooling.
+-- Answer: {word, wait_ms, now, why?}. word: go | lost | cancelled | held | paused | parked | cooling. why: if it is held.
 -- It renews the lease, keeps what was observed, and notes that a call may be under way. A mark whose call is not made is
 -- taken back by the next mark or by the finish. The attempt takes its number from the counter that orders siblings;
 -- sent twice, it keeps the number.
@@ -10,6 +10,8 @@
 local d = read(input.id)
 if not d or d.state ~= 'running' or d.token ~= input.token then return cjson.encode({word = 'lost', wait_ms = 0, now = now}) end
 if d.cancel_requested_at then return cjson.encode({word = 'cancelled', wait_ms = 0, now = now}) end
+local hold = hold_of(d)
+if hold then return cjson.encode({word = 'held', wait_ms = 0, now = now, why = hold.message}) end
 local why, wait_ms = stopped(account_of(d.account))
 if why then return cjson.encode({word = why, wait_ms = wait_ms, now = now}) end
 
