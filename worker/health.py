@@ -4,8 +4,6 @@ The probe runs in each container every few seconds. So it imports the standard l
 process itself has asked Redis. A file also says how long it counts, so that the probe needs no settings.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import socket
@@ -81,17 +79,17 @@ def watch_http(heart: Heart, address: tuple[str, int]) -> None:
     def ask() -> None:
         from http.client import HTTPConnection, HTTPException  # noqa: PLC0415 -- the probe has no use for it
 
-        pause = threading.Event()
-        while not pause.wait(_ASK_EVERY_SECONDS if heart_has_beaten else 0.2):
+        wait_seconds = 0.2  # until the service listens
+        while True:
+            time.sleep(wait_seconds)
             connection = HTTPConnection(*address, timeout=_ASK_TIMEOUT_SECONDS)
             with suppress(OSError, HTTPException):
                 connection.request("GET", "/readyz")
                 if connection.getresponse().status == 200:
                     heart.beat()
-                    heart_has_beaten.append(True)
+                    wait_seconds = _ASK_EVERY_SECONDS
             connection.close()
 
-    heart_has_beaten: list[bool] = []
     threading.Thread(target=ask, name="health", daemon=True).start()
 
 

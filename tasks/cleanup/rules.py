@@ -26,8 +26,8 @@ class Finetune:
     incarnation: as `tasks.api.incarnations` writes it; None if it was not read, or if it has nothing to compare.
     created: its creation time by the API, if that is usable; unsound: why it is not, if there is one.
     first_seen: when the janitor first saw this incarnation. observed_at, vantage: when and from where it last did.
-    is_requested: whether it has an unfinished deletion. protected: until when, or for good. held: by whom and why.
-    about: what its details tell; None if they were not read now.
+    is_requested: whether it has an unfinished deletion. protected: until when, or for good.
+    held: who holds it and why. about: what its details tell; None if they were not read now.
     """
 
     id: str

@@ -31,7 +31,7 @@ class Hold(Plain):
 
     @property
     def short(self) -> str:
-        """By whom and why."""
+        """Who holds it, and why."""
         return f"held by {self.by or 'somebody'}: {self.reason}"
 
     def __str__(self) -> str:

@@ -122,7 +122,7 @@ class Claimed:
 class Verdict(NamedTuple):
     """Whether a call may start: `go`, or lost, cancelled, held, paused, parked, cooling, full.
 
-    now: Redis's clock, ms. why: if it is held, since when, by whom and why.
+    now: Redis's clock, ms. why: if it is held, since when, who holds it and why.
     """
 
     word: str

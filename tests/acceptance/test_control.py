@@ -159,7 +159,7 @@ def test_what_cannot_be_read_is_a_dead_letter_and_the_next_deletion_runs(env, ap
 
 
 def test_a_dead_letter_is_sent_again_and_checked_again(env, api, tmp_path):
-    # Given a good message that was put aside, as by an older worker, and a bad one
+    # Given a good message that is a dead letter, as an older worker made it, and a bad one
     store, app = redis.Redis.from_url(env["REDIS_URL"], decode_responses=True), producer(env["REDIS_URL"])
     api.create("ft-1")
     result = app.send_task("finetunes.delete", ["ft-1"], queue="deletions")

@@ -1,4 +1,4 @@
-"""Holds: nothing deletes a finetune that is held, whoever asks and whenever the hold comes."""
+"""Holds: nothing deletes a finetune that is held, no matter who asks and when the hold comes."""
 
 from datetime import timedelta
 

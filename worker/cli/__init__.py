@@ -33,7 +33,7 @@ _COMMANDS = {
     "unprotect": ("finetunes", "Let cleanups delete finetunes again."),
     "hold": ("holds", "Keep a finetune from every deletion, a person's too."),
     "release": ("holds", "Let a finetune that is held be deleted again."),
-    "holds": ("holds", "List what is held, by whom and why."),
+    "holds": ("holds", "List what is held, who holds it and why."),
     "touch": ("finetunes", "Report that finetunes are used."),
     "cleanup": ("cleanup", "Find stale finetunes: check, plan, show, list, apply."),
     "doctor": ("doctor", "Check settings, Redis, the API and the workers."),

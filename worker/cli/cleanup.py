@@ -26,16 +26,8 @@ from worker.cli.times import local
 
 _NOTHING: Mapping[str, str] = {}
 _OF_A_PLAN = (
-    "plan",
-    "policy",
-    "account",
-    "action",
-    "finetune_id",
-    "reason",
-    "age_days",
-    "last_used",
-    "observed_at",
-)
+    "plan", "policy", "account", "action", "finetune_id", "reason", "age_days", "last_used", "observed_at",
+)  # fmt: skip
 
 
 @click.group()

@@ -58,7 +58,7 @@ def release(*, id_: str, account: str, act: Act) -> None:
 @options.account
 @options.json
 def holds(*, account: str) -> None:
-    """List what is held: since when, until when, by whom and why.
+    """List what is held: since when, until when, who holds it and why.
 
     \b
     janitor holds

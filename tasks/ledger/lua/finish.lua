@@ -35,7 +35,7 @@ end
 
 local function go_back(d)
   if d.cancel_requested_at and not d.unclear_at then
-    finish(d, {state = 'cancelled', message = given(input.cancelled_message) or WITHDRAWN})
+    finish(d, {state = 'cancelled', message = WITHDRAWN})
     return
   end
   local delay = given(input.delay_ms)
