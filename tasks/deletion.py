@@ -100,10 +100,12 @@ class _Run:
         return Progress(self.made, self.known.findings(), tuple(self.lines), dict(self.counts), self.not_founds)
 
     def _by_kind(self) -> Finish:
-        if self.claim.kind == "observe":
-            return self._first_observation()
         if decided := sibling_deleted(self.claim):
             return decided
+        if self.claim.kind == "observe":
+            # While it waits: which finetune is meant? An API that does not answer is asked again later.
+            found = self._look()
+            return found if isinstance(found, Finish) else Finish(result="observed")
         if self.claim.kind == "resolve":
             return self._resolve()
         try:
@@ -111,11 +113,6 @@ class _Run:
         except Cancelled as end:
             kept = Finish(result=State.CANCELLED, message=str(end))
             return self._resolve(kept) if self.known.unclear_at else kept
-
-    def _first_observation(self) -> Finish:
-        """While it waits: which finetune is meant? An API that does not answer is asked again later."""
-        found = sibling_deleted(self.claim) or self._look()
-        return found if isinstance(found, Finish) else Finish(result="observed")
 
     def _delete(self) -> Finish:
         """Observe, mark, attempt. The attempt starts while the observation is fresh, or not at all."""

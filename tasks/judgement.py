@@ -64,7 +64,7 @@ class Known:
             incarnation = replace(incarnation, identity={**self.incarnation.identity, **incarnation.identity})
         age = seen.age(now)
         born_after = self.born_after if age is None else now - age - seen.tolerance
-        unclear_at = None if is_settled(self, now) else self.unclear_at
+        unclear_at = self.unclear_at if self.unsettled_for(now) else None
         return Known(incarnation, now, seen.vantage, unclear_at, born_after)
 
 
@@ -102,17 +102,10 @@ def sibling_deleted(claim: Claim) -> Finish | None:
     """
     ours = Incarnation.from_text(claim.incarnation)
     for try_ in sorted(claim.tries, key=lambda one: one.mark):
-        if try_.mark < claim.accepted or not (try_.result == "deleted" and try_.has_deleted):
-            continue
-        if _met_another(claim, ours, try_):
-            continue
-        return _by_sibling(try_)
+        counts = try_.mark >= claim.accepted and try_.result == "deleted" and try_.has_deleted
+        if counts and not _met_another(claim, ours, try_):
+            return _by_sibling(try_)
     return None
-
-
-def is_settled(known: Known, now: datetime) -> bool:
-    """Whether an observation that begins now tells if the last attempt was applied."""
-    return known.unclear_at is None or now - known.unclear_at >= SETTLED_AFTER
 
 
 def _absent(claim: Claim, known: Known, seen: Observation, now: datetime) -> Finish:
@@ -198,11 +191,6 @@ def _by_sibling(try_: Try) -> Finish:
 
 def _met_another(claim: Claim, ours: Incarnation | None, try_: Try) -> bool:
     """Whether that attempt met another finetune than this deletion means: another incarnation, or a newer one."""
-    theirs = Incarnation.from_text(try_.incarnation)
-    return try_.born_after > claim.asked_at or (
-        ours is not None and theirs is not None and _is_other(ours, theirs)
-    )
-
-
-def _is_other(one: Incarnation, other: Incarnation) -> bool:
-    return compare(one, other, gap=timedelta(0), within=timedelta.max)[0] is Verdict.OTHER
+    theirs = Incarnation.from_text(try_.incarnation) or Incarnation()
+    verdict, _ = compare(ours or Incarnation(), theirs, gap=timedelta(0), within=timedelta.max)
+    return try_.born_after > claim.asked_at or verdict is Verdict.OTHER

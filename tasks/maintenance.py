@@ -52,6 +52,7 @@ class _Seen:
         self.permits = {one: self.permits.get(one, now) for one in found.permits}
 
 
+@dataclass(kw_only=True)
 class Maintenance:
     """Two threads that run until `stopping` is set.
 
@@ -60,28 +61,24 @@ class Maintenance:
     second with whether new requests may be taken from the broker; it must be quick. clock: monotonic seconds.
     """
 
-    def __init__(
-        self, *, ledger: Ledger, readers: Mapping[str, BflReader], max_concurrent: int, process: str,
-        wake: Callable[[str], bool], run: Callable[[str], None], write_results: Callable[[Sequence[str]], None],
-        consume: Callable[[bool], None], every: timedelta, stopping: threading.Event,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
-        self.ledger = ledger
-        self.readers = readers
-        self.max_concurrent = max_concurrent
-        self.process = process
-        self.every = every
-        self.stopping = stopping
-        self._wake = wake
-        self._run = run
-        self._write_results = write_results
-        self._consume = consume
-        self._clock = clock
+    ledger: Ledger
+    readers: Mapping[str, BflReader]
+    max_concurrent: int
+    process: str
+    wake: Callable[[str], bool]
+    run: Callable[[str], None]
+    write_results: Callable[[Sequence[str]], None]
+    consume: Callable[[bool], None]
+    every: timedelta
+    stopping: threading.Event
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
         self._seen: dict[str, _Seen] = defaultdict(_Seen)
         self._is_full = False
         self._clear_since: int | None = None
         self._failing: set[str] = set()
-        self._prune_audit_at = clock()
+        self._prune_audit_at = self.clock()
 
     def start(self) -> None:
         """Start both threads."""
@@ -115,10 +112,10 @@ class Maintenance:
         if self._is_full != was_full:
             event = "redis.full" if self._is_full else "redis.has_room"
             log.warning(event, free_bytes=free, least_bytes=least, consuming=not self._is_full)
-        self._consume(not self._is_full)
+        self.consume(not self._is_full)
 
     def _maintain(self, account: str) -> None:
-        seen, now, after = self._seen[account], self._clock(), 2 * self.ledger.terms.lease.total_seconds()
+        seen, now, after = self._seen[account], self.clock(), 2 * self.ledger.terms.lease.total_seconds()
         stale = [lease for lease, since in seen.leases.items() if now - since > after]
         holders = [holder for (holder, _), since in seen.permits.items() if now - since > after]
         found = self.ledger.maintain(account, self.max_concurrent, stale=stale, stale_permits=holders)
@@ -127,9 +124,9 @@ class Maintenance:
             log.warning("leases.reclaimed", account=account, deletions=found.reclaimed)
         for id_ in found.dropped:
             log.error("deletion.dropped", deletion=id_, account=account, message="it has no readable record")
-        if found.wake and not self._wake(account):
+        if found.wake and not self.wake(account):
             # A full Redis takes no message: without a runner nothing would end, and nothing would be pruned.
-            threading.Thread(target=self._run, args=(account,), name="runner", daemon=True).start()
+            threading.Thread(target=self.run, args=(account,), name="runner", daemon=True).start()
 
     def _look_for_reports(self) -> None:
         """Let cleanups go on that were due before a moment at which no report of use was in the broker.
@@ -167,13 +164,13 @@ class Maintenance:
         if pruned:
             log.info("records.pruned", records=pruned)
         if due:
-            self._write_results(due)
+            self.write_results(due)
 
     def _prune_audit(self) -> None:
         """Once a day; the users of Redis that secure-redis.md gives to workers may not, and then a person does."""
-        if self._clock() < self._prune_audit_at:
+        if self.clock() < self._prune_audit_at:
             return
-        self._prune_audit_at = self._clock() + _PRUNE_AUDIT_EVERY
+        self._prune_audit_at = self.clock() + _PRUNE_AUDIT_EVERY
         try:
             if months := prune(self.ledger, Act("janitor", "janitor")):
                 log.info("audit.pruned", months=months)

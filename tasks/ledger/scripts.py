@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -22,20 +23,18 @@ _WRITES_WHEN_FULL = "redis.call('DEL', P .. 'nothing')\n"
 _MAY_BE_REFUSED = ("accept",)
 
 
+@dataclass(frozen=True)
 class Scripts:
     """The scripts of one ledger.
 
-    client: with `decode_responses=True`. constants: part of every input. now_ms: a clock for tests instead of
-    Redis's own.
+    client: with `decode_responses=True`. constants: part of the input of each script that uses them. now_ms: a
+    clock for tests instead of Redis's own.
     """
 
-    def __init__(
-        self, client: redis.Redis, prefix: str, constants: dict[str, Any], now_ms: Callable[[], int] | None = None
-    ) -> None:
-        self._client = client
-        self._prefix = prefix
-        self._constants = constants
-        self._now_ms = now_ms
+    client: redis.Redis
+    prefix: str
+    constants: dict[str, Any]
+    now_ms: Callable[[], int] | None = None
 
     def run(self, name: str, **given: Any) -> Any:
         """The answer of one script. Raises `LedgerUnavailable`."""
@@ -48,21 +47,22 @@ class Scripts:
                 return self._send(calls)
             except NoScriptError:
                 for name, _ in calls:
-                    self._client.script_load(script_text(name))
+                    self.client.script_load(script_text(name))
             return self._send(calls)
 
     def _send(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
         if len(calls) == 1:
             name, given = calls[0]
-            return [self._client.evalsha(_sha(name), 1, self._prefix, self._input(given))]
-        with self._client.pipeline(transaction=False) as pipe:
+            return [self.client.evalsha(_sha(name), 1, self.prefix, self._input(name, given))]
+        with self.client.pipeline(transaction=False) as pipe:
             for name, given in calls:
-                pipe.evalsha(_sha(name), 1, self._prefix, self._input(given))
+                pipe.evalsha(_sha(name), 1, self.prefix, self._input(name, given))
             return pipe.execute()
 
-    def _input(self, given: dict[str, Any]) -> str:
-        clock = {} if self._now_ms is None else {"now_ms": self._now_ms()}
-        return json.dumps({**self._constants, **given, **clock})
+    def _input(self, name: str, given: dict[str, Any]) -> str:
+        clock = {} if self.now_ms is None else {"now_ms": self.now_ms()}
+        used = {one: value for one, value in self.constants.items() if one in _inputs(name)}
+        return json.dumps({**used, **given, **clock})
 
 
 @cache
@@ -79,6 +79,12 @@ def script_text(name: str) -> str:
     used = set(re.findall(r"\bkey\.(\w+)", shared + body))  # making the functions costs time at each run
     head = "local P = KEYS[1]\n" + ("" if name in _MAY_BE_REFUSED else _WRITES_WHEN_FULL)
     return f"{head}local AFTER_FINAL = {{{after_final}}}\n{lua_table(used)}{shared}{body}"
+
+
+@cache
+def _inputs(name: str) -> frozenset[str]:
+    """The fields of its input that a script uses."""
+    return frozenset(re.findall(r"\binput\.(\w+)", script_text(name)))
 
 
 @cache

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any, TypeVar
 
 import redis
+from pydantic import TypeAdapter
 
 from tasks.errors import NotInReview, UnknownDeletion
 from tasks.ledger.inputs import act_input, finish_input, progress_input, request_input, to_milliseconds
@@ -36,6 +37,7 @@ BATCH = 500  # requests, cancels, touches in one script
 _RESULT_WITHIN = timedelta(seconds=5)
 _RESULT_AGAIN = timedelta(seconds=60)
 _WAKEUP = timedelta(seconds=5)  # after this a wake-up counts as lost
+_MAINTAINED = TypeAdapter(Maintained)
 
 
 class Ledger:
@@ -57,7 +59,12 @@ class Ledger:
         self.terms = terms or Terms()
         self.keys = keys(prefix)
         self._now_ms = now_ms
-        constants = {**_CONSTANTS, "first_after_ms": to_milliseconds(self.terms.first_observation_after)}
+        durations = {
+            "lease_ms": self.terms.lease, "permit_ms": self.terms.call_deadline, "wakeup_ms": _WAKEUP,
+            "retention_ms": self.terms.retention, "first_after_ms": self.terms.first_observation_after,
+            "result_within_ms": _RESULT_WITHIN, "again_ms": _RESULT_AGAIN,
+        }  # fmt: skip
+        constants = {name: to_milliseconds(duration) for name, duration in durations.items()}
         self._scripts = Scripts(client, prefix, constants, now_ms)
 
     def check_schema(self) -> None:
@@ -89,17 +96,17 @@ class Ledger:
 
         begun: whether a wake-up led here.
         """
-        return claimed_from(self._scripts.run("claim", **self._claim(account, runner, call, begun=begun)), account)
+        answer = self._scripts.run("claim", account=account, runner=runner, call=call, begun=begun)
+        return claimed_from(answer, account)
 
     def mark(self, claim: Claim, progress: Progress) -> Verdict:
         """Just before a delete: renew the lease and note the attempt, or say why the call may not start."""
-        found = self._json("mark", **progress_input(claim, progress), lease_ms=to_milliseconds(self.terms.lease))
-        wait = timedelta(milliseconds=found["wait_ms"])
-        return Verdict(found["word"], wait, int(found["now"]), found.get("why", ""))
+        found = self._json("mark", **progress_input(claim, progress))
+        return Verdict(found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]), found.get("why", ""))
 
     def finish(self, claim: Claim, finish: Finish, progress: Progress) -> Finished:
         """Write what came of a claim."""
-        return _finished(self._scripts.run("finish", **finish_input(claim, finish, progress)))
+        return Finished(**self._json("finish", **finish_input(claim, finish, progress)))
 
     def finish_and_claim(
         self, claim: Claim, finish: Finish, progress: Progress, runner: str, call: int
@@ -107,14 +114,14 @@ class Ledger:
         """Both in one round trip; the next claim is for the same account."""
         finished, claimed = self._scripts.run_all(
             ("finish", finish_input(claim, finish, progress)),
-            ("claim", self._claim(claim.account, runner, call, begun=False)),
+            ("claim", {"account": claim.account, "runner": runner, "call": call, "begun": False}),
         )
-        return _finished(finished), claimed_from(claimed, claim.account)
+        return Finished(**json.loads(finished)), claimed_from(claimed, claim.account)
 
     def renew(self, claims: Iterable[Claim]) -> set[str]:
         """Renew the leases of these claims; the ids of those that are no longer held."""
         held = [{"id": claim.id, "token": claim.token} for claim in claims]
-        return set(self._json("renew", claims=held, lease_ms=to_milliseconds(self.terms.lease)).get("lost", ()))
+        return set(self._json("renew", claims=held).get("lost", ()))
 
     def cancel(
         self, ids: Sequence[str], act: Act | None = None, *, nonce: str | None = None
@@ -174,10 +181,7 @@ class Ledger:
 
     def permit(self, account: str, holder: str, max_concurrent: int, *, probe: bool = False) -> Verdict:
         """A permit for a call that no lease covers: `go`, `full`, `cooling` or `parked`. It expires by itself."""
-        found = self._json(
-            "permit", account=account, holder=holder, max_concurrent=max_concurrent, probe=probe,
-            permit_ms=to_milliseconds(self.terms.call_deadline),
-        )  # fmt: skip
+        found = self._json("permit", account=account, holder=holder, max_concurrent=max_concurrent, probe=probe)
         return Verdict(found["word"], timedelta(milliseconds=found["wait_ms"]))
 
     def release(self, account: str, holder: str) -> None:
@@ -199,23 +203,17 @@ class Ledger:
         """
         found = self._json(
             "maintain", account=account, max_concurrent=max_concurrent, stale=list(stale),
-            stale_permits=list(stale_permits), lease_ms=to_milliseconds(self.terms.lease),
+            stale_permits=list(stale_permits),
         )  # fmt: skip
-        return Maintained(
-            int(found["reclaimed"]), bool(found["wake"]), tuple(found.get("dropped", ())),
-            tuple((lane, id_, int(ends)) for lane, id_, ends in found.get("leases", ())),
-            tuple((holder, int(ends)) for holder, ends in found.get("permits", ())),
-        )  # fmt: skip
+        return _MAINTAINED.validate_python(found)
 
     def housekeep(self, processes: Sequence[str], alive_for: timedelta, most: int = 100) -> tuple[list[str], int]:
         """One round for all accounts: the requests whose Celery results are due.
 
         And how many records were pruned.
         """
-        found = self._json(
-            "housekeep", processes=list(processes), alive_ms=to_milliseconds(alive_for),
-            retention_ms=to_milliseconds(self.terms.retention), again_ms=to_milliseconds(_RESULT_AGAIN), most=most,
-        )  # fmt: skip
+        alive_ms = to_milliseconds(alive_for)
+        found = self._json("housekeep", processes=list(processes), alive_ms=alive_ms, most=most)
         return list(found.get("due", ())), int(found["pruned"])
 
     def verify(self, account: str, findings: Sequence[Mapping[str, Any]], message: str) -> list[str]:
@@ -277,22 +275,10 @@ class Ledger:
             seconds, micros = self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
-    def _claim(self, account: str, runner: str, call: int, *, begun: bool) -> dict[str, Any]:
-        lease_ms = to_milliseconds(self.terms.lease)
-        return {"account": account, "runner": runner, "call": call, "begun": begun, "lease_ms": lease_ms}
-
     def _json(self, script: str, **given: Any) -> Any:
         return json.loads(self._scripts.run(script, **given))
-
-
-_CONSTANTS = {"wakeup_ms": to_milliseconds(_WAKEUP), "result_within_ms": to_milliseconds(_RESULT_WITHIN)}
 
 
 def _parts(items: Sequence[T]) -> Iterator[Sequence[T]]:
     for start in range(0, len(items), BATCH):
         yield items[start : start + BATCH]
-
-
-def _finished(answer: str) -> Finished:
-    found = json.loads(answer)
-    return Finished(found["word"], bool(found["due"]))

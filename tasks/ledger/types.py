@@ -4,10 +4,12 @@ Pure data; times are milliseconds on Redis's clock unless they are datetimes.
 """
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
+
+from pydantic import TypeAdapter
 
 from tasks.records import Evidence, State
 
@@ -211,19 +213,11 @@ class Maintained:
 def claimed_from(answer: str, account: str) -> Claimed:
     """The typed answer of `claim.lua`."""
     found: dict[str, Any] = json.loads(answer)
-    row = found.get("claim")
     dropped = tuple(found.get("dropped", ()))
-    if row is None:
+    if "claim" not in found:
         return Claimed(None, why=found["why"], dropped=dropped)
-    tries = tuple(Try(**_fields(Try, one)) for one in row.pop("tries", ()))
-    given = {"account": account, "now": int(found["now"]), "tries": tries, **_fields(Claim, row)}
-    return Claimed(Claim(**given), more=bool(found["more"]), dropped=dropped)
+    claim = _CLAIM.validate_python({**found["claim"], "account": account, "now": found["now"]})
+    return Claimed(claim, more=found["more"], dropped=dropped)
 
 
-_READ: dict[Any, Callable[[Any], Any]] = {int: lambda text: int(float(text)), bool: bool}
-
-
-def _fields(kind: type[Claim | Try], row: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a dataclass, as a script tells them: numbers as text or as Lua writes them."""
-    told = [one for one in fields(kind) if row.get(one.name) not in (None, "")]
-    return {one.name: _READ.get(one.type, str)(row[one.name]) for one in told}
+_CLAIM = TypeAdapter(Claim)

@@ -33,30 +33,19 @@ local function finish_late(d)
   return true
 end
 
-local function go_back(d)
-  if d.cancel_requested_at and not d.unclear_at then
-    finish(d, {state = 'cancelled', message = WITHDRAWN})
-    return
-  end
+local function wait_again(d)
+  if ended_by_cancel(d) then return end
   local delay = given(input.delay_ms)
   if delay and d.unclear_at and call('EXISTS', key.siblings(d.account, d.name)) == 1 then delay = math.min(delay, LONGEST_HOLD) end
   if given(input.counted) then call('ZADD', key.retrying(d.account), d.due_at, d.id) end
-  hold(d)
-  observe_later(d)
-  await(d, delay and now + delay or time_to_go_back(d), {message = input.message, backoffs = (tonumber(d.backoffs) or 0) + (given(input.counted) and 1 or 0)})
-  let_sibling_try(d)
+  local backoffs = (tonumber(d.backoffs) or 0) + (given(input.counted) and 1 or 0)
+  go_back(d, delay and now + delay or time_to_go_back(d), time_to_observe(d), {message = input.message, backoffs = backoffs})
 end
 
 -- After a first observation it waits as before. If the observation failed, another one follows.
-local function go_back_observed(d)
-  if given(input.delay_ms) then call('ZADD', key.first(d.account), now + input.delay_ms, d.id) end
-  if d.cancel_requested_at then
-    finish(d, {state = 'cancelled', message = WITHDRAWN})
-    return
-  end
-  hold(d)
-  await(d, time_to_go_back(d), {})
-  let_sibling_try(d)
+local function wait_as_before(d)
+  if ended_by_cancel(d) then return end
+  go_back(d, time_to_go_back(d), given(input.delay_ms) and now + input.delay_ms, {})
 end
 
 local d = read(input.id)
@@ -84,7 +73,7 @@ set(d, {
 })
 local confirmed = input.result == 'deleted' and input.evidence ~= 'sibling'
 if d.made then remember_try(d, confirmed and 'deleted' or d.unclear_at and 'unclear' or nil) end
-if input.result == 'observed' then go_back_observed(d)
-elseif input.result == 'back' then go_back(d)
+if input.result == 'observed' then wait_as_before(d)
+elseif input.result == 'back' then wait_again(d)
 else finish(d, input) end
 return cjson.encode({word = 'done', due = is_final(d.state) and d.by_name and true or false})

@@ -38,9 +38,9 @@ local function finish(d, outcome)
   let_sibling_try(d)
 end
 
--- One that goes back without having been observed awaits its first observation again.
-local function observe_later(d)
-  if not (d.observed_at or d.incarnation) then call('ZADD', key.first(d.account), now + input.first_after_ms, d.id) end
+-- When one that goes back without having been observed is to be observed: nil if it has been.
+local function time_to_observe(d)
+  return not (d.observed_at or d.incarnation) and now + input.first_after_ms or nil
 end
 
 -- When one that goes back may run: what was claimed to run is due, even if Redis's clock was set back since; a first
@@ -48,6 +48,21 @@ end
 local function time_to_go_back(d)
   local at = tonumber(d.next_try_at or d.due_at)
   return d.running_lane == 'first' and not d.cancel_requested_at and at or math.min(at, now)
+end
+
+-- One that was withdrawn and has no attempt that may have been applied ends here, instead of going back.
+local function ended_by_cancel(d)
+  if not d.cancel_requested_at or d.unclear_at then return false end
+  finish(d, {state = 'cancelled', message = WITHDRAWN})
+  return true
+end
+
+-- Wait until `at`, and let the next sibling try. observe_at: when it is to be observed first; nil if it is not.
+local function go_back(d, at, observe_at, changes)
+  hold(d)
+  if observe_at then call('ZADD', key.first(d.account), observe_at, d.id) end
+  await(d, at, changes)
+  let_sibling_try(d)
 end
 
 -- What a worker that is gone held: another one goes on with it. If the worker was lost during a call, that attempt may
@@ -67,14 +82,7 @@ local function reclaim(d)
     finish(d, {state = 'review', message = 'given up: ' .. MOST_CRASHES .. ' workers were lost during its call'})
     return
   end
-  if d.cancel_requested_at and not d.unclear_at then
-    finish(d, {state = 'cancelled', message = WITHDRAWN})
-    return
-  end
-  hold(d)
-  observe_later(d)
-  await(d, time_to_go_back(d), {})
-  let_sibling_try(d)
+  if not ended_by_cancel(d) then go_back(d, time_to_go_back(d), time_to_observe(d), {}) end
 end
 
 -- Withdraw a deletion: at once if no attempt can be under way, else an observation decides. Answers which.
@@ -82,12 +90,8 @@ local function withdraw(d, by, reason, nonce, message)
   local open_attempt = d.unclear_at or (d.state == 'running' and d.calling)
   -- It leaves its place first: a cancel changes the lane in which it stands.
   local changes = {cancel_requested_at = now, cancelled_by = by, cancel_reason = reason, cancel_nonce = nonce}
-  if open_attempt and d.state == 'running' then
-    set(d, changes)
-    return 'requested'
-  end
   if open_attempt then
-    await(d, now, changes)
+    if d.state == 'running' then set(d, changes) else await(d, now, changes) end
     return 'requested'
   end
   leave(d)

@@ -10,25 +10,26 @@ local function drop_empty_list(account, name)
   if call('EXISTS', key.siblings(account, name)) == 0 then call('ZREM', key.blocked(account), name) end
 end
 
+-- Its place by its state: one that is queued may be in `siblings` instead.
+local function place_of(d)
+  if d.state == 'scheduled' then return key.wait(d.account) end
+  if d.state == 'queued' then return key.queue(d.account, lane_of(d)) end
+  if d.state == 'running' then return key.leases(d.account, d.running_lane or d.lane) end
+  return key.finished()
+end
+
 local function leave(d)
-  if d.state == 'scheduled' then
-    call('ZREM', key.wait(d.account), d.id)
-  elseif d.state == 'running' then
-    call('ZREM', key.leases(d.account, d.running_lane or d.lane), d.id)
-    if call('HGET', key.finetune(d.account, d.name), 'running') == d.id then
-      call('HDEL', key.finetune(d.account, d.name), 'running')
-    end
-  elseif d.state == 'queued' and call('ZREM', key.queue(d.account, lane_of(d)), d.id) == 0 then
+  local was_there = call('ZREM', place_of(d), d.id) == 1
+  if d.state == 'running' and call('HGET', key.finetune(d.account, d.name), 'running') == d.id then
+    call('HDEL', key.finetune(d.account, d.name), 'running')
+  elseif d.state == 'queued' and not was_there then
     call('ZREM', key.siblings(d.account, d.name), d.id)
     drop_empty_list(d.account, d.name)
   end
 end
 
 local function enter(d, score)
-  if d.state == 'scheduled' then call('ZADD', key.wait(d.account), score, d.id)
-  elseif d.state == 'queued' then call('ZADD', key.queue(d.account, lane_of(d)), score, d.id)
-  elseif d.state == 'running' then call('ZADD', key.leases(d.account, d.running_lane), score, d.id)
-  else call('ZADD', key.finished(), score, d.id) end
+  call('ZADD', place_of(d), score, d.id)
   call('ZADD', key.index(d.account, d.state), d.created_at, d.id)
 end
 
@@ -40,7 +41,6 @@ local function move(d, state, score, changes)
   end
   leave(d)
   call('ZREM', key.index(d.account, d.state), d.id)
-  if is_final(d.state) then call('ZREM', key.finished(), d.id) end
   changes.state = state
   set(d, changes)
   enter(d, score)
