@@ -157,6 +157,7 @@ def paused(name: str, stop: Stop, show: Show) -> str:
         who, resume = " by an alarm", f"see what was deleted, then {resume}"
     else:
         who = f" by {stop.paused_by}" if stop.paused_by else ""
+        resume = f"ask {stop.paused_by} before {resume}" if stop.paused_by else resume
     return f"{what} paused{_since(stop.paused_at, show)}{who} ({stop.paused}): {resume}"
 
 

@@ -62,7 +62,11 @@ def release(ledger: Ledger, account: str, finetune_id: str, act: Act) -> bool:
 
 
 def holds(ledger: Ledger, account: str, ids: Collection[str] | None = None) -> list[Hold]:
-    """Those of an account, or of these of its finetunes, by name; one whose time has passed is none."""
+    """Those of an account, or of these of its finetunes, by name; one whose time has passed is none.
+
+    Raises `InvalidRequest` if the account is not known.
+    """
+    check_account(account, known_accounts(ledger))
     now, key = from_ms(ledger.now_ms()), ledger.keys.holds(account)
     with unavailable():
         if ids is None:

@@ -102,7 +102,9 @@ class Ledger:
     def mark(self, claim: Claim, progress: Progress) -> Verdict:
         """Just before a delete: renew the lease and note the attempt, or say why the call may not start."""
         found = self._json("mark", **progress_input(claim, progress))
-        return Verdict(found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]), found.get("why", ""))
+        return Verdict(
+            found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]), found.get("why", "")
+        )
 
     def finish(self, claim: Claim, finish: Finish, progress: Progress) -> Finished:
         """Write what came of a claim."""

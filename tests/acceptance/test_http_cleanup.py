@@ -92,6 +92,13 @@ def test_what_is_held_is_deleted_by_nobody_until_it_is_released(boss, api):
     # when it is held, then that is withdrawn, and one that is asked for now ends cancelled.
     held = boss.post(f"/v1/finetunes/{name}/hold", params={"reason": "a lawsuit"})
     assert (held.status_code, held.json()) == (200, {"withdrawn": [waiting], "known": False})
+    (listed,) = [one for one in boss.get("/v1/holds").json()["holds"] if one["finetune_id"] == name]
+    assert (listed["account"], listed["by"], listed["reason"], listed["until"]) == (
+        "default",
+        "boss",
+        "a lawsuit",
+        None,
+    )
     ended = boss.get(f"/v1/deletions/{ask(boss, name)}?wait=20").json()
     assert (ended["state"], "by boss: a lawsuit; `janitor release" in ended["message"]) == ("cancelled", True)
     assert (name in api.finetunes(), api.deletes(name)) == (True, [])
@@ -127,6 +134,9 @@ REFUSED = [
     ("boss", "POST", "/v1/finetunes/a%20b/hold?reason=x", 422, "'a b' has a space"),
     ("billing", "POST", "/v1/finetunes/a/touch?account=other", 403, "may not use the account 'other'"),
     ("billing", "POST", "/v1/plans/x/apply", 403, "lacks the scope 'admin'"),
+    ("writer", "GET", "/v1/holds", 403, "lacks the scope 'read'"),
+    ("billing", "GET", "/v1/holds?account=other", 403, "may not use the account 'other'"),
+    ("boss", "GET", "/v1/holds?account=nobody", 422, "the account 'nobody' is not known"),
     ("writer", "GET", "/v1/plans", 403, "lacks the scope 'read'"),
 ]
 

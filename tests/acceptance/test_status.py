@@ -9,6 +9,7 @@ import redis
 from tasks.cleanup.plans import Plan, store
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
+from tasks.ledger.holds import hold
 from tasks.ledger.types import Act
 from tests.acceptance.http import Client, served, token_file
 from tests.conftest import asking, carry_out_one, claim, finish
@@ -109,7 +110,14 @@ NEEDS = [
     (goes_nowhere, 1, "retries default", "3 deletions", "no connection: api.us1.bfl.ai", "is BFL_API_URL right?"),
     (never_answers, 1, "retries default", "due 20m ago", "HTTP 500: broken", "`janitor doctor`"),
     (review, 1, "reviews", "old-style-3", "HTTP 500: broken", "`janitor list --open-reviews`"),
-    (paused, 0, "paused", "emea", "by ann@laptop (checking a complaint)", "`janitor resume --account emea`"),
+    (
+        paused,
+        0,
+        "paused",
+        "emea",
+        "(checking a complaint)",
+        "ask ann@laptop before `janitor resume --account emea`",
+    ),
     (paused_by_an_alarm, 1, "paused", "default", "says it deleted 'other'", "`janitor resume --account default`"),
     (parked, 1, "parked", "default", "HTTP 403", "correct it"),
     (blocked_policy, 1, "policy", "stale", "max_percent is 20", "`janitor cleanup show "),
@@ -153,6 +161,21 @@ def test_if_nothing_needs_a_person_the_exit_code_is_0(env, ledger):
     assert (found["oldest_due_seconds"], found["cleanups"], len(found["workers"])) == (0, [], 1)
 
 
+def test_what_is_held_is_told_until_its_time_has_passed(env, ledger):
+    # Given a hold for good, one for an hour, and one whose time has passed,
+    act, now = Act("ann@laptop", "command", "a lawsuit"), datetime.now(UTC)
+    hold(ledger, "default", "kept", None, act)
+    hold(ledger, "emea", "kept", now + timedelta(hours=1), act)
+    hold(ledger, "emea", "over", now - timedelta(seconds=1), act)
+    # when somebody looks, then the status says how many each account has, and which command lists them.
+    (found,) = records(janitor_here(env, "status", "--json"))
+    assert found["held"] == {"default": 1, "emea": 1}
+    assert (
+        "held         1 of default, 1 of emea: `janitor holds --account NAME`"
+        in janitor_here(env, "status").stdout
+    )
+
+
 def test_one_screen_holds_all_of_it(env, ledger):
     # Given a dead API host, a review, a paused account, a blocked policy and three dead letters,
     for provoke in (goes_nowhere, review, paused, blocked_policy, dead_letters):
@@ -161,13 +184,14 @@ def test_one_screen_holds_all_of_it(env, ledger):
     done = janitor_here(env, "status")
     lines = done.stdout.splitlines()
     # then all of it is on the screen, what needs a person first, each with what to type.
-    assert (done.returncode, lines[0]) == (1, "5 things need a person:")
+    assert (done.returncode, lines[0].startswith("5 things need a person, the worst first (")) == (1, True)
     assert len(lines) < 24
     assert max(map(len, lines)) <= 80
     text = " ".join(done.stdout.split())
     for words in (
         "is BFL_API_URL right?", "`janitor list --open-reviews`", "`janitor resume --account emea`",
-        "`janitor cleanup show", "`janitor dead-letters list`", "3 scheduled", "1 review", "stale at",
+        "`janitor cleanup show", "`janitor dead-letters list`", "3 scheduled", "1 review",
+        "stale (its last plan was blocked) at",
     ):  # fmt: skip
         assert words in text
 
@@ -215,7 +239,9 @@ def test_whoever_looks_at_a_deletion_is_told_why_it_waits(env, ledger):
     for command in (("show", "d-1"), ("list",), ("wait", "d-1", "--timeout", "2.5")):
         (record,) = records(janitor_here(env, *command, "--json"))
         assert record["waiting_for"].startswith(why)
-        assert "by ann@laptop (checking a complaint): `janitor resume --account emea`" in record["waiting_for"]
+        assert (
+            "by ann@laptop (checking a complaint): ask ann@laptop before `janitor resume" in record["waiting_for"]
+        )
         told = janitor_here(env, *command)
         assert why in " ".join(told.stdout.split())
         assert max(map(len, told.stdout.splitlines())) <= 80

@@ -57,7 +57,7 @@ REASONS = [
      "no worker reads the queue wakeups: start one without -Q"),
     ("paused", {}, Place(), HERE | {"stops": {"default": PAUSED}},
      "account default is paused since 2026-03-01T12:00:00.000Z by ann@host (a complaint): "
-     "`janitor resume --account default`"),
+     "ask ann@host before `janitor resume --account default`"),
     ("all paused, by an earlier version", {}, Place(), HERE | {"stops": {"*": Stop("by request", None, None)}},
      "all accounts are paused (by request): `janitor resume`"),
     ("another account is paused", {}, Place(), HERE | {"stops": {"emea": PAUSED}}, "it is next in line"),

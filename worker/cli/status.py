@@ -66,13 +66,13 @@ def screen(found: Status, columns: int, height: int) -> list[str]:
         return ["Nothing needs a person.", "", *rest]
     left, shown = height - len(rest) - 4, [_lines(need, columns, _FEW) for need in found.needs]
     for n, need in enumerate(found.needs):
-        longer = _lines(need, columns, _MANY)
-        if sum(map(len, shown)) - len(shown[n]) + len(longer) <= left:
-            shown[n] = longer
+        room = left - sum(map(len, shown)) + len(shown[n])
+        shown[n] = _lines(need, columns, max(_FEW, min(_MANY, room)))
     kept = len(shown)
     while kept > 1 and sum(map(len, shown[:kept])) > left:
         kept -= 1
-    lines = [f"{len(shown)} {'things need' if len(shown) > 1 else 'thing needs'} a person:", *chain(*shown[:kept])]
+    count = f"{len(shown)} things need a person, the worst first" if len(shown) > 1 else "1 thing needs a person"
+    lines = [f"{count} ({local(parse_time(found.at))}):", *chain(*shown[:kept])]
     lines += [f"* and {len(shown) - kept} more: `janitor doctor` lists all"] if kept < len(shown) else []
     return [*lines, "", *rest]
 
@@ -108,7 +108,12 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
     late = round(found.oldest_due_seconds)
     yield "oldest due", f"{format_duration(timedelta(seconds=late))} ago" if late else "nothing is due"
     yield "stopped", "; ".join(f"{name} is {why}" for name, why in found.stopped.items())
-    cleanups = [f"{one.policy} at {local(parse_time(one.at))}" for one in found.cleanups if one.at]
+    held = ", ".join(f"{count} of {name}" for name, count in found.held.items())
+    yield "held", held and f"{held}: `janitor holds --account NAME`"
+    cleanups = [
+        f"{one.policy}{' (its last plan was blocked)' if one.blocked else ''} at {local(parse_time(one.at))}"
+        for one in found.cleanups
+    ]
     yield "cleanups", some(cleanups) or "none is scheduled"
     yield "workers", f"{len(found.workers)}: {some(found.workers)}" if found.workers else "none"
 

@@ -40,8 +40,8 @@ def check_ledger(
     yield from _stops(ledger)
     letters, fact = list_dead_letters(ledger), "every message could be read"
     if letters:
-        fact = f"{len(letters)} messages could not be read, the last one because {letters[0].reason!r}"
-    yield judged("dead letters", fact, (letters, "warning", "see `janitor dead-letters list`"))
+        fact = f"{len(letters)} messages were refused, the last one because {letters[0].reason!r}"
+    yield judged("dead letters", fact, (letters, "warning", "tell their senders, `janitor dead-letters list`"))
     yield _reviews(ledger)
 
 
@@ -79,9 +79,9 @@ def _policies(ledger: Ledger, now: datetime, late: timedelta) -> Iterator[Findin
     """Whether each scheduled policy runs, and deletes something: its newest plan may be blocked."""
     for one in scheduled_policies(ledger):
         if one.plan and one.plan.blocked:
-            fact = f"cleanup {one.name} deletes nothing, it is blocked: {one.plan.blocked}"
+            fact = f"{one.name} of account {one.plan.account} is blocked and deletes nothing: {one.plan.blocked}"
             when = f"{fact} ({_utc(one.plan.created_at)})"
-            yield Finding("policy", "error", f"{when}: see `janitor cleanup show {one.plan.id}`")
+            yield Finding("policy", "error", f"{when}: find out why, `janitor cleanup show {one.plan.id}`")
             continue
         yield judged(
             "policy", f"{one.name} ({one.schedule}): its last scheduled time was {_utc(one.last)}",
@@ -109,10 +109,9 @@ def _reviews(ledger: Ledger) -> Finding:
     opened = [one for one in page.deletions if one.needs_person]
     if not opened:
         return Finding("reviews", "ok", "no deletion waits for a person")
-    count = f"{len(opened)} or more" if page.cursor else len(opened)
-    newest = f"{opened[0].finetune_id} ({opened[0].message})"
-    fact = f"deletions in review: {count}, the newest is of {newest}"
-    return Finding("reviews", "error", f"{fact}: `janitor list --open-reviews`, then `janitor show ID`")
+    one, count = opened[0], f"{len(opened)} or more" if page.cursor else len(opened)
+    fact = f"deletions with an unknown outcome: {count}, the newest is of {one.finetune_id} ({one.message})"
+    return Finding("reviews", "error", f"{fact}: `janitor list --open-reviews`, `janitor show {one.id}`")
 
 
 def _rounded(age: timedelta) -> str:

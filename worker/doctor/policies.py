@@ -21,6 +21,11 @@ class ScheduledPolicy(NamedTuple):
     last: datetime
     plan: Plan | None
 
+    @property
+    def is_blocked(self) -> bool:
+        """Whether its newest plan is, and so deletes nothing."""
+        return bool(self.plan and self.plan.blocked)
+
     def next_after(self, moment: datetime) -> datetime:
         """The first scheduled time after a moment."""
         return next(CronSim(self.schedule, moment))

@@ -53,12 +53,13 @@ def check_retries(found: Iterable[Retries], now: datetime) -> Iterator[Finding]:
         check, no_answer = f"retries {one.account}", _NO_ANSWER.fullmatch(answer)
         if no_answer and one.without_answer:
             what, variable = no_answer.groups()
-            fact = f"the API does not answer the workers ({what}), {count}"
-            yield Finding(check, "error", f"{fact}: is {variable} right? `janitor doctor` tries it from here")
+            fact = f"no worker of account {one.account} reaches the API ({what}), {count}"
+            advice = f"is it up, is {variable} right? Run `janitor doctor` on a worker's host"
+            yield Finding(check, "error", f"{fact}: {advice}")
         else:
             yield judged(
-                check, f"{count}, {times} because of {answer!r}",
-                (age > LATE, "error", "it leads to nothing; `janitor doctor` asks the API from here"),
+                check, f"account {one.account}: {count}, {times} because of {answer!r}",
+                (age > LATE, "error", "it leads to nothing; run `janitor doctor` on a worker's host"),
             )  # fmt: skip
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel
 
 from tasks.durations import iso
 from tasks.ledger import Ledger
+from tasks.ledger.holds import holds
 from tasks.ledger.queries import Stop, each, stopped_accounts
 from tasks.ledger.statistics import Statistics, statistics
 from tasks.records import State, from_ms, to_ms
@@ -48,23 +49,26 @@ class LastHour(BaseModel):
 
 
 class NextCleanup(BaseModel):
-    """When a scheduled policy runs next."""
+    """When a scheduled policy runs next. blocked: whether its last plan was, and so deleted nothing."""
 
     policy: str
-    at: str | None
+    at: str
+    blocked: bool
 
 
 class Status(BaseModel):
     """The system at one moment. states: how many deletions are in each. stopped: account, or *, and why.
 
-    oldest_due_seconds: since the time that was asked for, retries included; 0 if nothing is due.
+    held: how many finetunes of an account are held; accounts without any are left out. oldest_due_seconds: since
+    the time that was asked for, retries included; 0 if nothing is due.
     """
 
-    at: str | None
+    at: str
     needs: list[Need]
     states: dict[str, int]
     retrying: list[Retrying]
     stopped: dict[str, str]
+    held: dict[str, int]
     last_hour: LastHour
     oldest_due_seconds: float
     cleanups: list[NextCleanup]
@@ -72,7 +76,7 @@ class Status(BaseModel):
 
 
 def status(ledger: Ledger, tick_every: timedelta) -> Status:
-    """Read all of it; the work does not grow with the number of records. Raises `LedgerUnavailable`.
+    """Read all of it; the work grows with the number of holds, not of records. Raises `LedgerUnavailable`.
 
     tick_every: of beat.
     """
@@ -87,11 +91,12 @@ def status(ledger: Ledger, tick_every: timedelta) -> Status:
     for account in found.accounts.values():
         states.update(account.states)
     return Status(
-        at=iso(now),
+        at=str(iso(now)),
         needs=[Need(**one._asdict()) for one in sorted(needs, key=lambda one: one.level != "error")],
         states={state: states[state] for state in State},
         retrying=[_retrying(one) for one in tried_again],
         stopped={name: _stopped(stop) for name, stop in stopped_accounts(ledger).items()},
+        held={name: held for name in found.accounts if (held := len(holds(ledger, name)))},
         last_hour=_last_hour(ledger, found, now),
         oldest_due_seconds=max(one.oldest_due_seconds for one in found.accounts.values()),
         cleanups=_next_cleanups(ledger, now),
@@ -121,5 +126,5 @@ def _last_hour(ledger: Ledger, found: Statistics, now: datetime) -> LastHour:
 
 
 def _next_cleanups(ledger: Ledger, now: datetime) -> list[NextCleanup]:
-    rows = sorted((one.next_after(now), one.name) for one in scheduled_policies(ledger))
-    return [NextCleanup(policy=name, at=iso(at)) for at, name in rows]
+    rows = sorted((one.next_after(now), one.name, one.is_blocked) for one in scheduled_policies(ledger))
+    return [NextCleanup(policy=name, at=str(iso(at)), blocked=is_blocked) for at, name, is_blocked in rows]

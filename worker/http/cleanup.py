@@ -11,6 +11,7 @@ from tasks.cleanup.plans import Plan
 from tasks.errors import UnknownPlan
 from tasks.intake import Intake
 from tasks.ledger import holds
+from tasks.ledger.holds import Hold
 from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.http.deletions import TheIntake
@@ -69,6 +70,12 @@ class Released(BaseModel):
     """Whether it was held."""
 
     released: bool
+
+
+class Holds(BaseModel):
+    """The holds of an account, by name."""
+
+    holds: list[Hold]
 
 
 class Plans(BaseModel):
@@ -139,6 +146,13 @@ def release_finetune(
     check_account(caller, where.account)
     act = Act(caller.name, "http", where.reason)
     return Released(released=holds.release(intake.ledger, where.account, finetune_id, act))
+
+
+@router.get("/holds", operation_id="listHolds", response_model=Holds)
+def list_holds(intake: TheIntake, caller: Reader, where: InAccount) -> JSONResponse:
+    """List what is held in an account, by name: since when, until when, who holds it and why."""
+    check_account(caller, where.account)
+    return JSONResponse({"holds": [one.to_json() for one in holds.holds(intake.ledger, where.account)]})
 
 
 @router.get("/plans", operation_id="listPlans", response_model=Plans)
