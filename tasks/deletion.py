@@ -161,7 +161,8 @@ class _Run:
                 self.known = replace(self.known, unclear_at=self.watch.now())
                 return self._read_back(error)
             case errors.NotFound() if seen.presence is Presence.UNLISTED and error.from_api:
-                # Details does not work: the delete's own 404 stands for its.
+                # `finetune_details` does not work on this API, and the list lacks the name. The delete's own 404
+                # is the second proof that the finetune is absent.
                 found = self._judged(replace(seen, presence=Presence.ABSENT))
                 return found if isinstance(found, Finish) else self._still_there(error)
             case errors.NotFound():

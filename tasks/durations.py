@@ -30,7 +30,7 @@ def parse_duration(text: str) -> timedelta:
 
 
 def format_duration(duration: timedelta) -> str:
-    """`1h30m` for ninety minutes: the shortest text that `parse_duration` reads back."""
+    """`1h30m` for ninety minutes: text that `parse_duration` reads back."""
     text, left_ms = "", max(0, round(duration.total_seconds() * 1000))
     for unit in ("d", "h", "m", "s", "ms"):
         count, left_ms = divmod(left_ms, round(_UNITS[unit] * 1000))

@@ -13,7 +13,8 @@ from tasks.durations import iso
 from tasks.ledger.types import Claim, Findings, Finish, Try
 from tasks.records import Evidence, State, from_ms, moment, to_ms
 
-SETTLED_AFTER = timedelta(seconds=30)  # what an attempt did not remove by then, it did not remove
+# A finetune that is still there after this long was not deleted by the attempt.
+SETTLED_AFTER = timedelta(seconds=30)
 
 
 @dataclass(frozen=True)

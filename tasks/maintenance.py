@@ -56,9 +56,10 @@ class _Seen:
 class Maintenance:
     """Two threads that run until `stopping` is set.
 
-    readers: API clients by account. process: this worker's name in the list of workers. wake: publishes a wake-up,
-    False if it cannot. run: is a runner for an account, as a wake-up has. consume: called each
-    second with whether new requests may be taken from the broker; it must be quick. clock: monotonic seconds.
+    readers: API clients by account. process: this worker's name in the list of workers. wake: publishes a wake-up
+    for an account, and returns False if it cannot. run: works as a runner for an account, in the calling thread.
+    consume: called each second with whether new requests may be taken from the broker; it must be quick. clock:
+    monotonic seconds.
     """
 
     ledger: Ledger

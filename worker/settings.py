@@ -86,7 +86,7 @@ class Settings(BaseSettings):
     connect_timeout: Duration = _default("5s", "time to connect to the API")
     read_timeout: Duration = _default("15s", "longest silence while an answer is read")
     retry_budget: Duration = _default("5s", "total time of a deletion's short waits; longer ones free the worker")
-    give_up_after: Duration = _default("7d", "after being due this long, one last attempt is made")
+    give_up_after: Duration = _default("7d", "the first try later than this after the due time is the last")
     observe_within: Duration = _default("1h", "a deletion that waited longer needs a creation time from the API "
         "or two observations that can be compared")  # fmt: skip
     retention: Duration = _default("90d", "how long final records and results are kept")

@@ -214,7 +214,7 @@ def save(ledger: Ledger, before: Inventory, inventory: Inventory, *, believed: b
 
 
 def _forget(ledger: Ledger, inventory: Inventory) -> None:
-    """What is no longer there. Not its use: a list may lack for once what is there, and it would look unused."""
+    """Drop what is no longer there, but keep its use: if a list lacks it by mistake, it would then look unused."""
     long_ago = to_ms(inventory.now - LONGEST)  # longer than any `unused_for`
     kept, used = ledger.keys.inventory(inventory.account), ledger.keys.used(inventory.account)
     with unavailable():

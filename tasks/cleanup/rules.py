@@ -93,9 +93,9 @@ def select(
 def to_read(
     policy: Policy, finetunes: Sequence[Finetune], *, use_since: datetime | None, now: datetime
 ) -> set[str]:
-    """The ids whose details a plan needs fresh: of what it would delete, whatever they tell.
+    """The ids whose details a plan reads again: of what it would delete without its filters on details.
 
-    Which are the newest that match by their details, only the details of all tell.
+    With `keep_newest` too, that is all that `match` fits: which are the newest is known only once all details are.
     """
     if policy.about and policy.keep_newest:
         return {one.id for one in finetunes if _matches(one.id, policy.match)}

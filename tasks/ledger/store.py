@@ -76,8 +76,8 @@ class Ledger:
     ) -> tuple[list[Accepted], list[str]]:
         """Write checked requests; what became of each, and the accounts to publish a wake-up for.
 
-        act: who retries, or applies the plan that these are of; asking is not noted. Raises `LedgerFull` before
-        anything is written if too little memory is free.
+        act: who retries these, or applies their plan, for the audit log; None for new requests, which it does not
+        record. Raises `LedgerFull` before anything is written if too little memory is free.
         """
         self.check_room()
         accepted: list[Accepted] = []

@@ -65,7 +65,7 @@ def test_a_capital_m_is_refused_with_a_hint_for_it_may_mean_months(text):
         (timedelta(seconds=-1), "0s"),
     ],
 )
-def test_the_shortest_form_is_written(duration, text):
+def test_it_is_written_from_the_largest_unit_down(duration, text):
     assert format_duration(duration) == text
 
 

@@ -26,7 +26,8 @@ local function in_flight(name)
   return n
 end
 
--- Cleanups wait while a report of use may be waiting in the broker: only what was due before the last time when none was.
+-- A cleanup may start only if it was due before the last moment at which the broker held no report of use. This answers
+-- that moment, as an exclusive limit of a range. Until there was one, no cleanup starts.
 local function cleanup_limit()
   return '(' .. digits(tonumber(call('GET', key.reports_clear()) or 0))
 end

@@ -12,7 +12,7 @@ local function end_incarnation(d)
 end
 
 -- Write a final state. Everything that an unfinished deletion occupies is given back here: its place, its lease and so
--- its permit, the finetune's marks. outcome: {state, status, message, timestamp, evidence, deleted_by}.
+-- its permit, what the finetune's own fields say of it. outcome: {state, status, message, timestamp, evidence, deleted_by}.
 local function finish(d, outcome)
   local was_final = is_final(d.state)
   local evidence = given(outcome.evidence)
@@ -43,8 +43,8 @@ local function time_to_observe(d)
   return not (d.observed_at or d.incarnation) and now + input.first_after_ms or nil
 end
 
--- When one that goes back may run: what was claimed to run is due, even if Redis's clock was set back since; a first
--- observation moves nothing.
+-- When one that goes back may run. If it was claimed for a delete or to be resolved, it was due then, so it is due now, even
+-- if Redis's clock was set back since. After a first observation it keeps its time, unless it was cancelled meanwhile.
 local function time_to_go_back(d)
   local at = tonumber(d.next_try_at or d.due_at)
   return d.running_lane == 'first' and not d.cancel_requested_at and at or math.min(at, now)

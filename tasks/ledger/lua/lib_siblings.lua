@@ -52,8 +52,8 @@ local function hold(d)
   end
 end
 
--- Move a deletion that cannot run now from its lane to the finetune's own list, so that no claim meets it again. The one that holds
--- the finetune does not let it wait for long.
+-- Move a deletion that cannot run now from its lane to the finetune's own list, so that no claim meets it again. If the one that
+-- holds the finetune waits for longer than LONGEST_HOLD, its next try comes forward.
 local function queue_behind(d)
   call('ZREM', key.queue(d.account, lane_of(d)), d.id)
   call('ZADD', key.siblings(d.account, d.name), d.next_try_at or d.due_at, d.id)

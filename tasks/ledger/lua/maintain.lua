@@ -34,8 +34,8 @@ end
 call('ZREMRANGEBYSCORE', key.permits(name), '-inf', now)
 for _, holder in ipairs(given(input.stale_permits) or {}) do call('ZREM', key.permits(name), holder) end
 
--- A list of siblings that nothing would put back: no sibling runs. One more in its lane than needed does
--- no harm.
+-- If siblings wait and none of them runs, no finish puts the next one back into its lane, so do it here. One too many does
+-- no harm: a claim that finds the finetune busy moves it to this list again.
 local function repair(finetune)
   call('ZADD', key.blocked(name), now, finetune)
   if call('EXISTS', key.siblings(name, finetune)) == 0 then

@@ -1,7 +1,7 @@
 -- needs: record account
 -- The last question before a delete: may the call start now?
 -- Input: {id, token, attempt, made, incarnation, observed_at, vantage, unclear_at, born_after, attempts, counts, lease_ms}. attempt: which
---   mark of this claim. made: the last one before whose call was made, '' if none. attempts: earlier ones, as lines of JSON.
+--   mark of this claim. made: the last earlier mark of this claim whose call was made, '' if none. attempts: earlier ones, as lines of JSON.
 -- Answer: {word, wait_ms, now, why?}. word: go | lost | cancelled | held | paused | parked | cooling. why: if it is held.
 -- It renews the lease, keeps what was observed, and notes that a call may be under way. A mark whose call is not made is
 -- taken back by the next mark or by the finish. The attempt takes its number from the counter that orders siblings;
