@@ -1,6 +1,7 @@
 """Text from elsewhere, made safe to print and store; and when two names mean one finetune."""
 
 import re
+import shlex
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -34,3 +35,10 @@ def shown(value: object) -> str:
     """How a message shows what was given: at most 60 characters."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def in_command(name: str, option: str = "") -> str:
+    """A name as a command to copy has it, quoted for a shell; options go before it. option: whose value it is."""
+    if option:
+        return f"{option}={shlex.quote(name)}"
+    return f"{'-- ' if name.startswith('-') else ''}{shlex.quote(name)}"

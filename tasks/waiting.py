@@ -3,6 +3,7 @@
 `explained` reads what may hold deletions up, once for all of them; `why` decides, and is pure.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 
 from tasks.durations import iso
 from tasks.ledger import Ledger
+from tasks.ledger.holds import Hold, holds
 from tasks.ledger.queries import Stop, each, stopped_accounts, workers_seen
 from tasks.ledger.redis_errors import unavailable
 from tasks.records import DEFAULT_ACCOUNT, Deletion, State, from_ms
@@ -66,20 +68,23 @@ class Place:
     """Where one deletion stands.
 
     tries: how often it has gone back to wait. sibling: the deletion of the same finetune that goes first. report:
-    whether a report of use may be waiting. ahead: how many are before it in its lane.
+    whether a report of use may be waiting. ahead: how many are before it in its lane. hold: what keeps its
+    finetune from every deletion.
     """
 
     tries: int = 0
     sibling: str | None = None
     report: bool = False
     ahead: int = 0
+    hold: Hold | None = None
 
 
 def explained(
     ledger: Ledger, deletions: Sequence[Deletion], show: Show = iso, *,
     name_others: bool = True,
 ) -> list[Deletion]:  # fmt: skip
-    """The same deletions, each with why it waits, if it does; a fixed number of round trips for all.
+    """The same deletions, each with why it waits, if it does; a fixed number of round trips for
+    each account.
 
     show: writes a time. name_others: whether the reader may see other deletions of the same finetune. Raises
     `LedgerUnavailable`.
@@ -104,6 +109,8 @@ def why(one: Deletion, place: Place, around: Around, show: Show = iso) -> str | 
     """Why this deletion waits; None if it does not, because it is final or running. Pure."""
     if not _waits(one):
         return None
+    if place.hold and not one.cancel_requested_at:
+        return f"the finetune is {place.hold.short}; it ends cancelled if its time comes first"
     is_later = one.next_try_at is not None and one.next_try_at > around.now
     if is_later and not is_retry(one):
         return f"it is not due before {show(one.due_at)}"
@@ -203,8 +210,19 @@ def _places(ledger: Ledger, deletions: Sequence[Deletion]) -> list[Place]:
         for lane in _LANES:
             pipe.zrank(keys.queue(one.account, lane), one.id)
 
-    answers = iter(each(ledger, deletions, ask))
-    return [_place(one, clear_at, list(islice(answers, 4 + len(_LANES)))) for one in deletions]
+    answers, held = iter(each(ledger, deletions, ask)), _holds(ledger, deletions)
+    found = [_place(one, clear_at, list(islice(answers, 4 + len(_LANES)))) for one in deletions]
+    keys_of = ((one.account, finetune_key(one.finetune_id)) for one in deletions)
+    return [replace(place, hold=held.get(key)) for place, key in zip(found, keys_of, strict=True)]
+
+
+def _holds(ledger: Ledger, deletions: Sequence[Deletion]) -> dict[tuple[str, str], Hold]:
+    """By account and finetune, those of these deletions."""
+    names: dict[str, set[str]] = defaultdict(set)
+    for one in deletions:
+        names[one.account].add(one.finetune_id)
+    found = (one for account in names for one in holds(ledger, account, names[account]))
+    return {(one.account, one.finetune_id): one for one in found}
 
 
 def _place(one: Deletion, clear_at: int, answers: Sequence[Any]) -> Place:

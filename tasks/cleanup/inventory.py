@@ -17,7 +17,7 @@ from tasks.cleanup.rules import Finetune, Item, select, to_read
 from tasks.durations import LONGEST
 from tasks.errors import InvalidRequest
 from tasks.ledger import Ledger
-from tasks.ledger.holds import Hold, holds
+from tasks.ledger.holds import Hold, checked_until, holds
 from tasks.ledger.queries import each, known_accounts
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.types import Act
@@ -131,8 +131,12 @@ def report_use(ledger: Ledger, account: str, ids: Sequence[object]) -> None:
 def protect(
     ledger: Ledger, account: str, ids: Sequence[str], until: datetime | None = None, act: Act | None = None
 ) -> list[str]:
-    """Keep from every cleanup, for good unless `until` is given; answers like `touch`."""
-    return _keep(ledger, "protect", account, ids, act, until_ms=to_ms(until) if until else _FOR_GOOD_MS)
+    """Keep from every cleanup, for good unless `until` is given; answers like `touch`.
+
+    What is protected for longer stays so. Raises `InvalidRequest`, also if `until` has passed.
+    """
+    until_ms = to_ms(until) if checked_until(ledger, until) and until else _FOR_GOOD_MS
+    return _keep(ledger, "protect", account, ids, act, until_ms=until_ms)
 
 
 def unprotect(ledger: Ledger, account: str, ids: Sequence[str], act: Act | None = None) -> None:

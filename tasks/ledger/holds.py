@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tasks.durations import iso
 from tasks.errors import InvalidRequest
 from tasks.ledger.queries import known_accounts
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT, Plain, check_account, check_finetune_id, from_ms, moment, to_ms
-from tasks.text import finetune_key
+from tasks.text import finetune_key, in_command
 
 
 @dataclass(frozen=True)
@@ -34,26 +35,47 @@ class Hold(Plain):
         """Who holds it, and why."""
         return f"held by {self.by or 'somebody'}: {self.reason}"
 
+    @property
+    def release(self) -> str:
+        """The command that ends it."""
+        option = f"--account {self.account} " if self.account != DEFAULT_ACCOUNT else ""
+        return f"`janitor release {option}{in_command(self.finetune_id)}`"
+
     def __str__(self) -> str:
         """The message of a deletion that it stops."""
-        name = self.finetune_id + (f" --account {self.account}" if self.account != DEFAULT_ACCOUNT else "")
         since = f"held since {self.since:%Y-%m-%d %H:%M} UTC by {self.by or 'somebody'}"
-        return f"{since}: {self.reason}; `janitor release {name}`, then ask again"
+        return f"{since}: {self.reason}; {self.release}, then ask again"
 
 
 def hold(ledger: Ledger, account: str, finetune_id: str, until: datetime | None, act: Act) -> list[str]:
-    """Hold a finetune until `until`, in place of any earlier hold; the deletions that are withdrawn by it.
+    """Hold a finetune until `until`, for good if that is None; the deletions that are withdrawn by it.
 
-    Raises `InvalidRequest`, also if the act has no reason.
+    It replaces a hold that ends earlier. Raises `InvalidRequest`, also if the act has no reason, `until` has
+    passed, or a hold is there that lasts longer.
     """
     name = _checked(ledger, account, finetune_id)
-    if not act.why:
+    if not (act.why and act.why.strip()):
         raise InvalidRequest("a hold needs a reason: say why with --reason, over HTTP with ?reason=")
-    made = Hold(name, account, from_ms(ledger.now_ms()), act.who, act.why, until)
+    made = Hold(name, account, from_ms(ledger.now_ms()), act.who, act.why, checked_until(ledger, until))
     told = {"since": to_ms(made.since), "by": made.by, "reason": made.reason, "message": str(made)}
     if until:
         told["until_ms"] = to_ms(until)
-    return list(ledger.hold("hold", account, name, act, told).get("withdrawn", ()))
+    if longer := ledger.hold("hold", account, name, act, told).get("longer"):
+        there = _read(name, account, longer)
+        end = f"until {iso(there.until)}" if there.until else "for good"
+        raise InvalidRequest(f"{finetune_id} is {there.short}, {end}: {there.release} first")
+    with unavailable():
+        ids: Any = ledger.redis.smembers(ledger.keys.unfinished(account, name))
+    # From now on the mark stops them all; they are withdrawn so that none goes on after a release.
+    answers, _ = ledger.cancel(sorted(ids), Act(act.who, act.via, str(made)), message=str(made))
+    return [id_ for id_, answer in zip(sorted(ids), answers, strict=True) if answer in {"cancelled", "requested"}]
+
+
+def checked_until(ledger: Ledger, until: datetime | None) -> datetime | None:
+    """The end of a hold or a protection. Raises `InvalidRequest` if it has passed."""
+    if until and until <= from_ms(ledger.now_ms()):
+        raise InvalidRequest(f"{iso(until)} is in the past: give a later time")
+    return until
 
 
 def release(ledger: Ledger, account: str, finetune_id: str, act: Act) -> bool:
@@ -64,9 +86,10 @@ def release(ledger: Ledger, account: str, finetune_id: str, act: Act) -> bool:
 def holds(ledger: Ledger, account: str, ids: Collection[str] | None = None) -> list[Hold]:
     """Those of an account, or of these of its finetunes, by name; one whose time has passed is none.
 
-    Raises `InvalidRequest` if the account is not known.
+    Raises `InvalidRequest` if all of an account are asked for that is not known.
     """
-    check_account(account, known_accounts(ledger))
+    if ids is None:
+        check_account(account, known_accounts(ledger))
     now, key = from_ms(ledger.now_ms()), ledger.keys.holds(account)
     with unavailable():
         if ids is None:

@@ -183,7 +183,7 @@ def _stop(paused: str | None, now: int, *row: str | None) -> Stop:
 
 
 def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_Entry]:
-    states = where.states or ((State.REVIEW,) if where.needs_person else tuple(State))
+    states = tuple(dict.fromkeys(where.states)) or ((State.REVIEW,) if where.needs_person else tuple(State))
     keys = [ledger.keys.index(account, state) for account in _accounts(ledger, where) for state in states]
     low: float = to_ms(where.since) if where.since else float("-inf")
     high: float | str = min(

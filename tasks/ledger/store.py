@@ -126,17 +126,18 @@ class Ledger:
         return set(self._json("renew", claims=held).get("lost", ()))
 
     def cancel(
-        self, ids: Sequence[str], act: Act | None = None, *, nonce: str | None = None
+        self, ids: Sequence[str], act: Act | None = None, *, nonce: str | None = None, message: str | None = None
     ) -> tuple[list[str], list[str]]:
         """`cancelled`, `requested`, `final` or `unknown` for each id, and whose Celery results are due.
 
-        nonce: names this cancel; asked again, it gives the same answers.
+        nonce: names this cancel; asked again, it gives the same answers. message: of those that end by it.
         """
         nonce = nonce or uuid.uuid4().hex
         answers: list[str] = []
         due: list[str] = []
         for part in _parts(ids):
-            found = self._json("cancel", ids=list(part), act=act_input("cancel", act), nonce=nonce)
+            noted = act_input("cancel", act)
+            found = self._json("cancel", ids=list(part), act=noted, nonce=nonce, message=message)
             answers += found["answers"]
             due += found.get("due", ())
         return answers, due

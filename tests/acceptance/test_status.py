@@ -166,7 +166,8 @@ def test_what_is_held_is_told_until_its_time_has_passed(env, ledger):
     act, now = Act("ann@laptop", "command", "a lawsuit"), datetime.now(UTC)
     hold(ledger, "default", "kept", None, act)
     hold(ledger, "emea", "kept", now + timedelta(hours=1), act)
-    hold(ledger, "emea", "over", now - timedelta(seconds=1), act)
+    earlier = Ledger(ledger.redis, now_ms=lambda: ledger.now_ms() - 60_000)
+    hold(earlier, "emea", "over", now - timedelta(seconds=1), act)
     # when somebody looks, then the status says how many each account has, and which command lists them.
     (found,) = records(janitor_here(env, "status", "--json"))
     assert found["held"] == {"default": 1, "emea": 1}

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 # name, file, what catches it, old text, new text
 ROWS: tuple[tuple[str, str, str, str, str], ...] = (
+    ("a person's hold that withdraws nothing", "ledger/holds.py", "named:a hold of one that waits",
+     "ids: Any = ledger.redis.smembers(ledger.keys.unfinished(account, name))",
+     "ids: Any = []"),
     ("attempts settle at once", "judgement.py", "named:a mark without a call, and a request before it",
      "SETTLED_AFTER = timedelta(seconds=30)",
      "SETTLED_AFTER = timedelta(seconds=0)"),

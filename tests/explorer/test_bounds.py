@@ -5,7 +5,6 @@ import math
 import pytest
 
 from tasks.ledger import Ledger
-from tasks.ledger.holds import hold
 from tasks.ledger.types import Act
 from tasks.records import NewRequest
 from tests.explorer.books import ACCOUNT
@@ -46,7 +45,7 @@ def test_a_script_does_no_more_work_for_more_siblings(ledger, name):
     """Given 100 siblings, then 400, when a script runs, then its commands stay within one bound."""
     scripts = {
         "claim": lambda: ledger.claim(ACCOUNT, "a", next(calls)),
-        "hold": lambda: hold(ledger, ACCOUNT, NAME, None, Act("test", "command", "test")),
+        "hold": lambda: ledger.hold("hold", ACCOUNT, NAME, Act("test", "command", "test"), {"until_ms": 1}),
         "cancel": lambda: ledger.cancel(["r0003"]),
         "maintain": lambda: ledger.maintain(ACCOUNT, 8),
         "touch": lambda: ledger.keep("touch", ACCOUNT, [NAME]),

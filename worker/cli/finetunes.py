@@ -65,7 +65,7 @@ def finetunes(*, account: str, file: Path | None, details: bool) -> None:
 def protect(*, ids: Ids, account: str, until: datetime | None, act: Act) -> None:
     """Protect finetunes from cleanups, immediately; a cleanup's deletion that is waiting is withdrawn.
 
-    Requests from people and services are not affected.
+    Requests from people and services are not affected. What is protected for longer stays so: unprotect it first.
 
     \b
     janitor protect my-finetune

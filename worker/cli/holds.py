@@ -25,11 +25,12 @@ def hold(*, id_: str, account: str, until: datetime | None, act: Act) -> None:
     """Keep a finetune from every deletion, a person's too, until it is released.
 
     What is unfinished is withdrawn; what is asked for later ends cancelled. A call that is under way may still
-    delete it. It needs --reason, which everybody sees who asks for a deletion.
+    delete it. It needs --reason, which everybody sees who asks for a deletion. A hold that is there and lasts
+    longer stays: release it first.
 
     \b
     janitor hold my-finetune --reason "a lawsuit, ask legal"
-    janitor hold my-finetune --until "in 30d" --reason "in use until the fair"
+    janitor hold fair-demo --until "in 30d" --reason "in use until the fair"
     """
     ledger = Session(account).ledger
     withdrawn = kept.hold(ledger, account, id_, until, act)

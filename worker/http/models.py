@@ -109,11 +109,13 @@ class Wanted(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     finetune_id: str | None = Field(None, json_schema_extra=_ID_LENGTH)
-    state: list[State] = Field(default=[], description="may be repeated")
+    state: list[State] = Field(default=[], max_length=len(State), description="may be repeated")
     account: str | None = None
     since: Moment | None = Field(None, description="accepted at or after this time")
     until: Moment | None = Field(None, description="accepted at or before this time")
-    label: list[str] = Field(default=[], description="`key=value`; may be repeated, all must fit")
+    label: list[str] = Field(
+        default=[], max_length=MAX_LABELS, description="`key=value`; may be repeated, all must fit"
+    )
     requested_by: str | None = Field(None, description="who asked, as the record says")
     name: str | None = Field(None, description="a pattern for the finetune's name, such as `test-*`")
     limit: int = Field(50, ge=1, le=500)

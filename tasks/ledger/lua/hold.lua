@@ -1,22 +1,12 @@
--- needs: record order siblings finish audit
+-- needs: record audit
 -- Keep a finetune from every deletion, or release it.
--- Input: {account, finetune, hold? = {since, by, reason, until_ms?, message}, act, result_within_ms}. Without `hold` the finetune is
---   released. message: of the deletions that are withdrawn, here at most 20; the mark stops the others.
--- Answer: {was_held, withdrawn = [deletion id, ...]}.
+-- Input: {account, finetune, hold? = {since, by, reason, until_ms?, message}, act}. Without `hold` the finetune is released.
+-- Answer: {was_held, longer?}. longer: the hold that is there and lasts longer, which therefore stays; only a release ends it sooner.
 
-local holds, withdrawn = key.holds(input.account), {}
-local was_held = call('HEXISTS', holds, input.finetune) == 1
-if given(input.hold) then
-  call('HSET', holds, input.finetune, cjson.encode(input.hold))
-  for _, id in ipairs(call('SRANDMEMBER', key.unfinished(input.account, input.finetune), SCAN)) do
-    local d = read(id)
-    if d and not is_final(d.state) and not d.cancel_requested_at then
-      withdraw(d, input.act.who, input.hold.message, '', input.hold.message)
-      withdrawn[#withdrawn + 1] = id
-    end
-  end
-else
-  call('HDEL', holds, input.finetune)
-end
-if was_held or given(input.hold) then audit(input.act, input.account, {input.finetune}) end
-return cjson.encode({was_held = was_held, withdrawn = withdrawn[1] and withdrawn or nil})
+local holds = key.holds(input.account)
+local there, new = hold_of({account = input.account, name = input.finetune}), given(input.hold)
+local function end_of(hold) return given(hold.until_ms) or math.huge end
+if new and there and end_of(there) > end_of(new) then return cjson.encode({was_held = true, longer = there}) end
+if new then call('HSET', holds, input.finetune, cjson.encode(new)) else call('HDEL', holds, input.finetune) end
+if new or there then audit(input.act, input.account, {input.finetune}) end
+return cjson.encode({was_held = there ~= nil})

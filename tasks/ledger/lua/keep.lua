@@ -21,7 +21,9 @@ for _, finetune in ipairs(input.finetunes) do
   if input.action == 'unprotect' then
     call('HDEL', stored, id)
   else
-    call('HSET', stored, id, digits(given(input.until_ms) or now))
+    -- Only `unprotect` ends a protection sooner.
+    local before = input.action == 'protect' and tonumber(call('HGET', stored, id) or 0) or 0
+    call('HSET', stored, id, digits(math.max(before, given(input.until_ms) or now)))
     local why = input.action == 'touch' and 'it was used after the plan was made' or 'it is protected'
     withdrawn[#withdrawn + 1] = withdraw_cleanup(input.account, name, why)
   end
