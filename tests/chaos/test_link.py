@@ -4,12 +4,7 @@ Two network namespaces with a cable between them, so that only this test has its
 what was not acknowledged, for minutes if nobody tells it to stop.
 """
 
-import ctypes
-import os
-import shutil
 import signal
-import socket
-import subprocess
 import threading
 import time
 from contextlib import ExitStack
@@ -19,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.chaos.harness import CALL_SECONDS, RECLAIM_SECONDS, Proxy, ask, create
+from tests.chaos.namespaces import ip, listener_in, namespace, or_skip
 from tests.processes import until
 
 WORKERS, APIS = "10.213.0.1", "10.213.0.2"
@@ -27,28 +23,17 @@ WORKERS, APIS = "10.213.0.1", "10.213.0.2"
 CUT_SECONDS = {"alive": CALL_SECONDS + 1, "killed": CALL_SECONDS + 1, "frozen": 2 * CALL_SECONDS + 1}
 
 
-def ip(*arguments):
-    return subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
-
-
 @pytest.fixture
 def link(api):
     """A cable between a namespace for workers and one in which the API is reached; `cut` and `mend` it."""
-    if os.geteuid() != 0 or not shutil.which("ip"):
-        pytest.skip("network namespaces cannot be made: that takes root and the command ip")
-    workers, apis = (f"janitor-{os.getpid()}-{side}" for side in ("workers", "apis"))
     with ExitStack() as stack:
-        try:
-            for name in (workers, apis):
-                ip("netns", "add", name)
-                stack.callback(ip, "netns", "del", name)
+        with or_skip():
+            workers, apis = (stack.enter_context(namespace(side)) for side in ("workers", "apis"))
             ip("link", "add", "cable", "netns", workers, "type", "veth", "peer", "name", "cable", "netns", apis)
             for name, address in ((workers, WORKERS), (apis, APIS)):
                 ip("-n", name, "addr", "add", f"{address}/30", "dev", "cable")
                 ip("-n", name, "link", "set", "cable", "up")
             listener = listener_in(apis, APIS)
-        except (OSError, subprocess.CalledProcessError) as error:
-            pytest.skip(f"network namespaces cannot be made: {getattr(error, 'stderr', None) or error}")
         proxy = stack.enter_context(Proxy(("127.0.0.1", int(api.url.rpartition(":")[2])), listener))
         yield SimpleNamespace(
             url=f"http://{APIS}:{proxy.port}",
@@ -56,23 +41,6 @@ def link(api):
             cut=lambda: ip("-n", apis, "link", "set", "cable", "down"),
             mend=lambda: ip("-n", apis, "link", "set", "cable", "up"),
         )
-
-
-def listener_in(namespace, address):
-    """A socket that listens in a namespace. Made in a thread of its own, which alone enters the namespace."""
-    made = []
-
-    def listen():
-        with open(f"/run/netns/{namespace}") as file:
-            if not ctypes.CDLL(None).setns(file.fileno(), 0):
-                made.append(socket.create_server((address, 0)))
-
-    thread = threading.Thread(target=listen)
-    thread.start()
-    thread.join()
-    if not made:
-        raise OSError(f"the namespace {namespace} cannot be entered")
-    return made[0]
 
 
 def unsent(pid):

@@ -77,6 +77,7 @@ def test_what_is_no_single_redis_is_refused_without_its_password(url):
         ("redis://h?db=1&db=2", "has the option db twice: keep one of them"),
         ("redis://h?db=x", ": db must be the number of a database"),
         ("redis://h?socket_timeout=5", f"has the option socket_timeout, which is not accepted: {EVERYWHERE}"),
+        ("sentinel://h?service=s&ssl_cert_reqs=none", "has the option ssl_cert_reqs, which is not accepted: "),
         ("sentinel://h?service=", ": service must be at least one character"),
         ("sentinel://h", "has no option service: give sentinel://host:26379/db?service=NAME"),
         ("rediss://h?ssl_cert_reqs=x", ": ssl_cert_reqs must be required, optional or none"),
