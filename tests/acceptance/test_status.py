@@ -14,6 +14,8 @@ from tasks.ledger.types import Act
 from tests.acceptance.http import Client, served, token_file
 from tests.conftest import asking, carry_out_one, claim, finish
 from tests.processes import environment, janitor_here, records
+from worker.cli.status import screen
+from worker.doctor.status import LastHour, status
 from worker.doctor.work import entry
 from worker.message_fields import QUEUES
 from worker.redis_url import connect
@@ -175,6 +177,14 @@ def test_what_is_held_is_told_until_its_time_has_passed(env, ledger):
         "held         1 of default, 1 of emea: `janitor holds --account NAME`"
         in janitor_here(env, "status").stdout
     )
+
+
+def test_states_of_the_last_hour_that_were_not_all_read_are_told_as_such(ledger):
+    # Given more that ended within the hour than is read, when it is shown,
+    hour = LastHour(accepted=3002, ended=3002, by_state={"not_found": 500})
+    found = status(ledger, timedelta(minutes=1)).model_copy(update={"last_hour": hour})
+    # then nobody takes the others for the same.
+    assert "last hour    3002 accepted, 3002 ended: of the last 500: 500 not_found" in screen(found, 80, 24)
 
 
 def test_one_screen_holds_all_of_it(env, ledger):

@@ -101,10 +101,10 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         answers = ", ".join(f"{times} x {answer}" for answer, times in one.answers.items())
         yield "tried again", f"{one.deletions} of {one.account}: {answers}"
     hour = found.last_hour
-    yield (
-        "last hour",
-        f"{hour.accepted} accepted, {hour.ended} ended" + (f": {_counts(hour.by_state)}" if hour.by_state else ""),
-    )
+    counted = sum(hour.by_state.values())
+    some_of = f": of the last {counted}" if counted < hour.ended else ""
+    states = f": {_counts(hour.by_state)}" if counted else ""
+    yield "last hour", f"{hour.accepted} accepted, {hour.ended} ended{some_of}{states}"
     late = round(found.oldest_due_seconds)
     yield "oldest due", f"{format_duration(timedelta(seconds=late))} ago" if late else "nothing is due"
     yield "stopped", "; ".join(f"{name} is {why}" for name, why in found.stopped.items())
