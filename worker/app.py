@@ -131,6 +131,7 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
         "redis_socket_timeout": redis_url.SOCKET_SECONDS,
         "redis_socket_connect_timeout": redis_url.CONNECT_SECONDS,
         "redis_backend_health_check_interval": 30,
+        "redis_backend_use_ssl": redis_url.backend_tls(url),
         **({} if url.startswith("unix") else {"redis_socket_keepalive": True}),
         # Celery takes a configured pool instead of its default, prefork, even if prefork is asked for.
         "worker_pool": "prefork" if _PREFORK.search(" ".join(sys.argv)) else "threads",

@@ -8,7 +8,8 @@ apart here and each is told in its own words. What one of the three could not us
 - `redis://[user:password@]host[:port][/db]`, or `rediss://` for TLS,
 - `unix:///path/of/the/socket[?db=0]`,
 - `sentinel://[user:password@]host[:port][,host[:port] ...][/db]?service=NAME`: user and password are those of
-  Redis; those of the sentinels are the options `sentinel_username` and `sentinel_password`; no TLS.
+  Redis; those of the sentinels are the options `sentinel_username` and `sentinel_password`,
+- `sentinels://...`, the same with TLS to Redis and to the sentinels.
 """
 
 import re
@@ -19,10 +20,10 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import redis
-from redis.backoff import ExponentialBackoff
+from redis.backoff import ExponentialBackoff, NoBackoff
 from redis.exceptions import ReadOnlyError, ResponseError
 from redis.retry import Retry
-from redis.sentinel import Sentinel
+from redis.sentinel import MasterNotFoundError, Sentinel
 
 from tasks.errors import LedgerUnavailable
 from worker.settings import Settings, SettingsError, read_text
@@ -32,22 +33,21 @@ SOCKET_SECONDS = 10.0
 # A script takes milliseconds; a worker that is to stop waits for one answer twice at most.
 LEDGER_SECONDS, LEDGER_RETRIES = 4.0, 1
 ACCEPTED = (
-    "give redis://[user:password@]host[:port]/db, rediss://..., unix:///path?db=0 or "
-    "sentinel://host:26379,host:26379/db?service=NAME, with special characters of a password percent-encoded"
+    "give redis://[user:password@]host[:port]/db, rediss://..., unix:///path?db=0, "
+    "sentinel://host:26379,host:26379/db?service=NAME or sentinels://..., with special characters of a password "
+    "percent-encoded"
 )
-_PORTS = {"redis": 6379, "rediss": 6379, "unix": 0, "sentinel": 26379}
+_PORTS = {"redis": 6379, "rediss": 6379, "unix": 0, "sentinel": 26379, "sentinels": 26379}
 _TEXT = "(?s:.+)", "at least one character"
 _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 # Options of every scheme, and of one: the pattern of the value, and the same in words.
 _OPTIONS = {"db": ("[0-9]{1,9}", "the number of a database"), "username": _TEXT, "password": _TEXT}
-_MORE_OPTIONS = {
-    "rediss": dict.fromkeys(_FILES, _TEXT)
-    | {
-        "ssl_cert_reqs": ("(?i:(cert_)?(required|optional|none))", "required, optional or none"),
-        "ssl_check_hostname": ("(?i:true|false)", "true or false"),
-    },
-    "sentinel": dict.fromkeys(("service", "sentinel_username", "sentinel_password"), _TEXT),
+_TLS = dict.fromkeys(_FILES, _TEXT) | {
+    "ssl_cert_reqs": ("(?i:(cert_)?(required|optional|none))", "required, optional or none"),
+    "ssl_check_hostname": ("(?i:true|false)", "true or false"),
 }
+_SENTINEL = dict.fromkeys(("service", "sentinel_username", "sentinel_password"), _TEXT)
+_MORE_OPTIONS = {"rediss": _TLS, "sentinel": _SENTINEL, "sentinels": _SENTINEL | _TLS}
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def connect(url: str, *, patient: bool = True) -> redis.Redis:
 
 
 def celery_url(url: str) -> str:
-    """The URL as Celery takes it, without what `celery_options` has."""
+    """The URL as Celery takes it, without what `celery_options` and `backend_tls` have."""
     place = parse(url)
     login = _login(place.login)
     if place.scheme == "unix":
@@ -124,13 +124,20 @@ def celery_url(url: str) -> str:
     hosts = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in place.hosts]
     tls = place.tls and {**place.tls, "ssl_cert_reqs": f"CERT_{place.tls['ssl_cert_reqs'].upper()}"}
     query = f"?{urlencode(tls)}" if tls else ""
-    return ";".join(f"{place.scheme}://{login}{host}/{place.db}{query}" for host in hosts)
+    scheme = "sentinel" if place.service else place.scheme
+    return ";".join(f"{scheme}://{login}{host}/{place.db}{query}" for host in hosts)
 
 
 def celery_options(url: str) -> dict[str, Any]:
     """What Celery has to be told beside the URL, as transport options of broker and result backend."""
     place = parse(url)
-    return {"master_name": place.service, "sentinel_kwargs": place.sentinel_login} if place.service else {}
+    return {"master_name": place.service, "sentinel_kwargs": _to_sentinels(place)} if place.service else {}
+
+
+def backend_tls(url: str) -> dict[str, Any]:
+    """Celery's `redis_backend_use_ssl`: behind Sentinel its result backend takes no TLS options from a URL."""
+    place = parse(url)
+    return place.tls if place.service else {}
 
 
 def following(base: type[Any], drop: Callable[[], None]) -> type[Any]:
@@ -165,7 +172,7 @@ def parse(url: str) -> Place:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
         unix, database = parts.scheme == "unix", parts.path.strip("/")
         path_fits = database if unix else re.fullmatch(r"(/[0-9]{0,9})?", parts.path)
-        one_place = not places if unix else len(places) == 1 or (places and parts.scheme == "sentinel")
+        one_place = not places if unix else len(places) == 1 or (places and "sentinel" in parts.scheme)
         # An @ further on, or a fragment, is the end of a password that was not percent-encoded.
         stray = parts.fragment or "@" in parts.path + parts.query or re.search(r"\s", url)
         if stray or not path_fits or not one_place:
@@ -181,23 +188,43 @@ def parse(url: str) -> Place:
         path=unquote(parts.path) if unix else "",
         db=int(options.get("db") or (not unix and database) or 0),
         login={name: value for name in by_position if (value := options.get(name) or by_position[name])},
-        tls=_tls(options) if parts.scheme == "rediss" else {},
+        tls=_tls(options) if parts.scheme in ("rediss", "sentinels") else {},
         service=options.get("service", ""),
         sentinel_login={name[9:]: options[name] for name in options if name.startswith("sentinel_")},
     )
 
 
+class _Sentinels(Sentinel):
+    """They say why they could not be asked: redis-py lists all options of their connections instead."""
+
+    def discover_master(self, service_name: str) -> Any:
+        try:
+            return super().discover_master(service_name)  # type: ignore[no-untyped-call] # redis-py has no types here
+        except MasterNotFoundError:
+            # Its error has the reason, such as a certificate that is not trusted.
+            self.sentinels[0].sentinel_masters()
+            raise MasterNotFoundError(f"the sentinels know no master of {service_name} that is up") from None
+
+
 def _client(place: Place, options: dict[str, Any]) -> redis.Redis:
     if place.scheme == "unix":
         return redis.Redis(unix_socket_path=place.path, **options)
-    if place.scheme != "sentinel":
+    options = {"ssl": bool(place.tls), **place.tls, **options}
+    if not place.service:
         host, port = place.hosts[0]
-        return redis.Redis(host=host, port=port, ssl=place.scheme == "rediss", **place.tls, **options)
-    timeouts = {name: value for name, value in options.items() if name.startswith("socket_")}
+        return redis.Redis(host=host, port=port, **options)
     # redis-py has no types here
-    sentinels: Any = Sentinel(list(place.hosts), sentinel_kwargs={**timeouts, **place.sentinel_login})  # type: ignore[no-untyped-call]
+    sentinels: Any = _Sentinels(list(place.hosts), sentinel_kwargs=_to_sentinels(place))  # type: ignore[no-untyped-call]
     client: redis.Redis = sentinels.master_for(place.service, **options)
     return client
+
+
+def _to_sentinels(place: Place) -> dict[str, Any]:
+    # If one does not answer, the next is asked: redis-py's ten retries would take a minute on a dead host.
+    return {
+        **place.sentinel_login, **place.tls, "ssl": bool(place.tls), "retry": Retry(NoBackoff(), 0),
+        "socket_timeout": CONNECT_SECONDS, "socket_connect_timeout": CONNECT_SECONDS,
+    }  # fmt: skip
 
 
 def _address(text: str, port: int) -> tuple[str, int]:
@@ -215,17 +242,18 @@ def _options(scheme: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
     for name, value in pairs:
         if name not in accepted:
             shown = name if re.fullmatch(r"[a-z_]{1,40}", name) else "an unreadable name"
-            raise SettingsError(
-                f"REDIS_URL has the option {shown}, which is not accepted: accepted are {', '.join(accepted)}"
-            )
+            known = ", ".join(accepted)
+            if name in _TLS and f"{scheme}s" in _PORTS:
+                known += f"; TLS options need {scheme}s://"
+            raise SettingsError(f"REDIS_URL has the option {shown}, which is not accepted: accepted are {known}")
         if name in options:
             raise SettingsError(f"REDIS_URL has the option {name} twice: keep one of them")
         pattern, words = accepted[name]
         if not re.fullmatch(pattern, value):
             raise SettingsError(f"REDIS_URL: {name} must be {words}")
         options[name] = value
-    if scheme == "sentinel" and "service" not in options:
-        raise SettingsError("REDIS_URL has no option service: give sentinel://host:26379/db?service=NAME")
+    if "service" in accepted and "service" not in options:
+        raise SettingsError(f"REDIS_URL has no option service: give {scheme}://host:26379/db?service=NAME")
     return options
 
 

@@ -8,10 +8,13 @@ from celery import Celery
 from kombu.transport.redis import Channel
 
 from tasks.errors import LedgerUnavailable
+from tests.processes import free_ports
 from worker.redis_url import (
     CONNECT_SECONDS,
     LEDGER_RETRIES,
     LEDGER_SECONDS,
+    backend_tls,
+    celery_options,
     celery_url,
     connect,
     following,
@@ -34,6 +37,10 @@ EVERYWHERE = "accepted are db, username, password"
         ("redis://[::1]:6380/2", "redis://[::1]:6380/2"),
         ("sentinel://one,two:26380/2?service=s", "sentinel://one:26379/2;sentinel://two:26380/2"),
         (f"sentinel://u:{PASSWORD}@one?service=s", f"sentinel://u:{PASSWORD}@one:26379/0"),
+        (
+            "sentinels://one,two/2?service=s",
+            "sentinel://one:26379/2?ssl_cert_reqs=CERT_REQUIRED;sentinel://two:26379/2?ssl_cert_reqs=CERT_REQUIRED",
+        ),
         (f"redis://user:{PASSWORD}@host:6380/2", f"redis://user:{PASSWORD}@host:6380/2"),
         ("redis://:a;b@host", "redis://:a%3Bb@host:6379/0"),  # kombu takes a bare ; for a second URL
         ("redis://user@host/0", "redis://user@host:6379/0"),
@@ -80,6 +87,8 @@ def test_what_is_no_single_redis_is_refused_without_its_password(url):
         ("sentinel://h?service=s&ssl_cert_reqs=none", "has the option ssl_cert_reqs, which is not accepted: "),
         ("sentinel://h?service=", ": service must be at least one character"),
         ("sentinel://h", "has no option service: give sentinel://host:26379/db?service=NAME"),
+        ("sentinels://h", "has no option service: give sentinels://host:26379/db?service=NAME"),
+        ("sentinels://h?service=s&ssl_ca_certs=/nowhere", ": ssl_ca_certs names a file that cannot be read"),
         ("rediss://h?ssl_cert_reqs=x", ": ssl_cert_reqs must be required, optional or none"),
         ("rediss://h?ssl_check_hostname=x", ": ssl_check_hostname must be true or false"),
         ("rediss://h?ssl_ca_certs=/nowhere", ": ssl_ca_certs names a file that cannot be read: No such file"),
@@ -89,6 +98,42 @@ def test_an_option_that_one_of_the_three_cannot_use_is_refused_by_name(url, line
     with pytest.raises(SettingsError) as refused:
         parse(url)
     assert str(refused.value).removeprefix("REDIS_URL").lstrip(" ").startswith(line)
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("redis://h?ssl_cert_reqs=none", "TLS options need rediss://"),
+        ("sentinel://h?service=s&ssl_ca_certs=/ca.crt", "TLS options need sentinels://"),
+        ("unix:///p?ssl_cert_reqs=none", "username, password"),
+        ("sentinel://h?service=s&socket_timeout=5", "sentinel_username, sentinel_password"),
+    ],
+)
+def test_a_tls_option_without_tls_names_the_scheme_that_has_it(url, named):
+    with pytest.raises(SettingsError, match=f"{named}$"):
+        parse(url)
+
+
+def test_behind_sentinel_one_set_of_tls_options_counts_for_all_of_them(tmp_path):
+    # Given TLS with an authority of our own
+    authority = tmp_path / "ca.crt"
+    authority.touch()
+    url = f"sentinels://u:{PASSWORD}@one,two/2?service=s&sentinel_password=other&ssl_ca_certs={authority}"
+    tls = {"ssl_cert_reqs": "required", "ssl_ca_certs": str(authority)}
+    # When redis-py and Celery are told
+    pool = connect(url).connection_pool
+    sentinels = [one.connection_pool for one in pool.sentinel_manager.sentinels]
+    # Then each connects with it to Redis and to the sentinels, with the login of each,
+    assert [issubclass(one.connection_class, redis.SSLConnection) for one in (pool, *sentinels)] == [True] * 3
+    assert pool.connection_kwargs.items() >= {**tls, "password": PASSWORD}.items()
+    assert backend_tls(url) == tls
+    others = celery_options(url)["sentinel_kwargs"]
+    assert others["ssl"]
+    for options in (others, *(one.connection_kwargs for one in sentinels)):
+        assert options.items() >= {**tls, "password": "other"}.items()
+        # and leaves a sentinel that does not answer for the next one.
+        assert (options["socket_connect_timeout"], options["socket_timeout"]) == (CONNECT_SECONDS,) * 2
+        assert options["retry"].get_retries() == 0
 
 
 @pytest.mark.parametrize("url", ["redis://u:p%40w@h:7/2", "unix://u:p%40w@/r%20s.sock?db=2"])
@@ -110,6 +155,15 @@ def test_redis_py_kombu_and_the_result_backend_understand_one_url_alike(url):
     first, *others = [{name: options.get(name) for name in names} for options in seen]
     assert others == [first, first]
     assert (first["password"], first["db"]) == ("p@w", 2)
+
+
+@pytest.mark.parametrize("scheme", ["sentinel", "sentinels"])
+def test_sentinels_that_cannot_be_asked_say_why(scheme):
+    (port,) = free_ports(1)
+    url = f"{scheme}://u:{PASSWORD}@127.0.0.1:{port}?service=s&sentinel_password={PASSWORD}"
+    with pytest.raises(redis.ConnectionError, match=f"^Error [0-9]+ connecting to 127.0.0.1:{port}") as refused:
+        connect(url, patient=False).ping()
+    assert PASSWORD not in str(refused.value)
 
 
 def test_no_secret_is_in_the_repr():
