@@ -1,6 +1,6 @@
 # The image of every janitor process: `docker run IMAGE worker` is `janitor worker`.
 
-# The one place that names the base image. To pin it: --build-arg BASE=python:3.11-slim-bookworm@sha256:...
+# The one place that names the base image. To pin it: make image BASE=python:3.11-slim-bookworm@sha256:...
 ARG BASE=python:3.11-slim-bookworm
 
 FROM ${BASE} AS build
@@ -16,17 +16,16 @@ RUN python -m venv --without-pip /opt/janitor \
     && pip --python /opt/janitor/bin/python install --no-cache-dir --no-deps .
 
 FROM ${BASE}
-ARG VERSION=unknown
-LABEL org.opencontainers.image.title="Finetune Janitor" \
-      org.opencontainers.image.description="Deletes finetunes at the BFL API" \
-      org.opencontainers.image.version=${VERSION}
-# The base image's own installers are of no use to a process that runs, nor are programs that give more rights.
+# Nothing in it installs programs, not even what Python could unpack pip from, or gives more rights. Debian's list of
+# packages stays, for scanners. The root file system may be read-only, and the base has no bytecode: it is written here.
+# A tmpfs mounted on the state takes its mode but not its owner, so anyone may write there: there is one user.
 RUN python -m pip uninstall --yes pip setuptools wheel \
+    && rm -r /usr/local/lib/python3.*/ensurepip /usr/bin/apt* /usr/bin/dpkg* /usr/lib/apt \
+    && python -m compileall -q /usr/local/lib/python3.* \
     && useradd --uid 10001 --user-group --no-create-home --home-dir /var/lib/janitor janitor \
-    && install --directory --owner janitor --group janitor --mode 0700 /var/lib/janitor \
+    && install --directory --owner janitor --group janitor --mode 1777 /var/lib/janitor \
     && find / -xdev -type f -perm /6000 -exec chmod a-s {} +
 COPY --from=build /opt/janitor /opt/janitor
-# The root file system may be read-only: bytecode was written at the build, state has a place of its own.
 ENV PATH=/opt/janitor/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
@@ -37,3 +36,13 @@ WORKDIR /var/lib/janitor
 VOLUME /var/lib/janitor
 ENTRYPOINT ["janitor"]
 CMD ["--help"]
+# Last, since they change with each commit.
+ARG BASE
+ARG VERSION=unknown
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="Finetune Janitor" \
+      org.opencontainers.image.description="Deletes finetunes at the BFL API" \
+      org.opencontainers.image.licenses="MIT" \
+      org.opencontainers.image.base.name=${BASE} \
+      org.opencontainers.image.version=${VERSION} \
+      org.opencontainers.image.revision=${REVISION}

@@ -4,7 +4,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip --quiet --disable-pip-version-check
 T = tests
 
-.PHONY: demo test test-servers coverage interop chaos bench lint format reference docs constraints image clean
+.PHONY: demo test test-servers coverage interop chaos bench lint format reference docs constraints sbom image test-confined clean
 .DEFAULT_GOAL := help
 
 help: ## list what can be made
@@ -50,7 +50,7 @@ chaos: .venv/installed ## run the long form of the chaos tests and the explorer,
 	$(PIP) install --require-hashes --requirement constraints-bench.txt
 	@touch $@
 
-bench: .venv/bench-installed ## compare with other queues, about half an hour; ONLY=throughput|enqueue|cleanup|ledger, OPTIONS='--scale 0.2'
+bench: .venv/bench-installed ## compare with other queues, and measure what sizing needs, about 45 minutes; ONLY=throughput|enqueue|cleanup|memory|accounts|records|ledger, OPTIONS='--scale 0.2'
 	$(BIN)/python -m bench $(if $(ONLY),--only $(ONLY)) $(OPTIONS)
 
 lint: .venv/installed ## run ruff, mypy strict, import-linter, luacheck if it is installed; check docs/reference
@@ -97,8 +97,16 @@ sbom: ## list what the image installs, with versions and hashes, as CycloneDX: d
 	.venv/sbom/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible \
 		--output-file dist/sbom.json constraints-run.txt
 
-image: ## build the container image
-	docker build --tag finetune-janitor .
+DOCKER = docker
+TAG = finetune-janitor
+image: ## build the container image; BASE=python:3.11-slim-bookworm@sha256:... pins its base, DOCKER=podman, TAG=...
+	$(DOCKER) build --tag $(TAG) $(if $(BASE),--build-arg BASE=$(BASE)) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(OPTIONS) .
+
+test-confined: .venv/installed ## run the image and the systemd units' commands confined as they are: root, podman, debootstrap or BASE=...
+	BASE=$(BASE) JANITOR_CHAOS=long $(BIN)/python -m pytest tests/integration/test_image.py tests/integration/test_units.py \
+		-rsP $(OPTIONS)
 
 clean: ## remove what was made
 	rm -rf .venv build dist site .coverage .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
