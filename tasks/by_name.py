@@ -19,13 +19,15 @@ _PLAIN = ("account", "reason", "requested_by", "labels", "missing_ok")  # taken 
 
 
 def by_name(
-    request_id: str, finetune_id: Any, options: Mapping[str, Any], *, eta: str = "", bulk: bool = False
-) -> NewRequest:
+    request_id: str, finetune_id: Any, options: Mapping[str, Any],
+    *, eta: str = "", seen: str = "", bulk: bool = False,
+) -> NewRequest:  # fmt: skip
     """The request in a message; raises `InvalidRequest`.
 
     options: as given; times are ISO 8601, the delay is in seconds. eta: Celery's eta or countdown, which is a
     `due_at`; if both are given, the later one counts. Without a `requested_at` the request is then dated by it,
-    because nobody knows how long the message has waited.
+    because nobody knows how long the message has waited. seen: when a message that is sent again was here first;
+    the request is no younger.
     """
     if unknown := sorted(set(options) - set(_OPTIONS)):
         raise InvalidRequest(f"{unknown[0]!r} is not an argument: accepted are {', '.join(_OPTIONS)}")
@@ -33,6 +35,9 @@ def by_name(
     if eta:
         at = parse_time(eta)
         due_at, requested_at = max(at, due_at or at), requested_at or at
+    if seen:
+        at = parse_time(seen)
+        requested_at = min(requested_at or at, at)
     plain = {name: options[name] for name in _PLAIN if name in options}
     return NewRequest(
         request_id, finetune_id, source="name", due_at=due_at, requested_at=requested_at,
@@ -42,7 +47,7 @@ def by_name(
 
 
 def by_name_many(
-    task_id: str, finetune_ids: Any, options: Mapping[str, Any], *, eta: str = ""
+    task_id: str, finetune_ids: Any, options: Mapping[str, Any], *, eta: str = "", seen: str = ""
 ) -> list[NewRequest]:
     """A request for each finetune, its id made from the task's: the same message again is the same requests."""
     if not isinstance(finetune_ids, list | tuple) or not finetune_ids:
@@ -52,7 +57,7 @@ def by_name_many(
     space = uuid.uuid5(uuid.NAMESPACE_OID, task_id)
     unique = dict.fromkeys(finetune_ids)
     bulk = len(unique) > BULK
-    return [by_name(str(uuid.uuid5(space, one)), one, options, eta=eta, bulk=bulk) for one in unique]
+    return [by_name(str(uuid.uuid5(space, one)), one, options, eta=eta, seen=seen, bulk=bulk) for one in unique]
 
 
 def act_by_name(options: Mapping[str, Any], origin: str) -> Act:

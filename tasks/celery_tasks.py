@@ -6,6 +6,7 @@ chord), the message is sent once more under the same id with them; it finds the 
 itself runs them.
 """
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -57,6 +58,13 @@ _CALLBACKS = {"link": "callbacks", "link_error": "errbacks", "group_id": "group"
     name: name for name in ("chain", "chord", "group_index", "root_id", "parent_id")
 }
 
+# What a message holds besides arguments and headers of others: by Celery's message protocol 2.
+_EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
+_HEADERS = (
+    "task", "id", "root_id", "parent_id", "group", "group_index", "expires", "timelimit", "shadow", "origin",
+    "ignore_result", "stamps", "stamped_headers",
+)  # fmt: skip
+
 
 class Services(Protocol):
     """What the tasks of one process work with."""
@@ -75,21 +83,24 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     runs_callbacks: set[str] = set()  # ids whose message has proved to be ours
 
     class Delete(Task):  # type: ignore[type-arg] # generic only in its stubs
-        def after_return(self, *_: Any, **__: Any) -> None:
-            # Last of all, so that after a crash before it the callbacks run by another message.
-            if self.request.id in runs_callbacks:
+        def after_return(self, status: str, retval: Any, *_: Any, **__: Any) -> None:
+            # Last of all, so that after a crash before it the callbacks run by another message. The same if Celery
+            # could not publish one: then it comes here with that error, in place of the outcome.
+            ended = status == states.SUCCESS or isinstance(retval, DeletionNotDone)
+            if ended and self.request.id in runs_callbacks:
                 services().ledger.results_written([self.request.id], callbacks_ran=True)
 
     @app.task(name="finetunes.delete", bind=True, base=Delete, **_ANSWERING)
     def delete(self: Any, *given: Any, **options: Any) -> dict[str, Any]:
-        id_, nonce, eta = self.request.id, _header(self.request, AGAIN_HEADER), _header(self.request, ETA_HEADER)
+        id_, nonce, (eta, seen) = self.request.id, _header(self.request, AGAIN_HEADER), _times(self.request)
         runs_callbacks.discard(id_)
-        with _accepting(services(), self.request):
+        with _accepting(app, services(), self.request):
             if nonce and services().ledger.take_callbacks_nonce(id_, nonce):
                 runs_callbacks.add(id_)
                 return outcome(services().ledger, id_)
-            request = by_name(id_, only("finetune_id", given, options), options, eta=eta)
-            conflicts = accept(services(), [replace(request, callbacks=callbacks_of(self.request))])
+            request = by_name(id_, only("finetune_id", given, options), options, eta=eta, seen=seen)
+            callbacks = _as_json(app, callbacks_of(self.request))
+            conflicts = accept(services(), [replace(request, callbacks=callbacks)])
         _raise_first(app, id_, conflicts)
         services().runners.run(request.account, begun=False)
         warn_protected(services(), [request])
@@ -97,9 +108,9 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(name="finetunes.delete_many", bind=True, **_ANSWERING)
     def delete_many(self: Any, *given: Any, **options: Any) -> list[str]:
-        id_, eta = self.request.id, _header(self.request, ETA_HEADER)
-        with _accepting(services(), self.request):
-            requests = by_name_many(id_, only("finetune_ids", given, options), options, eta=eta)
+        id_, (eta, seen) = self.request.id, _times(self.request)
+        with _accepting(app, services(), self.request):
+            requests = by_name_many(id_, only("finetune_ids", given, options), options, eta=eta, seen=seen)
             conflicts = accept(services(), requests, wake=True)
         _raise_first(app, id_, conflicts)
         warn_protected(services(), requests)
@@ -107,7 +118,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
 
     @app.task(name="finetunes.cancel", bind=True, **_ANSWERING)
     def cancel(self: Any, *given: Any, **options: Any) -> str:
-        with _accepting(services(), self.request):
+        with _accepting(app, services(), self.request):
             deletion_id = check_request_id(only("deletion_id", given, options))
             act = act_by_name(options, str(self.request.origin or ""))
             (answer,), due = services().ledger.cancel([deletion_id], act, nonce=self.request.id)
@@ -121,7 +132,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
     def touch(self: Any, finetune_ids: Any, account: str = DEFAULT_ACCOUNT, **_: Any) -> None:
         # Whatever else was given: a use that is not noted may cost a finetune.
         ids = finetune_ids if isinstance(finetune_ids, list | tuple) else [finetune_ids]
-        with _accepting(services(), self.request):
+        with _accepting(app, services(), self.request):
             report_use(services().ledger, account, ids)
 
     @app.task(name="finetunes.work", acks_late=True, **_INNER)
@@ -222,6 +233,11 @@ def _header(request: Any, name: str) -> str:
     return found if isinstance(found, str) else ""
 
 
+def _times(request: Any) -> tuple[str, str]:
+    """When it is due, and since when its message is here, as headers say."""
+    return _header(request, ETA_HEADER), _header(request, dead_letters.SEEN_HEADER)
+
+
 def _result(deletion: Deletion) -> tuple[str, dict[str, Any] | DeletionNotDone]:
     record = deletion.to_json()
     return (states.SUCCESS, record) if deletion.is_done else (states.FAILURE, DeletionNotDone(record))
@@ -233,8 +249,24 @@ def _raise_first(app: Celery, id_: str, conflicts: Sequence[IdConflict]) -> None
         raise conflicts[0] if app.backend.get_state(id_) == states.PENDING else Ignore
 
 
+def _as_json(app: Celery, value: Any) -> Any:
+    """What may hold times and the like, as Celery writes it: its reader makes the same of it again."""
+    return json.loads(app.backend.encode(value))
+
+
+def _message_of(app: Celery, request: Any) -> dict[str, Any]:
+    """The message of a request, as it lay in its queue."""
+    headers = {name: request.get(name) for name in _HEADERS} | (request.headers or {})
+    body = [request.args, request.kwargs, {name: request.get(name) for name in _EMBEDDED}]
+    properties = {**(request.properties or {}), "delivery_tag": request.id, "body_encoding": None}
+    return {
+        "headers": _as_json(app, headers), "properties": properties, "body": app.backend.encode(body),
+        "content-type": "application/json", "content-encoding": "utf-8",
+    }  # fmt: skip
+
+
 @contextmanager
-def _accepting(services: Services, request: Any) -> Iterator[None]:
+def _accepting(app: Celery, services: Services, request: Any) -> Iterator[None]:
     """Note what is refused, since its sender may never ask; keep what cannot be written now.
 
     While Redis is away nothing is accepted and nothing is lost: the message goes back to the end of its queue.
@@ -247,10 +279,8 @@ def _accepting(services: Services, request: Any) -> Iterator[None]:
         raise
     except LedgerRefused as error:
         # It would be refused again, and hold a slot each time.
-        message = {"task": request.task, "id": request.id, "args": request.args, "kwargs": request.kwargs}
-        dead_letters.keep(
-            services.ledger.redis, str(request.delivery_info.get("routing_key")), str(error), message
-        )
+        queue = str(request.delivery_info.get("routing_key"))
+        dead_letters.keep(services.ledger.redis, queue, str(error), _message_of(app, request))
         raise
     except LedgerUnavailable as error:
         log.warning("request.requeued", error=str(error))

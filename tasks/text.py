@@ -2,7 +2,9 @@
 
 import re
 import shlex
+from pathlib import Path
 
+_MOST_BYTES = 1 << 20  # of a file
 _UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
@@ -14,6 +16,18 @@ def one_line(text: str, *, most: int = 500) -> str:
     """
     line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
     return line if len(line) <= most else f"{line[: most - 3]}..."
+
+
+def read_file(file: Path) -> str:
+    """The text of a file that a setting names. Raises `OSError`, or `ValueError` with the reason."""
+    with file.open("rb") as opened:
+        data = opened.read(_MOST_BYTES + 1)  # some files never end
+    if len(data) > _MOST_BYTES:
+        raise ValueError(f"it has more than {_MOST_BYTES >> 20} MiB")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise ValueError("it is not text") from None
 
 
 def finetune_key(finetune_id: str) -> str:
@@ -40,5 +54,5 @@ def shown(value: object) -> str:
 def in_command(name: str, option: str = "") -> str:
     """A name as a command to copy has it, quoted for a shell; options go before it. option: whose value it is."""
     if option:
-        return f"{option}={shlex.quote(name)}"
+        return f"{option} {shlex.quote(name)}"
     return f"{'-- ' if name.startswith('-') else ''}{shlex.quote(name)}"

@@ -113,6 +113,8 @@ def _findings(
         if not may_call():
             return []
         listing = api.my_finetunes()
+        if listing.more:
+            log.warning("verification.waits", account=account, error=f"{listing.more} may speak of more finetunes")
         now, details, found = from_ms(ledger.now_ms()), 0, []
         for record in records:
             has = listing.has(record.finetune_id)

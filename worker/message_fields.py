@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from tasks.celery_tasks import ETA_HEADER, ROUTES
 from tasks.durations import ACCEPTED_TIME, parse_time
+from tasks.ledger.dead_letters import SEEN_HEADER
 
 TASKS = tuple(ROUTES)
 QUEUES = tuple(dict.fromkeys(route["queue"] for route in ROUTES.values()))
@@ -102,9 +103,9 @@ PROPERTIES = Fields("the property", {
 HEADERS = Fields("the header", {
     "task": NAME, "id": ID, "root_id": ID, "parent_id": ID, "group": ID, "group_index": COUNT, "shadow": NAME,
     "lang": TEXT, "meth": TEXT, "origin": TEXT, "argsrepr": TEXT, "kwargsrepr": TEXT,
-    "eta": TIME, ETA_HEADER: TIME, "expires": TIME, "retries": COUNT, "timelimit": LIMITS, "ignore_result": FLAG,
-    "replaced_task_nesting": COUNT, "stamped_headers": WORDS, "stamps": OBJECT, "headers": OBJECT,
-    "redelivered": FLAG, "compression": TEXT,
+    "eta": TIME, ETA_HEADER: TIME, SEEN_HEADER: TIME, "expires": TIME, "retries": COUNT,
+    "timelimit": LIMITS, "ignore_result": FLAG, "replaced_task_nesting": COUNT, "stamped_headers": WORDS,
+    "stamps": OBJECT, "headers": OBJECT, "redelivered": FLAG, "compression": TEXT,
 }, needed=("task", "id"))  # fmt: skip
 EMBEDDED = Fields(
     "the option", {"callbacks": LIST, "errbacks": LIST, "chain": LIST, "chord": OBJECT}, only=True

@@ -20,6 +20,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tasks.durations import format_duration, parse_duration
 from tasks.errors import JanitorError
 from tasks.records import DEFAULT_ACCOUNT, is_account
+from tasks.text import read_file
 
 if TYPE_CHECKING:
     from tasks.ledger import Terms
@@ -70,7 +71,7 @@ class Settings(BaseSettings):
     )
 
     redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL",
-        description="Redis of the ledger and of Celery, in redis-py's form, or sentinel://")  # fmt: skip
+        description="Redis of the ledger and of Celery, in redis-py's form, or sentinel(s)://")  # fmt: skip
     redis_password_file: Path | None = Field(None, validation_alias="REDIS_PASSWORD_FILE",
         description="a file with the password of Redis, if REDIS_URL has none")  # fmt: skip
     callbacks_url: SecretStr | None = Field(None,
@@ -184,9 +185,9 @@ def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) ->
 def read_text(variable: str, file: str | Path) -> str:
     """The text of the file that a variable names; raises `SettingsError`."""
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return read_file(Path(file))
     except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
+        reason = getattr(error, "strerror", None) or error
         raise SettingsError(f"{variable} names a file that cannot be read: {reason}") from None
 
 

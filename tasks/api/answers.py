@@ -2,11 +2,19 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
+from tasks.text import one_line
+
 _ID_FIELDS = ("finetune_id", "id", "name")
-_SPEAKS_OF_MORE = re.compile(r"next|cursor|more|truncated", re.IGNORECASE)
-_COUNTS = re.compile(r"total|count|pages", re.IGNORECASE)
+# What may stand beside a list, by name as `plain_name` spells it. Anything else may speak of more.
+_HOLDERS = ("meta", "metadata", "pagination", "paging", "pageinfo")  # objects that are looked into
+_MORE = ("more", "hasmore", "next", "hasnext", "hasnextpage", "truncated", "istruncated", "partial")  # if false
+_TOTALS = ("total", "totalcount", "count")  # if it is the number of items
+_LABELS = ("id", "requestid", "timestamp", "createdat", "version")  # any text or number
+# Nobody has documented the words that BFL uses in `status`; only these are believed, in any case.
+WORDS_OF_SUCCESS = ("success", "successful", "succeeded", "ok", "deleted", "done", "complete", "completed")
 _HALVES = re.compile("[\ud800-\udfff]")  # of surrogate pairs: JSON can hold one alone, nothing else can
 
 
@@ -27,14 +35,34 @@ def listed_names(content: Any) -> list[str] | None:
     return names if all(name and not _HALVES.search(name) for name in names) else None
 
 
-def is_whole(content: dict[str, Any], count: int) -> bool:
-    """Whether nothing beside `finetunes` speaks of more: a next page, a cursor, `has_more`, a larger total."""
-    leaves: list[tuple[str, Any]] = []
-    for name, value in content.items():
-        if name != "finetunes":
-            # Paging is often kept in an object of its own.
-            leaves += value.items() if isinstance(value, dict) else [(name, value)]
-    return not any(_is_more(name, value, count) for name, value in leaves)
+def more(content: Mapping[str, Any], count: int, status: int, headers: Mapping[str, str]) -> str | None:
+    """What may say that there are more finetunes than the `count` listed ones, None if nothing does.
+
+    APIs speak of more in too many words to know them all: what is not known to be harmless counts.
+    """
+    if status != 200:
+        return f"HTTP status {status}"
+    if "next" in headers.get("Link", "").lower():
+        return "the header Link"
+    if headers.get("X-Total-Count", str(count)) != str(count):
+        return "the header X-Total-Count"
+    beside = [(name, value) for name, value in content.items() if name != "finetunes"]
+    for name, value in beside:
+        if isinstance(value, dict) and plain_name(name) in _HOLDERS:
+            beside += value.items()
+        elif not _is_harmless(plain_name(name), value, count):
+            return f"the field {one_line(name, most=60)!r}"
+    return None
+
+
+def plain_name(name: str) -> str:
+    """One spelling for `base_model`, `baseModel`, `base-model` and `Base Model`."""
+    return re.sub("[-_ ]", "", name.lower())
+
+
+def is_success(status: Any) -> bool:
+    """Whether it is a known word of success."""
+    return isinstance(status, str) and status.strip().lower() in WORDS_OF_SUCCESS
 
 
 def detail(content: Any) -> str | None:
@@ -53,11 +81,16 @@ def _name(item: Any) -> str:
     return ids[0] if ids and isinstance(ids[0], str) and all(one == ids[0] for one in ids) else ""
 
 
-def _is_more(name: str, value: Any, count: int) -> bool:
-    if _SPEAKS_OF_MORE.search(name):
-        return bool(value)
-    expected = 1 if "page" in name.lower() else count
-    return bool(_COUNTS.search(name)) and str(value).isdecimal() and float(str(value)) > expected
+def _is_harmless(name: str, value: Any, count: int) -> bool:
+    if value in (None, "", [], {}):
+        return True
+    return (
+        (name in _MORE and value is False)
+        or (name in _TOTALS and str(value) == str(count))
+        or (name in _LABELS and isinstance(value, str | int | float))
+        or (name == "object" and value == "list")
+        or (name == "status" and is_success(value))
+    )
 
 
 def _problem(item: Any) -> str:

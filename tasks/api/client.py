@@ -26,8 +26,7 @@ from tasks.text import finetune_key, is_same_name, one_line
 
 log = structlog.get_logger()
 
-# Nobody has documented the words that BFL uses in `status`; only these are believed, in any case.
-WORDS_OF_SUCCESS = ("success", "successful", "succeeded", "ok", "deleted", "done", "complete", "completed")
+_FRESH_SECONDS = 2  # so old may an observation be at most, see tasks.freshness
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class Listing:
-    """The account's finetunes. count: items in the answer; is_whole: whether it does not speak of more."""
+    """The account's finetunes. count: items in the answer; more: what in it may speak of more, if anything."""
 
     names: frozenset[str]
     count: int
-    is_whole: bool
+    more: str | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        return self.more is None
 
     def has(self, finetune_id: str) -> bool:
         """Whether it is listed; two spellings of one hyphenated UUID are one finetune."""
@@ -86,7 +89,9 @@ class BflReader:
         self._key = key
         self._where = f"{self.host} (set {url_variable} to use another host)"
         self._transport = Transport(self._url, timeouts or Timeouts(), ca_bundle)
-        self._headers = {"x-key": key, "accept": "application/json", "accept-encoding": "identity"}
+        self._headers = {
+            "x-key": key, "accept": "application/json", "accept-encoding": "identity", "cache-control": "no-cache",
+        }  # fmt: skip
 
     def my_finetunes(self) -> Listing:
         """Every finetune of the account. Raises `ApiError`; `Reshaped` if the answer has another shape.
@@ -98,7 +103,8 @@ class BflReader:
         names = answers.listed_names(content)
         if names is None:
             raise self._error(errors.Reshaped, reply, "my_finetunes answered in a shape that is not known")
-        return Listing(frozenset(names), len(names), answers.is_whole(content, len(names)))
+        more = answers.more(content, len(names), reply.response.status_code, reply.response.headers)
+        return Listing(frozenset(names), len(names), self._line(more) if more else None)
 
     def finetune_details(self, finetune_id: str) -> Details:
         """The details of one finetune. Raises `ApiError`; `NotFound` for an id that the key cannot see."""
@@ -118,6 +124,10 @@ class BflReader:
         if reply.broken:
             kind = errors.Unclear if reply.begun else errors.NotSent
             raise self._error(kind, reply, f"{reply.broken}: {self._where}")
+        age = response.headers.get("Age", "")
+        if content is None and age.isdecimal() and int(age) > _FRESH_SECONDS:
+            why = f"a cache answered, {age} s later than the API: {self._where}"
+            raise self._error(errors.Unclear, reply, why)
         found = answers.parsed(reply.body)
         if not 200 <= response.status_code < 300:
             raise self._failure(found, reply)
@@ -173,7 +183,7 @@ class BflClient(BflReader):
         if reply.response.status_code != 200 or not all(isinstance(word, str) for word in (named, *words)):
             raise self._error(errors.Unclear, reply, "the answer is not a complete confirmation")
         status, message, timestamp = map(self._line, words)
-        if fields["status"].strip().lower() not in WORDS_OF_SUCCESS:
+        if not answers.is_success(fields["status"]):
             detail = f"the answer's status {status!r} is not a known word of success: {message}"
             raise self._error(errors.Unclear, reply, detail)
         return Answer(status, message, timestamp, http_status=200, seconds=reply.seconds)

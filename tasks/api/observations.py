@@ -101,5 +101,5 @@ def _by_list(api: BflReader, finetune_id: str, *, works: bool) -> Presence:
             raise errors.Unclear("details answers 404, but the list has it")
         return Presence.PRESENT
     if not listing.is_whole:
-        raise errors.Unclear("the list of finetunes is not whole, so it proves no absence")
+        raise errors.Unclear(f"the list proves no absence, it may not be whole: {listing.more} may speak of more")
     return Presence.ABSENT if works else Presence.UNLISTED

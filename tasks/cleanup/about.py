@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
-from tasks.api.incarnations import letters, scalars
+from tasks.api.answers import plain_name
 from tasks.text import one_line
 
 About = Mapping[str, tuple[str, ...]]  # key of a policy -> the values that the details have, one line each
-# key of a policy: (how people say it, letters of the fields that have it)
+# key of a policy: (how people say it, the fields that have it)
 KEYS = {
     "comment": ("comment", ("finetunecomment", "comment")),
     "trigger": ("trigger word", ("triggerword", "triggerphrase", "trigger")),
@@ -22,11 +22,9 @@ KEYS = {
 
 
 def about(details: Mapping[str, Any]) -> About:
-    """What the details tell of each key."""
-    told = [(letters(path), one_line(str(value))) for path, value in scalars(details)]
-    return {
-        key: tuple(text for field, text in told if text and field in fields) for key, (_, fields) in KEYS.items()
-    }
+    """What the details tell of each key, at their top level: what is deeper may be said of something else."""
+    told = [(plain_name(name), value) for name, value in details.items() if value is not None]
+    return {key: _texts([value for name, value in told if name in names]) for key, (_, names) in KEYS.items()}
 
 
 def why_not(wanted: Mapping[str, Sequence[str]], found: About | None) -> str | None:
@@ -39,7 +37,7 @@ def why_not(wanted: Mapping[str, Sequence[str]], found: About | None) -> str | N
             return "its details were not read"
         name, values = KEYS[key][0], found.get(key, ())
         if not values:
-            return f"its details have no {name}"
+            return f"its details have no readable {name}"
         if not all(any(fnmatchcase(one.lower(), pattern.lower()) for pattern in patterns) for one in values):
             return f"its {name} does not match"
     return None
@@ -53,3 +51,10 @@ def in_words(keys: Iterable[str]) -> str:
 def short(found: About | None) -> str:
     """All of it, for one column of a table."""
     return one_line("; ".join(text for texts in (found or {}).values() for text in texts), most=60)
+
+
+def _texts(values: Sequence[Any]) -> tuple[str, ...]:
+    """The values that are not empty; none if one is neither text nor number: nobody knows what it says."""
+    if not all(type(value) in (str, int, float) for value in values):
+        return ()
+    return tuple(text for value in values if (text := one_line(str(value))))

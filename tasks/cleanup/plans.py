@@ -2,8 +2,10 @@
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
@@ -27,12 +29,13 @@ APPLY_WITHIN = timedelta(hours=24)
 class Plan(Plain):
     """What a policy would do with each finetune of its account.
 
-    created_at: when its survey began. blocked: why it must not be applied. warnings: what may be mistyped in the
-    policy.
+    policy_digest: of the policy as it was then. created_at: when its survey began. blocked: why it must not be
+    applied. warnings: what may be mistyped in the policy.
     """
 
     id: str
     policy: str
+    policy_digest: str = ""
     account: str
     created_at: datetime
     blocked: str | None = None
@@ -83,8 +86,8 @@ def make_plan(policy: Policy, inventory: Inventory, plan_id: str) -> Plan:
 def empty_plan(policy: Policy, now: datetime, plan_id: str, *, blocked: str | None) -> Plan:
     """A plan without items, as for a list that could not be read."""
     return Plan(
-        id=plan_id, policy=policy.name, account=policy.account, created_at=now, blocked=blocked,
-        grace_seconds=policy.grace.total_seconds(),
+        id=plan_id, policy=policy.name, policy_digest=policy.digest, account=policy.account, created_at=now,
+        blocked=blocked, grace_seconds=policy.grace.total_seconds(),
     )  # fmt: skip
 
 
@@ -110,29 +113,42 @@ def get_plan(ledger: Ledger, plan_id: str) -> Plan:
     return _plan(stored["summary"], stored.get("applied_at"), stored["items"])
 
 
-def list_plans(ledger: Ledger, *, limit: int = 50) -> list[Plan]:
-    """Plans, newest first, without their items."""
+def list_plans(ledger: Ledger, *, limit: int = 50, accounts: Sequence[str] = ()) -> list[Plan]:
+    """Plans, newest first, without their items. accounts: only of these; empty: of all."""
     with unavailable():
-        ids: Any = ledger.redis.zrevrange(ledger.keys.plans, 0, limit - 1)
+        ids: Any = ledger.redis.zrevrange(ledger.keys.plans, 0, -1 if accounts else limit - 1)
     rows = each(ledger, ids, lambda pipe, id_: pipe.hmget(ledger.keys.plan(id_), "summary", "applied_at"))
-    return [_plan(*row) for row in rows if row[0]]
+    plans = (_plan(*row) for row in rows if row[0])
+    return list(islice((one for one in plans if not accounts or one.account in accounts), limit))
 
 
-def apply_plan(ledger: Ledger, intake: Intake, plan: Plan, act: Act) -> list[Applied]:
-    """Ask for exactly the plan's deletions, each once, however often it is applied. Raises `PlanRefused`.
-
-    What was used, protected, replaced or asked for since the plan was made is kept: its deletion is withdrawn at
-    once.
-    """
+def check_plan(plan: Plan, now: datetime, policies: Sequence[Policy] | None = None) -> None:
+    """Raise `PlanRefused` if a plan must not be applied. policies: those of now, None if nobody can tell."""
     if plan.blocked:
         raise PlanRefused(f"plan {plan.id} is blocked, nothing was written: {plan.blocked}")
-    age = from_ms(ledger.now_ms()) - plan.created_at
+    if policies is not None and plan.policy_digest not in [policy.digest for policy in policies]:
+        raise PlanRefused(
+            f"policy {plan.policy} is not in the policies file as it was when plan {plan.id} was made, "
+            "nothing was written: make a new plan with `janitor cleanup plan`"
+        )
+    age = now - plan.created_at
     if age > APPLY_WITHIN:
         old = format_duration(timedelta(minutes=age // timedelta(minutes=1)))
         raise PlanRefused(
             f"plan {plan.id} is {old} old, and the limit is {format_duration(APPLY_WITHIN)}: "
             f"`janitor cleanup plan --policy {plan.policy}` makes a new one"
         )
+
+
+def apply_plan(
+    ledger: Ledger, intake: Intake, plan: Plan, act: Act, policies: Sequence[Policy] | None = None
+) -> list[Applied]:
+    """Ask for exactly the plan's deletions, each once, however often it is applied. Raises like `check_plan`.
+
+    What was used, protected, replaced or asked for since the plan was made is kept: its deletion is withdrawn at
+    once.
+    """
+    check_plan(plan, from_ms(ledger.now_ms()), policies)
     requests = [_request(plan, item, act.who) for item in plan.items if item.action == "delete"]
     accepted = intake.accept(requests, act=act) if requests else []
     with unavailable():

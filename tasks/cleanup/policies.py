@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from tasks.cleanup.about import KEYS
 from tasks.durations import ACCEPTED_DURATION, parse_duration
 from tasks.errors import InvalidRequest
 from tasks.records import DEFAULT_ACCOUNT, is_account
-from tasks.text import is_line
+from tasks.text import is_line, read_file
 
 _CLASS = re.compile(r"\[[^]]+\]")  # `[a-z0-9]*` matches all as well
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
@@ -37,11 +38,11 @@ def read_policies(file: Path | None) -> tuple[Policy, ...]:
     if file is None:
         raise InvalidRequest("no policies: set JANITOR_POLICY_FILE to a TOML file, or give --file")
     try:
-        return parse_policies(file.read_text(encoding="utf-8"))
+        return parse_policies(read_file(file))
     except PolicyError as error:
         raise InvalidRequest(f"{file}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or "it is not text"
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise InvalidRequest(f"{file} cannot be read: {reason}") from None
 
 
@@ -223,6 +224,11 @@ class Policy:
     max_percent: Annotated[int, _whole(1, 100)] = 25
     schedule: Annotated[str | None, BeforeValidator(_schedule)] = None
     mode: Annotated[Literal["plan", "apply"], _text(("plan", "apply").__contains__, "'plan' or 'apply'")] = "plan"
+
+    @property
+    def digest(self) -> str:
+        """Another one for any other rule: a plan is applied only under the policy that made it."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     @property
     def about(self) -> dict[str, tuple[str, ...]]:

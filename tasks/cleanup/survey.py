@@ -73,7 +73,7 @@ class Surveyor:
         """The ids as listed, in order; of two spellings of one UUID only one."""
         listing = self._call(account, self.readers[account].my_finetunes)
         if not listing.is_whole:
-            raise errors.Reshaped("my_finetunes does not list all: it tells of more")
+            raise errors.Reshaped(f"my_finetunes may not list all: {listing.more} may speak of more")
         return sorted({finetune_key(id_): id_ for id_ in sorted(listing.names)}.values())
 
     def _kept(self, before: Inventory, inventory: Inventory) -> Inventory:

@@ -17,6 +17,8 @@ from tasks.ledger.types import Act
 
 MOST_KEPT = 1000  # older ones are dropped
 MOST_TEXT = 10_000  # characters kept of one message
+# Of a message that is sent again: when it was here first. It only makes a request older, so anybody may write it.
+SEEN_HEADER = "janitor_seen"
 _AT_ONCE = 100  # in one script
 _KEY = keys(PREFIX).dead_letters
 # A script that begins with a DEL may write when Redis is full (tasks.ledger.scripts).
@@ -57,6 +59,8 @@ def drop_dead_letters(ledger: Ledger, ids: set[str], act: Act) -> set[str]:
 def requeue_dead_letters(ledger: Ledger, ids: set[str], queues: Collection[str], act: Act) -> set[str]:
     """Send these messages again; the ids of those that were there. They are checked as if they had just come.
 
+    Their requests are dated by when they came first: the name may have been used again since.
+
     Raises `InvalidRequest`, before anything is sent, if one was cut or its queue is not one of `queues`.
     """
     letters = [(one, entry) for one, entry in _entries(ledger) if one.id in ids]
@@ -64,14 +68,26 @@ def requeue_dead_letters(ledger: Ledger, ids: set[str], queues: Collection[str],
         if len(one.text) >= MOST_TEXT or one.queue not in queues:
             why = "its text was cut" if one.queue in queues else f"its queue {one.queue!r} is not the janitor's"
             raise InvalidRequest(f"the dead letter {one.id} cannot be sent again, {why}: have its sender send it")
-    return _act(ledger, "requeue", act, [[one.id, entry, one.queue, one.text] for one, entry in letters])
+    return _act(ledger, "requeue", act, [[one.id, entry, one.queue, _seen(one)] for one, entry in letters])
+
+
+def _seen(letter: DeadLetter) -> str:
+    """Its text with the time at which it was here first; as it is if it has no place for one."""
+    try:
+        message = json.loads(letter.text)
+        headers = message["headers"]
+        headers[SEEN_HEADER] = min(letter.at, headers.get(SEEN_HEADER) or letter.at)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return letter.text
+    return json.dumps(message)
 
 
 def _entries(ledger: Ledger) -> list[tuple[DeadLetter, str]]:
     """All of them, newest first, with their text in Redis."""
     with unavailable():
         entries: Any = ledger.redis.lrange(_KEY, 0, -1)
-    return [(DeadLetter(**json.loads(entry)), entry) for entry in entries]
+    # A field that this version does not know is left out.
+    return [(DeadLetter(*map(json.loads(entry).get, DeadLetter._fields)), entry) for entry in entries]
 
 
 def _act(ledger: Ledger, name: str, act: Act, letters: Sequence[Sequence[str]]) -> set[str]:

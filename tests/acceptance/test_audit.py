@@ -4,7 +4,8 @@ import uuid
 
 import pytest
 
-from tasks.cleanup.plans import Plan, store
+from tasks.cleanup.plans import empty_plan, store
+from tasks.cleanup.policies import read_policies
 from tasks.ledger import Ledger
 from tasks.ledger.queries import get
 from tasks.records import State, from_ms
@@ -53,8 +54,10 @@ def noted(env, *filters):
 def test_each_command_that_changes_something_notes_who_and_why(env, ledger, in_review, tmp_path):
     # Given a person,
     file = {**env, "JANITOR_TOKENS_FILE": str(tmp_path / "tokens.toml")}
-    plan = store(ledger, Plan(id=str(uuid.uuid4()), policy="p", account=OTHER, grace_seconds=0,
-                              created_at=from_ms(ledger.now_ms())))  # fmt: skip
+    policies = tmp_path / "policies.toml"
+    policies.write_text("[[policy]]\nname = 'p'\nolder_than = '1d'\n")
+    (policy,) = read_policies(policies)
+    plan = store(ledger, empty_plan(policy, from_ms(ledger.now_ms()), str(uuid.uuid4()), blocked=None))
     ledger.redis.lpush(ledger.keys.dead_letters, '{"id": "d1", "at": "", "queue": "x", "reason": "", "text": ""}')
     commands = {
         "pause": ["pause", "--account", OTHER], "resume": ["resume", "--account", OTHER],
@@ -71,7 +74,7 @@ def test_each_command_that_changes_something_notes_who_and_why(env, ledger, in_r
         done = janitor_here(file, *command, "--reason", reason)
         assert done.returncode == 0, (command, done.stderr)
     # (a plan without deletions asks for nothing)
-    assert janitor_here(file, "cleanup", "apply", plan.id, "--reason", reason).returncode == 0
+    assert janitor_here(file, "cleanup", "apply", plan.id, "--file", policies, "--reason", reason).returncode == 0
     # then the log has each of them, in this order, with the login.
     found = [one for one in noted(env, "--who", login()) if one["why"] == reason]
     assert [one["act"] for one in found] == list(commands)

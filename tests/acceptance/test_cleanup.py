@@ -73,12 +73,12 @@ def test_a_plan_is_exact_and_apply_deletes_just_that(env, api, stale, policies):
     assert records(janitor_here(env, "cleanup", "show", plan["id"], "--json")) == [plan]
     listed = records(janitor_here(env, "cleanup", "list", "--json"))
     assert listed[0] == {name: value for name, value in plan.items() if name != "items"}
-    applied = janitor_here(env, "cleanup", "apply", plan["id"], "--json")
+    applied = janitor_here(env, "cleanup", "apply", plan["id"], *policies(OLD), "--json")
     ids = [record["id"] for record in records(applied)]
     assert (applied.returncode, "3 of 3 accepted" in applied.stderr) == (0, True)
     assert ended(env, ids) == dict.fromkeys(stale[:3], "deleted")
     assert sorted(api.finetunes()) == stale[3:]
-    again = janitor_here(env, "cleanup", "apply", plan["id"], "--json")
+    again = janitor_here(env, "cleanup", "apply", plan["id"], *policies(OLD), "--json")
     assert [(record["id"], record["created"]) for record in records(again)] == [(id_, False) for id_ in ids]
 
 
@@ -90,7 +90,7 @@ def test_an_id_of_a_plan_that_was_used_before_is_an_error_and_shows_nobody_elses
     app.send_task("finetunes.delete", ["secret"], {"delay_seconds": 600}, task_id=taken, queue="deletions")
     until(lambda: janitor_here(env, "show", taken).returncode == 0, seconds=60, what="the other request")
     # When the plan is applied
-    applied = janitor_here(env, "cleanup", "apply", plan["id"], "--json")
+    applied = janitor_here(env, "cleanup", "apply", plan["id"], *policies(OLD), "--json")
     # Then the conflict is told without the other record, and the other two are asked for.
     assert (applied.returncode, f"{stale[0]} was not asked for" in applied.stderr) == (2, True)
     assert "secret" not in applied.stdout + applied.stderr
@@ -117,8 +117,9 @@ def test_for_people_there_are_tables_that_fit(env, stale, policies):
 
 def test_what_is_used_protected_or_reborn_in_the_grace_is_kept(env, api, stale, policies):
     used, protected, reborn = stale[:3]
-    _, plan = planned(env, *policies(OLD.replace("0s", "4s")))
-    applied = records(janitor_here(env, "cleanup", "apply", plan["id"], "--json"))
+    option = policies(OLD.replace("0s", "4s"))
+    _, plan = planned(env, *option)
+    applied = records(janitor_here(env, "cleanup", "apply", plan["id"], *option, "--json"))
     assert {record["state"] for record in applied} == {"scheduled"}
     waiting = records(janitor_here(env, "list", "--state", "scheduled", "--json"))
     assert {record["due_at"] for record in waiting} == {record["due_at"] for record in applied}
@@ -129,7 +130,7 @@ def test_what_is_used_protected_or_reborn_in_the_grace_is_kept(env, api, stale, 
     ids = [record["id"] for record in applied]
     assert ended(env, ids) == {used: "cancelled", protected: "cancelled", reborn: "superseded"}
     assert sorted(api.finetunes()) == sorted(stale)
-    late = janitor_here(env, "cleanup", "apply", plan["id"])
+    late = janitor_here(env, "cleanup", "apply", plan["id"], *option)
     assert f"{used} is kept: it was used after the plan was made" in late.stderr
     shown = {one["finetune_id"]: one for one in records(janitor_here(env, "finetunes", "--json"))}
     assert shown[used]["last_used"]
@@ -199,15 +200,28 @@ def test_a_policy_selects_by_what_details_say_and_a_plan_has_both_sides_as_csv(e
 
 
 def test_what_goes_too_far_stops_the_run_whole_and_does_not_look_green(env, api, stale, policies):
-    code, plan = planned(env, *policies(OLD + "max_deletions = 2\n"))
+    option = policies(OLD + "max_deletions = 2\n")
+    code, plan = planned(env, *option)
     assert (code, plan["blocked"]) == (1, "3 would be deleted, and max_deletions is 2")
-    for command in ("plan", "apply"):
-        option = policies(OLD + "max_deletions = 2\n") if command == "plan" else (plan["id"],)
-        done = janitor_here(env, "cleanup", command, *option)
+    for command in (["plan"], ["apply", plan["id"]]):
+        done = janitor_here(env, "cleanup", *command, *option)
         assert (done.returncode, "max_deletions is 2" in done.stderr) == (1, True)
     assert sorted(api.finetunes()) == stale
     listed = [janitor_here(env, "list", "--finetune", name, "--json").stdout for name in stale]
     assert listed == [""] * 6, "not one was asked for"
+
+
+def test_a_policy_that_was_changed_after_its_plan_is_not_applied(env, api, stale, policies):
+    # Given a plan, and a policy that protects some of it since, that is removed, or whose file nobody names,
+    _, plan = planned(env, *policies(OLD))
+    changed = [(policies, OLD + "protect = ['ft-*']\n"), (policies, ""), (lambda _: (), "")]
+    said = ["policy old is not in the policies file as it was", "policy old is not in", "set JANITOR_POLICY_FILE"]
+    # when the plan is applied, then it is refused in one line, and nothing was asked for.
+    for (write, text), words in zip(changed, said, strict=True):
+        refused = janitor_here(env, "cleanup", "apply", plan["id"], *write(text))
+        assert (refused.returncode, refused.stderr.count("\n")) == (1 if write is policies else 2, 1)
+        assert words in refused.stderr
+    assert janitor_here(env, "list", "--finetune", stale[0], "--json").stdout == ""
 
 
 MISTAKES = [

@@ -353,6 +353,56 @@ def test_a_closed_pipe_and_ctrl_c_end_without_a_traceback(env, finetune):
     assert (full.returncode, full.stderr) == (1, "Error: No space left on device\n")
 
 
+@pytest.mark.parametrize("command", ["list", "list 2>&1", "export", "list --help"])
+def test_a_pipe_that_nobody_reads_any_more_ends_quietly_as_with_other_tools(env, finetune, command):
+    janitor_here(env, "delete", finetune, "--in", "1h")
+    # Given a pipe whose reader is gone
+    ours, theirs = os.pipe()
+    os.close(ours)
+    # When a command writes to it
+    argv = ["sh", "-c", f'"$0" -m worker.cli {command}', sys.executable]
+    try:
+        done = subprocess.run(argv, env=env, stdout=theirs, stderr=subprocess.PIPE, timeout=60, check=False)
+    finally:
+        os.close(theirs)
+    # Then its exit code is that of SIGPIPE.
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("command", "code"),
+    [("list <&-", 0), ("list >&-", 0), ("list 2>&-", 0), ("list <&- >&- 2>&-", 0), ("show no-such-id 2>&-", 1)],
+)
+def test_a_stream_that_is_closed_changes_no_outcome(env, command, code):
+    argv = ["sh", "-c", f'"$0" -m worker.cli {command}', sys.executable]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False)
+
+
+NOT_UTF_8 = [
+    "show", "wait", "cancel", "retry", "resolve --as kept --note x", "cancel --plan", "cleanup show",
+    "cleanup apply", "list --cursor", "list --requested-by", "list --name", "list --finetune", "delete",
+    "hold --reason x", "release", "protect", "touch", "audit --who", "dead-letters show",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NOT_UTF_8)
+def test_an_argument_that_is_not_utf_8_is_no_traceback(env, command):
+    done = janitor_here(env, *command.split(), os.fsdecode(b"\xff"))
+    assert done.returncode in (0, 1, 2)
+    assert done.stderr.isascii()
+    if done.returncode == 2:
+        assert "\\udcff" in done.stderr
+
+
+@pytest.mark.parametrize("columns", ["0", "3"])
+def test_a_terminal_without_a_usable_width_shows_whole_records(env, finetune, columns):
+    janitor_here(env, "delete", finetune, "--in", "1h")
+    shown = janitor_here({**env, "COLUMNS": columns}, "list", "--finetune", finetune).stdout
+    assert "scheduled" in shown
+    assert finetune in shown.replace("\n", "").replace(" ", "")
+
+
 @pytest.mark.parametrize("command", [["up"], ["demo", "--keep", "/proc/nowhere"]])
 def test_a_folder_that_cannot_be_used_is_named(env, command):
     here = {name: value for name, value in env.items() if name != "REDIS_URL"}

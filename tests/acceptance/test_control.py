@@ -11,6 +11,7 @@ from functools import partial
 import pytest
 import redis
 
+from tasks.durations import iso
 from tasks.ledger.dead_letters import keep
 from tests.processes import KEY, environment, janitor, producer, records, until, worker
 from worker.local import embedded
@@ -50,7 +51,7 @@ def test_a_pause_stops_all_deleting_within_2_seconds_and_resume_goes_on(env, api
         assert api.finetunes(), "the pause came too late to show anything"
         # What waits is not rewritten, requests are accepted, doctor says what is going on.
         doctor = janitor(env, "doctor")
-        assert (doctor.returncode, "a complaint): `janitor resume" in doctor.stdout) == (0, True)
+        assert (doctor.returncode, "a complaint): ask " in doctor.stdout) == (0, True)
         api.create("late")
         (late,) = records(janitor(env, "delete", "late", "--json"))
         assert late["state"] == "queued"
@@ -175,6 +176,22 @@ def test_a_dead_letter_is_sent_again_and_checked_again(env, api, tmp_path):
     with worker(env, tmp_path / "log"):
         assert result.get(timeout=60)["state"] == "deleted"
         until(partial(dead_letters, store, 2), seconds=60, what="the bad one is back")
+
+
+def test_a_dead_letter_does_not_delete_the_finetune_that_has_the_name_today(env, api, tmp_path):
+    # Given a request without a date that has been a dead letter for an hour; its name is used again
+    store, app = redis.Redis.from_url(env["REDIS_URL"], decode_responses=True), producer(env["REDIS_URL"])
+    now = datetime.now(UTC)
+    api.create("ft-1", timestamp=(now - timedelta(minutes=1)).isoformat())
+    result = app.send_task("finetunes.delete", ["ft-1"], queue="deletions")
+    letter = {"id": "l1", "at": iso(now - timedelta(hours=1)), "queue": "deletions", "reason": "not known here"}
+    store.lpush("janitor:2:dead-letters", json.dumps({**letter, "text": store.rpop("deletions")}))
+    # When it is sent again
+    assert janitor(env, "dead-letters", "requeue", "l1").returncode == 0
+    # Then the new finetune is not what was meant.
+    with worker(env, tmp_path / "log"):
+        error = result.get(timeout=60, propagate=False)
+    assert (error.args[0]["state"], api.deletes()) == ("superseded", [])
 
 
 def test_dead_letters_are_counted_listed_shown_and_dropped(env, tmp_path):

@@ -347,8 +347,8 @@ def test_a_certificate_of_a_bundle_of_ones_own_is_trusted(env, tmp_path):
 
 OTHER_HOSTS = {
     "https://api.us1.bfl.ai": NotSent("no connection: api.us1.bfl.ai (set BFL_API_URL to use another host)"),
-    "https://api.bfl.ai": Listing(frozenset({"a"}), 1, is_whole=True),
-    "https://api.eu.bfl.ai": Listing(frozenset(), 0, is_whole=True),
+    "https://api.bfl.ai": Listing(frozenset({"a"}), 1),
+    "https://api.eu.bfl.ai": Listing(frozenset(), 0),
     "https://api.us.bfl.ai": KeyRefused("api.us.bfl.ai (set ...): Not authenticated", http_status=403),
 }
 

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from tests.acceptance.http import Client
+from tests.acceptance.http import Client, served, token_file
 from tests.processes import janitor_here, records
 
 pytestmark = pytest.mark.usefixtures("running_worker")
@@ -158,3 +158,13 @@ def test_a_token_sees_the_plans_of_its_accounts_alone(base, plan):
     with Client(base, "elsewhere") as elsewhere:
         assert elsewhere.get("/v1/plans").json() == {"plans": []}
         assert elsewhere.get(f"/v1/plans/{made['id']}").status_code == 404
+
+
+def test_a_service_that_has_the_policies_refuses_a_plan_whose_policy_was_changed_since(env, plan, tmp_path):
+    made, file = plan(), tmp_path / "policies.toml"
+    file.write_text(file.read_text() + "protect = ['ft-*']\n")
+    more = {"JANITOR_TOKENS_FILE": str(token_file(tmp_path)), "JANITOR_POLICY_FILE": str(file)}
+    with served({**env, **more}, tmp_path / "http.log") as (url, _), Client(url, "boss") as boss:
+        refused = boss.post(f"/v1/plans/{made['id']}/apply")
+        assert (refused.status_code, "is not in the policies file as it was" in refused.text) == (409, True)
+        assert boss.get(f"/v1/plans/{made['id']}").json()["applied_at"] is None

@@ -219,6 +219,7 @@ def table(sha256="a" * 64, scopes='["read"]', accounts='["*"]', name="billing"):
 
 FILES = [
     (None, "names a file that cannot be read: No such file"),
+    ("# " * 600_000, "names a file that cannot be read: it has more than 1 MiB"),
     ("", "holds no token: `janitor tokens new NAME` makes a token"),
     (table(sha256=hashlib.sha256(b"").hexdigest()), "billing.sha256: this is the SHA-256 of nothing"),
     (table() + 'expires = "2027"\n', "billing.expires: give a date or a time without quotes"),

@@ -95,6 +95,16 @@ def test_a_token_has_a_quota_of_unfinished_deletions(env, tmp_path):
         assert boss.ask("h").status_code == 429
 
 
+def test_a_call_that_is_refused_takes_nothing_from_the_quota(env, tmp_path):
+    few = {**env, "JANITOR_HTTP_OPEN_DELETIONS": "5"}
+    with served(few, tmp_path / "log") as (base, _), Client(base, "boss") as boss:
+        # Given one deletion, when its key is used for four others, and four more are asked for,
+        answers = [boss.ask("a", key="one", delay_seconds=3600), boss.ask("b", "c", "d", "e", key="one"),
+                   boss.ask("f", "g", "h", "i", delay_seconds=3600)]  # fmt: skip
+        # then there is room for these.
+        assert [answer.status_code for answer in answers] == [202, 409, 202]
+
+
 class TestQuotas:
     """Of the counting itself, with a clock."""
 

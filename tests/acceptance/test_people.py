@@ -117,6 +117,36 @@ def test_a_time_that_cannot_be_meant_is_refused(auckland, arguments, words):
     assert (done.returncode, done.stdout, words in done.stderr) == (2, "", True), done.stderr
 
 
+@pytest.mark.parametrize("command", ["list", "export", "audit"])
+def test_a_time_without_length_is_refused(auckland, command):
+    for arguments in (
+        ["--since", "2027-01-01", "--until", "2026-01-01"],
+        ["--until", "2d ago", "--since", "1d ago"],
+    ):
+        done = janitor_here(auckland, command, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "is after --until" in done.stderr
+    assert (
+        "--since 2027-01-01 00:00:00 NZDT is after --until 2026-01-01 00:00:00 NZDT"
+        in janitor_here(auckland, command, "--since", "2027-01-01", "--until", "2026-01-01").stderr
+    )
+
+
+@pytest.mark.parametrize(
+    ("zone", "words"),
+    [
+        ("Europe/Berln", "did you mean 'Europe/Berlin'?"), (":Mars/Base", "the zone 'Mars/Base'"),
+        ("Berlin", "the zone 'Berlin'"), ("Europe", "the zone 'Europe'"), ("../zoneinfo", "the zone"),
+        *((zone, "") for zone in ("", "UTC", "UTC0", "GMT", "EST5EDT", "CET-1CEST,M3.5.0,M10.5.0/3", "<+03>-3",
+                                  ":Europe/Berlin", "Etc/GMT+3", "/usr/share/zoneinfo/Europe/Berlin")),
+    ],
+)  # fmt: skip
+def test_a_zone_of_this_machine_that_does_not_exist_is_told(env, zone, words):
+    done = janitor_here({**env, "TZ": zone}, "holds", "--json")
+    assert done.returncode == 0
+    assert ("warning: TZ" in done.stderr, words in done.stderr) == (bool(words), True), done.stderr
+
+
 def test_a_time_may_be_relative_to_now(env, finetune):
     (record,) = records(janitor_here(env, "delete", finetune, "--at", "in 2h", "--json"))
     away = datetime.fromisoformat(record["due_at"]) - datetime.now(UTC)
@@ -192,18 +222,19 @@ def plan(env, api, tmp_path):
     return made
 
 
-def test_a_plan_is_applied_once_a_person_agrees_and_withdrawn_whole(env, plan):
+def test_a_plan_is_applied_once_a_person_agrees_and_withdrawn_whole(env, plan, tmp_path):
+    file = ("--file", str(tmp_path / "policies.toml"))
     # Given a person who does not agree
-    refused = at_a_terminal(env, "cleanup", "apply", plan["id"], types="n\n")
+    refused = at_a_terminal(env, "cleanup", "apply", plan["id"], *file, types="n\n")
     assert (refused.returncode, refused.stdout) == (1, "")
     at = datetime.now().astimezone() + timedelta(hours=1)
     assert f"this deletes 2 of 3 finetunes of account default at {at:%Y-%m-%d}" in refused.stderr
     assert refused.stderr.endswith("nothing was written\n")
     # When a script applies it
-    applied = janitor_here(env, "cleanup", "apply", plan["id"], "--json")
+    applied = janitor_here(env, "cleanup", "apply", plan["id"], *file, "--json")
     assert {record["state"] for record in records(applied)} == {"scheduled"}
     # and it is applied again, which asks for nothing, then there is no question.
-    again = at_a_terminal(env, "cleanup", "apply", plan["id"], types="")
+    again = at_a_terminal(env, "cleanup", "apply", plan["id"], *file, types="")
     assert (again.returncode, "Is that right?" in again.stderr) == (0, False)
     # A cancel of the plan withdraws its deletions, and no other one.
     other = asked_for(env, plan["items"][0]["finetune_id"])
@@ -259,6 +290,27 @@ def test_the_name_of_a_finetune_given_as_an_id_is_told_how_to_list_it(env, finet
     done = janitor_here(env, command, finetune)
     assert (done.returncode, done.stdout) == (1, "")
     assert f"it is the name of a finetune: `janitor list --finetune {finetune}` lists its deletions" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["x;echo$IFS'y'", "$(echo)", "-x", "--help", "a`b`"])
+def test_a_name_in_a_command_to_copy_is_one_argument_for_a_shell(env, name):
+    # Given a finetune whose name somebody else chose
+    Ledger(connect(env["REDIS_URL"])).accept([asking(name, id=uuid.uuid4().hex)])
+    # When the command that a message gives is copied into a shell
+    told = janitor_here(env, "show", "--", name).stderr
+    command = told.split(": `")[1].rsplit("` lists")[0]
+    printed = subprocess.run(["sh", "-c", f"printf '%s\\n' {command}"], capture_output=True, text=True, check=True)
+    arguments = printed.stdout.splitlines()
+    # Then it is the command that is meant.
+    assert arguments[:2] == ["janitor", "list"]
+    listed = janitor_here(env, *arguments[1:], "--json")
+    assert {one["finetune_id"] for one in records(listed)} == {name}
+
+
+def test_an_empty_id_is_not_known(env, finetune):
+    asked_for(env, finetune)
+    done = janitor_here(env, "show", "")
+    assert (done.returncode, done.stderr) == (1, "Error: no deletion has the id ''\n")
 
 
 EXAMPLE = str(ROOT / "docs/how-to/policies.example.toml")

@@ -22,6 +22,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError, ResponseErr
 
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
+from tasks.ledger.dead_letters import keep
 from tasks.ledger.queries import get, stopped_accounts
 from tasks.ledger.types import Act
 from tasks.records import State
@@ -130,6 +131,10 @@ def test_everybody_can_do_their_work_within_these_lines(urls, env, api, app, ope
     for command in (["pause"], ["resume"], ["audit"], ["dead-letters", "list"], ["show", late["id"]], ["doctor"]):
         told = janitor(operator, *command)
         assert told.returncode == 0, (command, told.stdout, told.stderr)
+    for queue in ("deletions", "touches", "wakeups"):
+        keep(urls.admin, queue, "not JSON", "x")
+        letter = records(janitor(operator, "dead-letters", "list", "--json"))[0]
+        assert janitor(operator, "dead-letters", "requeue", letter["id"]).returncode == 0
     # What runs as http does is the ledger and a wake-up, as the command; what beat does is to send a message.
     assert janitor(operator | {"REDIS_URL": urls["http"]}, "delete", "late").returncode == 0
     create_app(Settings(), urls["beat"]).send_task("finetunes.tick", queue="wakeups", ignore_result=True)
@@ -208,7 +213,7 @@ FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
     ],
     "http": [("LPUSH", "deletions", "x"), ("FLUSHALL",), ("CONFIG", "GET", "*"), ("SCAN", 0)],
     "operator": [
-        ("LPUSH", "deletions", "x"), ("LRANGE", "deletions", 0, -1), ("DEL", "deletions"), ("RPOP", "celery"),
+        ("LPUSH", "celery", "x"), ("LRANGE", "deletions", 0, -1), ("DEL", "deletions"), ("RPOP", "celery"),
         ("FLUSHALL",), ("CONFIG", "SET", "appendonly", "no"), ("SCAN", 0), ("PUBLISH", "/0.celery.pidbox", "x"),
     ],
     "worker": [("FLUSHALL",), ("KEYS", "*"), ("CONFIG", "SET", "appendonly", "no"), ("GET", "somebody-elses")],

@@ -163,7 +163,7 @@ class Api:
     def my_finetunes(self) -> Listing:
         names = self._request("my_finetunes", self._names, 0.02, 0.04)
         self._watcher.list_ends()
-        return Listing(frozenset(names), len(names), is_whole=not self.world.is_cut)
+        return Listing(frozenset(names), len(names), "the field 'next'" if self.world.is_cut else None)
 
     def finetune_details(self, finetune_id: str) -> Details:
         world = self.world

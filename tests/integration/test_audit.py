@@ -12,7 +12,7 @@ from tasks.ledger.dead_letters import drop_dead_letters, keep, list_dead_letters
 from tasks.ledger.queries import Filter, get, list_deletions
 from tasks.ledger.types import Act
 from tasks.records import State, to_ms
-from tests.conftest import accept, asking, claim, finish
+from tests.conftest import accept, asking, claim, claim_and_mark, finish
 
 ANA = Act("ana@host", "command", "customer left")
 
@@ -119,6 +119,28 @@ def test_dead_letters_are_noted_as_they_are_sent_again_or_dropped(ledger):
     assert [(one.act, one.ids) for one in entries(ledger)] == [("requeue", (again,)), ("drop", (dropped,))]
 
 
+@pytest.mark.parametrize(
+    "text", ["{", "7", "null", "[]", '{"headers": []}', '{"headers": {"janitor_seen": 7}}', "[" * 9000]
+)
+def test_a_dead_letter_without_headers_is_sent_again_as_it_is(ledger, text):
+    keep(ledger.redis, "deletions", "not a message", text)
+    requeue_dead_letters(ledger, {list_dead_letters(ledger)[0].id}, ["deletions"], ANA)
+    assert ledger.redis.lrange("deletions", 0, -1) == [text]
+
+
+def test_a_dead_letter_that_is_sent_again_says_when_it_was_here_first(ledger):
+    # Given a message that was refused twice
+    keep(ledger.redis, "deletions", "once", '{"headers": {"id": "1"}, "body": ""}')
+    (first,) = list_dead_letters(ledger)
+    requeue_dead_letters(ledger, {first.id}, ["deletions"], ANA)
+    keep(ledger.redis, "deletions", "twice", ledger.redis.rpop("deletions"))
+    # When it is sent again
+    requeue_dead_letters(ledger, {list_dead_letters(ledger)[0].id}, ["deletions"], ANA)
+    # Then the first time counts.
+    sent = json.loads(ledger.redis.rpop("deletions"))
+    assert sent == {"headers": {"id": "1", "janitor_seen": first.at}, "body": ""}
+
+
 def test_it_is_filtered_and_goes_on_after_a_cursor(ledger, clocked):
     # Given acts in three months of two years,
     start = datetime(2026, 11, 30, 23, 59, 59, tzinfo=UTC)
@@ -173,6 +195,23 @@ class TestResolving:
         with pytest.raises(UnknownDeletion):
             ledger.resolve("unknown", "deleted", "gone", ANA)
         assert len(entries(ledger)) == 1
+
+    def test_one_that_comes_back_into_review_needs_a_person_again(self, ledger, clocked):
+        # Given a deletion in review that a person resolved, while its first worker is away in a call,
+        accept(ledger, asking(id="r1"))
+        slow = claim_and_mark(ledger)
+        clocked.after(seconds=31).maintain("default", 8)
+        finish(ledger, claim(ledger), State.REVIEW)
+        ledger.resolve("r1", "kept", "seen", ANA)
+        # when that one comes back with a 200, and the finetune is still there an hour later,
+        finish(ledger, slow, "deleted", attempt=1)
+        ended = {"id": "r1", "finished_at": to_ms(get(ledger, "r1").finished_at), "word": "still_there"}
+        assert ledger.verify("default", [ended], "still there") == ["r1"]
+        # then it waits for a person once more; the log has the first resolution.
+        found = get(ledger, "r1")
+        assert (found.state, found.needs_person, found.resolution) == (State.REVIEW, True, None)
+        ledger.resolve("r1", "deleted", "gone now", ANA)
+        assert [entry.act for entry in entries(ledger)] == ["resolve", "resolve"]
 
     def test_open_reviews_are_listed_alone(self, ledger):
         for id_ in ("r1", "r2", "r3"):

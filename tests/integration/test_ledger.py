@@ -8,7 +8,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from tasks.errors import LedgerUnavailable
+from tasks.errors import LedgerRefused, LedgerUnavailable
 from tasks.ledger.queries import Filter, get, list_deletions
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Finish
@@ -386,3 +386,21 @@ def test_redis_away_is_one_line(tmp_path):
     gone = redis.Redis(unix_socket_path=str(tmp_path / "none.sock"), retry=Retry(NoBackoff(), 0))
     with gone as client, pytest.raises(LedgerUnavailable, match="Redis cannot be reached"):
         Ledger(client).accept([asking()])
+
+
+@pytest.mark.parametrize("key", ["unfinished", "names", "index", "queue", "first", "stats"])
+def test_what_redis_refused_half_way_is_accepted_when_it_comes_again(ledger, key):
+    # Given a key that somebody else wrote, so that a request is refused in the middle of its script,
+    keys, arguments = ledger.keys, {"unfinished": ["a"], "index": ["queued"], "queue": ["single"]}
+    name = getattr(keys, key)("default", *arguments.get(key, []))
+    ledger.redis.set(name, "written by hand")
+    with pytest.raises(LedgerRefused):
+        ledger.accept([asking("a", id="d1")])
+    # when that is corrected, and the same request comes again,
+    ledger.redis.delete(name)
+    (answer,), _ = ledger.accept([asking("a", id="d1")])
+    # then it is accepted and carried out, once.
+    assert answer.answer == "accepted"
+    assert finish(ledger, claim(ledger)) == "done"
+    (answer,), _ = ledger.accept([asking("a", id="d1")])
+    assert (answer.answer, claim(ledger)) == ("known", None)

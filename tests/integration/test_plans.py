@@ -68,8 +68,8 @@ def cleaner_of(ledger, api, budget=timedelta(seconds=0)):
     return Cleaner(ledger, {"default": BflReader(api.url, KEY)}, 8, budget, no_sleep, intake=intake)
 
 
-def applied(cleaner, plan, by=None):
-    return apply_plan(cleaner.ledger, cleaner.intake, plan, Act(by, "command"))
+def applied(cleaner, plan, by=None, policies=None):
+    return apply_plan(cleaner.ledger, cleaner.intake, plan, Act(by, "command"), policies)
 
 
 def proposed(plan):
@@ -88,7 +88,8 @@ def test_a_plan_lists_every_finetune_with_its_reason_and_deletes_nothing(cleaner
     assert told["c"] == ("keep", "not older than 30 days (29)", 29)
     assert (plan.deletions, plan.total, plan.blocked) == (2, 6, None)
     assert get_plan(ledger, plan.id) == plan
-    assert list_plans(ledger) == [replace(plan, items=())]
+    assert list_plans(ledger) == list_plans(ledger, accounts=["default"]) == [replace(plan, items=())]
+    assert list_plans(ledger, accounts=["emea"]) == []
     assert api.deletes() == []
     assert {call["call"] for call in api.journal()} == {"my_finetunes", "finetune_details"}
 
@@ -325,9 +326,9 @@ def test_a_list_that_is_not_whole_cannot_show_what_is_gone(cleaner, ledger, api,
     cleaner.plan(OLD)
     shrink(api)
     whole = BflReader.my_finetunes
-    monkeypatch.setattr(BflReader, "my_finetunes", lambda self: replace(whole(self), is_whole=False))
+    monkeypatch.setattr(BflReader, "my_finetunes", lambda self: replace(whole(self), more="the field 'next'"))
     plan = cleaner.plan(OLD)
-    assert (plan.blocked, plan.items) == ("my_finetunes does not list all: it tells of more", ())
+    assert (plan.blocked, plan.items) == ("my_finetunes may not list all: the field 'next' may speak of more", ())
     assert load(ledger, "default").seen.keys() == set("abcdef"), "nothing is forgotten"
 
 
@@ -471,6 +472,29 @@ class TestApply:
         with pytest.raises(errors.PlanRefused, match="is 1d1h old, and the limit is 1d: `janitor cleanup plan"):
             applied(late, plan)
         assert ledger.redis.keys(ledger.keys.deletion("*")) == []
+
+    @pytest.mark.parametrize(
+        "now",
+        [[], [replace(OLD, protect=("a",))], [replace(OLD, name="other"), replace(OLD, grace=timedelta(0))]],
+    )
+    def test_a_plan_whose_policy_was_changed_or_removed_since_is_refused(self, cleaner, ledger, now):
+        # Given a plan, when its policy is no longer there as it was, then the plan is refused.
+        plan = cleaner.plan(OLD)
+        with pytest.raises(errors.PlanRefused, match="policy old is not in the policies file as it was"):
+            applied(cleaner, plan, policies=now)
+        assert ledger.redis.keys(ledger.keys.deletion("*")) == []
+        # With the policy as it was, others beside it, or if nobody can tell, it is applied.
+        assert len(applied(cleaner, get_plan(ledger, plan.id), policies=[replace(OLD, name="other"), OLD])) == 2
+        assert len(applied(cleaner, plan)) == 2
+
+    def test_a_plan_of_before_policies_were_noted_is_refused(self, cleaner, ledger):
+        plan = cleaner.plan(OLD)
+        key = ledger.keys.plan(plan.id)
+        summary = json.loads(ledger.redis.hget(key, "summary"))
+        del summary["policy_digest"]
+        ledger.redis.hset(key, "summary", json.dumps(summary))
+        with pytest.raises(errors.PlanRefused, match="as it was when"):
+            applied(cleaner, get_plan(ledger, plan.id), policies=[OLD])
 
     def test_a_plan_of_nothing_is_applied_and_does_nothing(self, cleaner):
         assert applied(cleaner, cleaner.plan(replace(OLD, match=("zzz",)))) == []

@@ -86,7 +86,7 @@ class FakeApi:
 
     def my_finetunes(self) -> Listing:
         names = self._replay("list", OURS)
-        return Listing(frozenset(names), len(names), is_whole=True)
+        return Listing(frozenset(names), len(names))
 
     def _replay(self, kind: str, finetune_id: str) -> Any:
         self.calls[kind] += 1

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from tasks.api import client as module
 from tasks.api import errors
-from tasks.api.client import WORDS_OF_SUCCESS, BflClient
+from tasks.api.answers import WORDS_OF_SUCCESS
+from tasks.api.client import BflClient
 from tasks.api.transport import Reply, Transport
 from tasks.text import finetune_key, is_same_name, one_line
 
@@ -284,21 +285,85 @@ def test_a_list_in_another_shape_is_told_as_such(wire, body):
     assert (type(error), error.http_status) == (errors.Reshaped, 200)
 
 
+@pytest.mark.parametrize("status", [200, 404])
+@pytest.mark.parametrize("call", ["my_finetunes", "finetune_details"])
+def test_an_answer_out_of_a_cache_shows_nothing_of_now(wire, call, status):
+    # Given a cache between us and the API, when it answers with what it has, though it is asked not to,
+    found: dict[str, Any] = {"finetunes": [], "finetune_details": {}}
+    wire.answers(FROM_API if status == 404 else found, status, {"Age": "120"})
+    ask = getattr(client(), call)
+    error = wire.error_of(ask if call == "my_finetunes" else lambda: ask(OURS))
+    # then that is no observation.
+    assert (type(error), "a cache answered, 120 s later" in str(error)) == (errors.Unclear, True)
+    assert wire.sent[0].headers["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize("age", ["0", "2", "", "x", "-5"])
+def test_an_answer_that_is_new_or_whose_age_is_not_known_counts(wire, age):
+    wire.answers({"finetunes": []}, headers={"Age": age})
+    assert client().my_finetunes().count == 0
+
+
 @pytest.mark.parametrize(
-    ("beside", "is_whole"),
+    "beside",
     [
-        ({}, True), ({"next": None}, True), ({"next": ""}, True), ({"has_more": False}, True),
-        ({"cursor": None, "total": 2}, True), ({"total": 1}, True), ({"total": True}, True),
-        ({"meta": {"total_pages": 1, "total_count": 2}}, True), ({"account": "x", "limit": 100}, True),
-        ({"next": "/v1/my_finetunes?page=2"}, False), ({"next_cursor": "abc"}, False), ({"cursor": 5}, False),
-        ({"has_more": True}, False), ({"hasMore": 1}, False), ({"total": 3}, False), ({"total": "3"}, False),
-        ({"count": 250}, False), ({"total_pages": 2}, False), ({"pagination": {"next": "x"}}, False),
-        ({"meta": {"total": 3}}, False), ({"truncated": True}, False),
+        {}, {"next": None}, {"next": ""}, {"links": []}, {"meta": {}}, {"cursor": None, "last_page": None},
+        {"has_more": False}, {"hasMore": False}, {"truncated": False},
+        {"total": 2}, {"total": "2"}, {"count": 2}, {"totalCount": 2}, {"meta": {"total": 2, "has_next": False}},
+        {"meta": {"pagination": {"next": None}}}, {"object": "list"}, {"status": "ok"}, {"status": "Success"},
+        {"id": "r-1", "request_id": "r-1", "timestamp": 1.5, "created_at": "now", "version": 3},
     ],
 )  # fmt: skip
-def test_a_list_that_speaks_of_more_is_not_whole(wire, beside, is_whole):
+def test_a_list_is_whole_if_all_beside_it_is_known_to_be_harmless(wire, beside):
     wire.answers({"finetunes": ["a", "b"], **beside})
-    assert client().my_finetunes().is_whole == is_whole
+    assert client().my_finetunes().more is None
+
+
+@pytest.mark.parametrize(
+    ("beside", "named"),
+    [
+        ({"next": "/v1/my_finetunes?page=2"}, "next"), ({"next_cursor": "abc"}, "next_cursor"),
+        ({"cursor": 5}, "cursor"), ({"has_more": True}, "has_more"), ({"hasMore": 1}, "hasMore"),
+        ({"truncated": True}, "truncated"), ({"partial": True}, "partial"), ({"complete": False}, "complete"),
+        ({"is_last": False}, "is_last"), ({"no_more": False}, "no_more"),
+        # Another number than there are names, or a number that is not one of names.
+        ({"total": 3}, "total"), ({"total": "3"}, "total"), ({"total": 1}, "total"), ({"total": True}, "total"),
+        ({"total": 250.0}, "total"), ({"total": "250.0"}, "total"), ({"count": 250}, "count"),
+        ({"total": {"value": 250}}, "total"), ({"total": {"count": 2}}, "total"),
+        ({"total_pages": 1}, "total_pages"), ({"hits": 250}, "hits"), ({"remaining": 1}, "remaining"),
+        ({"limit": 2}, "limit"), ({"size": 2}, "size"), ({"per_page": 2}, "per_page"),
+        ({"page": 1, "last_page": 3}, "page"),
+        # At any depth, and what is in a list; a harmless name in what is not known is not harmless.
+        ({"meta": {"pagination": {"next": "/p2"}}}, "next"), ({"meta": {"total": 3}}, "total"),
+        ({"pagination": [{"next": 2}]}, "pagination"), ({"links": [{"rel": "next", "href": "/p2"}]}, "links"),
+        ({"last_evaluated_key": {"id": "x"}}, "last_evaluated_key"), ({"next": {"version": 2}}, "next"),
+        # Words that nobody has thought of, and values of another kind than expected.
+        ({"continuation_token": "abc"}, "continuation_token"), ({"pageToken": "abc"}, "pageToken"),
+        ({"marker": "x"}, "marker"), ({"scroll_id": "x"}, "scroll_id"), ({"account": "x"}, "account"),
+        ({"more_finetunes": ["c"]}, "more_finetunes"), ({"id": ["c"]}, "id"), ({"status": "partial"}, "status"),
+        ({"object": "page"}, "object"), ({"\u202etxen": 1}, "txen"), ({KEY: 1}, "***"),
+    ],
+)  # fmt: skip
+def test_a_list_with_anything_else_beside_it_may_not_be_whole_and_the_field_is_named(wire, beside, named):
+    wire.answers({"finetunes": ["a", "b"], **beside})
+    listing = client().my_finetunes()
+    assert (listing.is_whole, listing.more) == (False, f"the field '{named}'")
+
+
+def test_nothing_but_a_plain_200_is_a_whole_list(wire):
+    for status, headers, more in [
+        (206, {}, "HTTP status 206"), (203, {}, "HTTP status 203"),
+        (200, {"Link": '</p1>; rel="prev", </p2>; rel="Next"'}, "the header Link"),
+        (200, {"X-Total-Count": "3"}, "the header X-Total-Count"),
+        (200, {"Link": '</p1>; rel="self"', "X-Total-Count": "1"}, None),
+    ]:  # fmt: skip
+        wire.answers({"finetunes": ["a"]}, status=status, headers=headers)
+        assert client().my_finetunes().more == more
+
+
+def test_a_list_beside_very_deep_objects_is_judged_as_any_other(wire):
+    wire.answers(b'{"finetunes": [], ' + b'"meta": {' * 900 + b'"next": 2' + b"}" * 901)
+    assert client().my_finetunes().more == "the field 'next'"
 
 
 def test_two_spellings_of_one_uuid_are_one_finetune(wire):

@@ -1,5 +1,6 @@
 """What other services send by name: read with care, accepted once, answered when the deletion is final."""
 
+import base64
 import threading
 import uuid
 from dataclasses import replace
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 from celery import Celery, states
 from celery.app.trace import build_tracer
+from kombu.exceptions import OperationalError
+from kombu.utils.json import dumps, loads
 from structlog.testing import capture_logs
 
 from tasks import celery_tasks
@@ -17,10 +20,12 @@ from tasks.by_name import by_name, by_name_many
 from tasks.celery_tasks import AGAIN_HEADER, ETA_HEADER, callbacks_of, write_results
 from tasks.errors import IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
 from tasks.intake import BULK, Intake
-from tasks.ledger.dead_letters import list_dead_letters
-from tasks.ledger.queries import get
+from tasks.ledger.dead_letters import SEEN_HEADER, list_dead_letters, requeue_dead_letters
+from tasks.ledger.queries import Filter, get, list_deletions
+from tasks.ledger.types import Act
 from tasks.records import NewRequest, State
 from tests.conftest import NOW, claim, finish, register
+from worker.message_check import check_message, read
 
 
 def message(**parts) -> SimpleNamespace:
@@ -139,6 +144,22 @@ def test_an_eta_is_a_due_time_and_dates_the_request(options, due_at, requested_a
     assert request.requested_at == datetime.fromisoformat(requested_at)
 
 
+@pytest.mark.parametrize(
+    ("options", "eta", "requested_at"),
+    [
+        ({}, "", "2026-03-01T12:00:00+00:00"),
+        ({}, ETA, "2026-03-01T12:00:00+00:00"),
+        ({"requested_at": "2026-03-01T11:00:00Z"}, "", "2026-03-01T11:00:00+00:00"),
+        ({"requested_at": ETA}, "", "2026-03-01T12:00:00+00:00"),
+    ],
+)
+def test_when_a_message_was_here_first_dates_its_request_at_the_latest(options, eta, requested_at):
+    request = by_name("t1", "a", options, eta=eta, seen="2026-03-01T12:00:00Z")
+    assert request.requested_at == datetime.fromisoformat(requested_at)
+    # It is the same request as before.
+    assert request.digest == by_name("t1", "a", options, eta=eta).digest
+
+
 def test_a_delay_beside_a_time_is_refused():
     for options, eta in (({"delay_seconds": 5}, ETA), ({"delay_seconds": 5, "due_at": ETA}, "")):
         request = by_name("t1", "a", options, eta=eta)
@@ -191,10 +212,11 @@ class Worker:
     def note_sent(self, name, **options):
         self.sent.append((name, options))
 
-    def send(self, name, *given, id="t1", headers=None, **options):
+    def send(self, name, *given, id="t1", headers=None, message=(), **options):
         """The state in which Celery sees the message end."""
         task = self.app.tasks[f"finetunes.{name}"]
         request = {"id": id, "task": task.name, "delivery_info": {"routing_key": "deletions"}, "headers": headers}
+        request |= dict(message)
         return build_tracer(task.name, task, app=self.app)(id, [*given], options, request).info
 
     def result(self, id="t1"):
@@ -264,6 +286,14 @@ def test_an_eta_that_the_transport_took_out_is_the_due_time(worker):
     worker.send("delete", "a", headers={ETA_HEADER: ETA})
     record = get(worker.ledger, "t1")
     assert (record.due_at, record.asked_at) == (datetime.fromisoformat(ETA), NOW)
+
+
+@pytest.mark.parametrize(("task", "given"), [("delete", "a"), ("delete_many", ["a"])])
+def test_a_request_is_at_least_as_old_as_its_message(worker, task, given):
+    hour_ago = NOW - timedelta(hours=1)
+    worker.send(task, given, headers={SEEN_HEADER: hour_ago.isoformat()})
+    (record,) = list_deletions(worker.ledger, Filter()).deletions
+    assert record.asked_at == hour_ago
 
 
 @pytest.mark.parametrize(
@@ -344,6 +374,32 @@ def test_what_redis_does_not_take_is_given_back_or_a_dead_letter_but_never_lost(
     assert (letter.queue, f"finetunes.{task}" in letter.text) == ("deletions", True)
 
 
+def test_a_request_that_redis_refused_is_kept_as_a_message_that_can_be_sent_again(worker):
+    # Given a request with all that a message can hold, and a Redis that refuses it
+    def fails(*_, **__):
+        raise LedgerRefused("as the test says")
+
+    worker.ledger.accept = fails
+    link = {"task": "theirs.note", "args": [], "kwargs": {"at": NOW}, "options": {"queue": "theirs"}}
+    message = {"callbacks": [link], "root_id": "r1", "group": "g1", "expires": "2030-01-01T00:00:00.000Z"}
+    ours = {ETA_HEADER: "2026-03-01T13:00:00.000Z", "traceparent": "x"}
+    worker.send("delete", "a", reason="trial", headers=ours, message=message)
+    (letter,) = list_dead_letters(worker.ledger)
+    # When its letter is sent again
+    requeue_dead_letters(worker.ledger, {letter.id}, ["deletions"], Act("ana", "command"))
+    again = check_message(read(worker.ledger.redis.rpop("deletions").encode()), "deletions")
+    # Then nothing of it is lost, and it says since when it is here.
+    body = loads(base64.b64decode(again["body"]))
+    assert body == [
+        ["a"],
+        {"reason": "trial"},
+        {"callbacks": [link], "errbacks": None, "chain": None, "chord": None},
+    ]
+    wanted = {"task": "finetunes.delete", "id": "t1", "root_id": "r1", "group": "g1", SEEN_HEADER: letter.at}
+    wanted |= {"expires": message["expires"]} | ours
+    assert {name: value for name, value in again["headers"].items() if value} == wanted
+
+
 def with_callbacks(worker):
     """An accepted request with a `link`, carried out; the nonce of the message that is to run it."""
     worker.send("delete", "a")
@@ -352,6 +408,17 @@ def with_callbacks(worker):
     ((name, options),) = worker.sent
     assert (name, options["task_id"], options["link"]) == ("finetunes.delete", "t1", [{"task": "theirs.note"}])
     return options["headers"][AGAIN_HEADER]
+
+
+def test_a_callback_may_hold_all_that_celery_writes_as_json(worker):
+    # Given a callback with a time and a UUID, which Celery reads as such
+    link = {"task": "theirs.note", "args": [uuid.uuid4()], "kwargs": {"at": NOW}, "options": {"queue": "theirs"}}
+    assert worker.send("delete", "a", message={"callbacks": [link]}).state == "IGNORED"
+    # When the deletion has ended
+    worker.ends()
+    # Then they come out of the message that runs it.
+    ((_, options),) = worker.sent
+    assert loads(dumps(options["link"])) == [link]
 
 
 def test_callbacks_run_by_a_message_of_our_own_that_proves_it(worker):
@@ -365,6 +432,21 @@ def test_callbacks_run_by_a_message_of_our_own_that_proves_it(worker):
     # When the record changes later, then the result is written again, and no callback runs again.
     write_results(worker.app, worker.ledger, ["t1"])
     assert len(worker.sent) == 1
+
+
+def test_callbacks_that_could_not_be_published_once_are_published_by_the_next_message(worker, monkeypatch):
+    nonce = with_callbacks(worker)
+    link = {"task": "theirs.note", "args": [], "kwargs": {}, "options": {"queue": "theirs"}}
+
+    def refuse(*_, **__):
+        raise OperationalError("no permission")
+
+    # Given a broker that refuses the callback, when the message runs that is to publish it,
+    monkeypatch.setattr(worker.app.amqp, "_retry_publish", refuse)
+    worker.send("delete", "a", headers={AGAIN_HEADER: nonce}, message={"callbacks": [link]})
+    # then it is kept, and looked at again in a minute.
+    assert worker.ledger.callbacks("t1") is not None
+    assert worker.ledger.redis.zscore(worker.ledger.keys.results, "t1") is not None
 
 
 def test_callbacks_that_cannot_be_published_are_given_up_after_five_messages(worker):

@@ -98,8 +98,8 @@ def test_what_is_stale_is_deleted_and_told_why(policy, finetune, reason):
         (OLD, replace(STALE, protected=ago(-1)), "protected until 2026-11-02"),
         # Unknown means keep.
         (TESTS, STALE, "its details were not read"),
-        (TESTS, replace(STALE, about={}), "its details have no comment"),
-        (TESTS, replace(STALE, about={"comment": (), "type": ("test",)}), "its details have no comment"),
+        (TESTS, replace(STALE, about={}), "its details have no readable comment"),
+        (TESTS, replace(STALE, about={"comment": (), "type": ("test",)}), "its details have no readable comment"),
         # Two fields that say different things.
         (TESTS, replace(STALE, about={"comment": ("a test", "for Ms Miller")}), "its comment does not match"),
         (
@@ -153,18 +153,27 @@ def test_the_newest_are_counted_among_those_that_match_by_their_details():
     assert [item.age_days for item in items if item.action == "delete"] == [47, 48, 49]
 
 
+NOTHING = {"comment": (), "trigger": (), "type": (), "base_model": ()}
 DETAILS = [
     ({"finetune_comment": " for\nMs Miller ", "trigger_word": "TOK", "finetune_type": "lora", "mode": "style"},
-     {"comment": ("for Ms Miller",), "trigger": ("TOK",), "type": ("lora",), "base_model": ()}),
-    ({"config": {"baseModel": "flux-2", "Trigger-Phrase": 7, "comment": None}, "type": ["full"], "comment": " "},
-     {"comment": (), "trigger": ("7",), "type": (), "base_model": ("flux-2",)}),
-    ({}, {"comment": (), "trigger": (), "type": (), "base_model": ()}),
+     {"comment": ("for Ms Miller",), "trigger": ("TOK",), "type": ("lora",)}),
+    ({"baseModel": "flux-2", "Trigger-Phrase": 7, "finetune comment": None, "comment": " "},
+     {"base_model": ("flux-2",), "trigger": ("7",)}),
+    ({"comment": "a test", "finetune_comment": "for a fair"}, {"comment": ("a test", "for a fair")}),
+    ({}, {}),
+    # What is said of something else, such as a dataset, is not said of the finetune.
+    ({"dataset": {"comment": "a test", "type": "full"}, "config": {"base_model": "flux-2"}}, {}),
+    ({"dataset.comment": "a test", "comment2": "a test", "dataset": [{"comment": "a test"}]}, {}),
+    # What is neither text nor number is not understood. Then nothing is known, even if there is a text beside it.
+    ({"type": ["full"], "trigger": {"word": "TOK"}, "comment": True}, {}),
+    ({"finetune_comment": ["KEEP: customer"], "comment": "a test"}, {}),
+    ({"finetune_comment": {"en": "KEEP: customer"}, "comment": "a test", "type": "full"}, {"type": ("full",)}),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("details", "found"), DETAILS)
 def test_details_tell_what_people_know_in_any_of_the_notations(details, found):
-    assert about(details) == found
+    assert about(details) == NOTHING | found
 
 
 def test_use_that_is_reported_with_gaps_keeps_all():

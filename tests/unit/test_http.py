@@ -1,17 +1,22 @@
 """What the HTTP service decides without a network: bounds of a body, ids from keys, options of its socket."""
 
 import asyncio
+import json
 import socket
 import uuid
+from collections import Counter
 from collections.abc import MutableMapping
 from typing import Any
 
 import pytest
+from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
-from tasks.errors import InvalidRequest
+from tasks.errors import InvalidRequest, UnknownDeletion
 from worker.http import guard
 from worker.http.models import NewDeletions
+from worker.http.problems import HANDLERS
 from worker.http.server import listen
 
 
@@ -23,8 +28,11 @@ def read(messages):
             await asyncio.Event().wait()
         return messages.pop(0)
 
+    async def at_once():
+        pass
+
     async def all_of_it():
-        bounded = guard._bounded(receive)
+        bounded = guard._bounded(receive, at_once)
         got: list[MutableMapping[str, Any]] = []
         while not got or got[-1].get("more_body"):
             got.append(await bounded())
@@ -50,6 +58,47 @@ def test_a_body_that_trickles_is_given_up(monkeypatch):
     with pytest.raises(HTTPException) as refused:
         read([chunk(b"{", more=True)])
     assert refused.value.status_code == 408
+
+
+def test_large_bodies_are_worked_on_a_few_at_a_time_and_hold_up_nothing_else():
+    # Given a service that is slow to answer, and clients that read no answer
+    at_work, let_go = Counter(), asyncio.Event()
+
+    async def app(scope, receive, send):
+        size = len((await receive())["body"])
+        at_work[size] += 1
+        await let_go.wait()
+        await send({"type": "http.response.start", "status": 202, "headers": []})
+
+    async def call(guarded, size):
+        async def receive():
+            return chunk(b"x" * size, more=False)
+
+        async def read_nothing(_):
+            await asyncio.Event().wait()
+
+        await guarded({"type": "http", "path": "/healthz"}, receive, read_nothing)
+
+    async def seen(size, count):
+        while at_work[size] < count:
+            await asyncio.sleep(0)
+
+    async def all_of_it():
+        guarded = guard.Guard(app, None, None)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as clients:
+            # When many call with a large body, and then some with a small one,
+            large, small = guard.LARGE_BYTES + 1, guard.LARGE_BYTES
+            calls = [clients.create_task(call(guarded, size)) for size in [large] * 50 + [small] * 20]
+            await seen(small, 20)
+            # then few of the large ones are at work, and all of the small ones;
+            assert at_work[large] == guard.MOST_LARGE
+            # and with the first byte of an answer, the next ones follow.
+            let_go.set()
+            await seen(large, 50)
+            for one in calls:
+                one.cancel()
+
+    asyncio.run(all_of_it())
 
 
 def asked(key, *finetune_ids, token="billing", **more):
@@ -109,3 +158,26 @@ def test_answers_do_not_wait_for_acknowledgements():
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+LONG = "x" * 900_000
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RequestValidationError(
+            [{"type": "extra_forbidden", "loc": ("body", LONG), "msg": "not known", "input": 1}]
+        ),
+        RequestValidationError([{"type": "value_error", "loc": ("body", "due_at"), "msg": LONG, "input": LONG}]),
+        UnknownDeletion(LONG),
+        HTTPException(404, LONG),
+    ],
+)
+def test_a_problem_does_not_repeat_all_that_was_sent(error):
+    handler = next(HANDLERS[kind] for kind in type(error).__mro__ if kind in HANDLERS)
+    answer = asyncio.run(handler(Request({"type": "http"}), error))
+    detail = json.loads(answer.body)["detail"]
+    assert len(detail) <= 1000
+    # What to do stands at its end.
+    assert detail.endswith("/openapi.json has what is accepted") is isinstance(error, RequestValidationError)

@@ -118,6 +118,13 @@ def test_eta_is_kept_out_of_celerys_sight_and_survives_a_redelivery():
         assert message["headers"]["janitor_eta"] == "2026-12-24T18:00:00.000Z"
 
 
+def test_since_when_a_message_is_here_survives_a_redelivery():
+    assert (
+        checked(checked(plain(janitor_seen="2026-12-24T18:00:00Z")))["headers"]["janitor_seen"]
+        == "2026-12-24T18:00:00Z"
+    )
+
+
 def test_expires_stays_where_celery_reads_it():
     assert checked(plain(expires="2026-12-24T18:00:00"))["headers"]["expires"] == "2026-12-24T18:00:00.000Z"
 
@@ -190,6 +197,7 @@ HEADERS = {
     "an id that is a number": ({"id": 5}, "the header id is 5: give an id"),
     "half a character": ({"id": "\ud800"}, "half of a surrogate pair"),
     "half a character in passing": ({"origin": "\ud800"}, "half of a surrogate pair"),
+    "a broken time of ours": ({"janitor_seen": "tomorrow"}, "the header janitor_seen is 'tomorrow': give a time"),
     "a broken eta": ({"eta": "tomorrow"}, "the header eta is 'tomorrow': give a time in ISO 8601"),
     "a broken expiry": ({"expires": 5}, "the header expires is 5: give a time in ISO 8601"),
     "time limits": ({"timelimit": [1]}, "give a list of two numbers of seconds or null"),

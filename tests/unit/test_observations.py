@@ -19,12 +19,12 @@ NO_PAGE = NotFound("Not Found", http_status=404)
 NOT_ALLOWED = Refused("Method Not Allowed", http_status=405, from_api=True)
 NO_KEY = KeyRefused("Forbidden", http_status=403, from_api=True)
 RESET = Unclear("the connection broke (ConnectionResetError)")
-MORE = Listing(frozenset({"another"}), 1, is_whole=False)
+MORE = Listing(frozenset({"another"}), 1, "the field 'next'")
 PRESENT, ABSENT, UNLISTED = Presence
 
 
 def listing(*names):
-    return Listing(frozenset(names), len(names), is_whole=True)
+    return Listing(frozenset(names), len(names))
 
 
 class Api:
@@ -64,7 +64,7 @@ def observed(details, listed) -> Observation:
         (NO_PAGE, listing(OURS.upper()), PRESENT),
         (NOT_ALLOWED, listing("another"), UNLISTED),
         (NOT_ALLOWED, listing(OURS), PRESENT),
-        (NO_PAGE, Listing(frozenset({OURS}), 1, is_whole=False), PRESENT),
+        (NO_PAGE, Listing(frozenset({OURS}), 1, "the field 'next'"), PRESENT),
     ],
 )
 def test_absent_takes_two_witnesses_and_the_list_tells_presence_if_details_do_not_work(details, listed, presence):
@@ -80,7 +80,8 @@ def test_absent_takes_two_witnesses_and_the_list_tells_presence_if_details_do_no
     [
         (GONE, listing(OURS), "but the list has it"),
         (GONE, listing(OURS.upper()), "but the list has it"),
-        (GONE, MORE, "not whole"), (NO_PAGE, MORE, "not whole"), (NOT_ALLOWED, MORE, "not whole"),
+        (GONE, MORE, "may not be whole: the field 'next'"), (NO_PAGE, MORE, "may not be whole"),
+        (NOT_ALLOWED, MORE, "may not be whole"),
         (GONE, NO_PAGE, "404"), (GONE, NO_KEY, "403"), (GONE, RESET, "broke"), (RESET, listing(), "broke"),
         (NO_KEY, listing(), "403"), (Refused("no", http_status=422, from_api=True), listing(), "422"),
         (TryAgain("no", http_status=408), listing(), "408"),

@@ -4,6 +4,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from structlog.testing import capture_logs
 
 from tasks.api import errors
 from tasks.api.client import Details, Listing
@@ -56,8 +57,8 @@ class FakeApi:
 
     vantage = HERE
 
-    def __init__(self, *names, details: Any = CREATED, listing: Any = None, is_whole=True):
-        self.listing = listing or Listing(frozenset(names), len(names), is_whole)
+    def __init__(self, *names, details: Any = CREATED, listing: Any = None, more=None):
+        self.listing = listing or Listing(frozenset(names), len(names), more)
         self.details = details
         self.calls: list[str] = []
 
@@ -113,8 +114,10 @@ def test_what_the_list_lacks_is_gone_and_one_call_is_enough_for_all(verify, ledg
     assert ledger.redis.zcard(ledger.keys.permits("default")) == 0
 
 
-def test_a_list_that_is_not_whole_proves_no_absence(verify):
-    assert words(verify(FakeApi(is_whole=False), MINUTE, record())) == ["again"]
+def test_a_list_that_may_not_be_whole_proves_no_absence_and_the_log_says_why(verify):
+    with capture_logs() as logged:
+        assert words(verify(FakeApi(more="the field 'next'"), MINUTE, record())) == ["again"]
+    assert "the field 'next' may speak of more" in str(logged)
 
 
 def test_another_vantage_proves_nothing(verify):

@@ -4,12 +4,16 @@ import os
 import sys
 from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
+from typing import Any, TextIO
 
 import click
 
 from tasks.api.errors import ApiError
 from tasks.errors import JanitorError, LedgerUnavailable, PlanRefused, UnknownDeletion, UnknownPlan
+from tasks.text import shown
 from worker.cli.text import visible
+from worker.cli.times import unknown_zone
 
 # command: (module below worker.cli, what it does)
 _COMMANDS = {
@@ -47,10 +51,19 @@ _COMMANDS = {
 }
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True}
 _EXTRA = ("fastapi", "prometheus_client", "uvicorn")  # what the extra `http` brings
-WRONG_USAGE, UNREACHABLE, NOT_IN_TIME = 2, 3, 4  # exit codes
+WRONG_USAGE, UNREACHABLE, NOT_IN_TIME, UNREAD = 2, 3, 4, 141  # exit codes; the last one as by SIGPIPE
 
 
 class _LazyGroup(click.Group):
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:  # click would make it exit code 1
+            _drop(sys.stdout, sys.stderr)
+            code = UNREAD
+        return code
+
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 -- click's signature
         return list(_COMMANDS)
 
@@ -82,10 +95,13 @@ def cli() -> None:
     Settings come from the environment; `janitor doctor --settings` lists them. Exit codes: 0 done as asked,
     1 a deletion ended otherwise, 2 wrong usage, 3 Redis or the API cannot be reached, 4 not done in time.
     """
+    if why := unknown_zone():
+        click.echo(f"warning: {visible(why)}", err=True)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command; every expected error ends in one line on stderr and its exit code."""
+    _open_streams()
     try:
         code: int | None = cli.main(argv, prog_name="janitor", standalone_mode=False)
     except click.ClickException as error:
@@ -102,21 +118,29 @@ def main(argv: list[str] | None = None) -> None:
         needs = "this command needs `pip install '.[http]'` in a checkout"
         click.echo(f"Error: {error.name} is not installed: {needs}", err=True)
         code = WRONG_USAGE
-    except BrokenPipeError:
-        _drop_stdout()
-        code = 0
+    except UnicodeEncodeError as error:
+        click.echo(f"Error: {shown(error.object)} cannot be written as {error.encoding}: give UTF-8", err=True)
+        code = WRONG_USAGE
     except OSError as error:
-        _drop_stdout()
+        _drop(sys.stdout)
         where = f"{error.filename}: " if error.filename else ""
         click.echo(f"Error: {where}{error.strerror or error}", err=True)
         code = 1
     sys.exit(code)
 
 
-def _drop_stdout() -> None:
-    """What is still in its buffer would fail again at the exit, and change the exit code."""
-    with suppress(OSError, ValueError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def _open_streams() -> None:
+    """A stream that is closed is nothing to read or write: else a file or a socket would get its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 -- it stays open
+
+
+def _drop(*streams: TextIO) -> None:
+    """What is still in a buffer would fail again at the exit, and change the exit code."""
+    for stream in streams:
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def exit_code(error: Exception) -> int:

@@ -19,8 +19,7 @@ _AT_ONCE = 1000  # rows of one table
 
 
 @click.command()
-@click.option("--since", type=options.TIME, help="Only what was done at or after this time, or '2h ago'.")
-@click.option("--until", type=options.TIME, help="Only what was done at or before this time.")
+@options.period("was done")
 @click.option("--who", metavar="WHO", help="Only what this login, token or sender did.")
 @click.option("--act", metavar="A", help="Only this act, such as pause, cancel, protect, apply, resolve, retry.")
 @click.option("--prune", "prunes", is_flag=True, help="Only drop the months older than JANITOR_AUDIT_RETENTION.")

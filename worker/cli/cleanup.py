@@ -9,7 +9,7 @@ import click
 
 from tasks.cleanup.about import in_words, short
 from tasks.cleanup.inventory import Inventory
-from tasks.cleanup.plans import APPLY_WITHIN, Plan, apply_plan, get_plan, list_plans
+from tasks.cleanup.plans import Plan, apply_plan, check_plan, get_plan, list_plans
 from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import Item
 from tasks.durations import format_duration
@@ -118,27 +118,30 @@ def list_(*, limit: int) -> None:
 
 @cleanup.command()
 @click.argument("id_", metavar="PLAN_ID")
+@options.policy_file
 @as_person
 @options.yes
 @options.json
-def apply(*, id_: str, act: Act, yes: bool) -> int:
+def apply(*, id_: str, file: Path | None, act: Act, yes: bool) -> int:
     """Ask for exactly the deletions of a plan, after the policy's time of grace.
 
     Each is bound to the incarnation that the plan saw. What was used, protected, replaced or asked for since is
-    kept. A plan that is blocked, or older than 24 hours, is refused with exit code 1. The same plan applied again
-    asks for nothing again. On a terminal it shows what it will do, and asks.
+    kept. A plan is refused with exit code 1 if it is blocked, if it is older than 24 hours, or if its policy was
+    changed or removed since. The same plan applied again asks for nothing again. On a terminal it shows what it
+    will do, and asks.
 
     \b
     janitor cleanup apply 6f0f5f0e-0b0a-5d3c-9a55-3f6f7b1d2c11
     """
     session = Session()
     plan = get_plan(session.ledger, id_)
-    # What is refused, or asks for nothing again, needs no answer.
-    is_old = datetime.now(UTC) - plan.created_at > APPLY_WITHIN
-    asks = plan.deletions and not (plan.blocked or plan.applied_at or is_old)
-    if asks and not agree_to_plan(plan, datetime.now(UTC) + timedelta(seconds=plan.grace_seconds), yes=yes):
+    policies, now = read_policies(file or session.settings.policy_file), datetime.now(UTC)
+    check_plan(plan, now, policies)
+    # What asks for nothing again needs no answer.
+    asks = plan.deletions and not plan.applied_at
+    if asks and not agree_to_plan(plan, now + timedelta(seconds=plan.grace_seconds), yes=yes):
         return NOT_AGREED
-    applied = apply_plan(session.ledger, session.intake, plan, act)
+    applied = apply_plan(session.ledger, session.intake, plan, act, policies)
     for one in applied:
         if one.deletion is None:
             note(f"{one.finetune_id} was not asked for: {one.error}")

@@ -14,6 +14,7 @@ from tasks.ledger import Ledger
 from tasks.ledger.queries import Filter, get_many, known_accounts, list_deletions, workers_seen
 from tasks.ledger.types import Act
 from tasks.records import UNFINISHED, Deletion, NewRequest, State
+from tasks.text import in_command
 from tasks.waiting import explained
 from worker.cli import options
 from worker.cli.acting import as_person
@@ -102,8 +103,7 @@ def show(*, id_: str) -> None:
 @click.option("--state", "states", type=options.STATE, multiple=True, help="Only this state; may be repeated.")
 @click.option("--finetune", "finetune_id", type=options.FINETUNE_ID, help="Only this finetune.")
 @click.option("--account", type=options.ACCOUNT, help="Only this account.")
-@click.option("--since", type=options.TIME, help="Only what was accepted at or after this time, or '2h ago'.")
-@click.option("--until", type=options.TIME, help="Only what was accepted at or before this time.")
+@options.period("was accepted")
 @click.option(
     "--open-reviews", "needs_person", is_flag=True, help="Only those in review that nobody resolved or retried."
 )
@@ -139,7 +139,7 @@ def list_(*, limit: int, cursor: str | None, csv: bool, **where: Any) -> None:
         print_deletions(with_reasons(ledger, deletions), if_empty="" if more else "no deletion matches")
     if more:
         few = "" if len(deletions) == limit else f"of the records that were read, {len(deletions)} fit; "
-        note(f"{few}there are more: --cursor {more}")
+        note(f"{few}there are more: {in_command(more, '--cursor')}")
 
 
 @click.command()

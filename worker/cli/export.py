@@ -17,8 +17,7 @@ from worker.cli.times import local
 
 
 @click.command()
-@click.option("--since", type=options.TIME, help="Only what was accepted at or after this time, or '2h ago'.")
-@click.option("--until", type=options.TIME, help="Only what was accepted at or before this time.")
+@options.period("was accepted")
 @click.option("--state", "states", type=options.STATE, multiple=True, help="Only this state; may be repeated.")
 @click.option("--account", type=options.ACCOUNT, help="Only this account.")
 @options.labels("Only with this label; may be repeated, all must fit.")

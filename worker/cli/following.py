@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from tasks.ledger import Ledger
 from tasks.ledger.queries import get, get_many
 from tasks.records import Deletion, State
+from tasks.text import in_command
 from worker.cli import NOT_IN_TIME
 from worker.cli.output import note, print_in_full, with_reasons
 from worker.cli.session import progress
@@ -30,7 +31,7 @@ def follow(
             note(first)
         deletions = _wait(ledger, ids, timeout_seconds)
     except KeyboardInterrupt:
-        again = f"`janitor wait {ids[0]}`" if len(ids) == 1 else "`janitor wait` with their ids"
+        again = f"`janitor wait {in_command(ids[0])}`" if len(ids) == 1 else "`janitor wait` with their ids"
         note(f"not waiting any more; the deletion goes on. {again} waits again, `janitor list` shows the state")
         raise
     print_in_full(with_reasons(ledger, deletions))

@@ -8,6 +8,7 @@ import click
 from tasks.errors import InvalidRequest, UnknownDeletion
 from tasks.ledger import Ledger
 from tasks.ledger.queries import Filter, get_many, list_deletions
+from tasks.text import in_command
 
 _RECENT = 1000  # deletions among which a short id must be unique
 _SHORTEST = 4
@@ -53,8 +54,8 @@ def lines(file: TextIO | None) -> list[str]:
 def _unknown(ledger: Ledger, given: str, recent: Sequence[str]) -> Found:
     nothing = f"no deletion has the id {given!r}"
     # Before short ids: a finetune's name may be the start of an id that somebody chose for another finetune.
-    if recent and list_deletions(ledger, Filter(finetune_id=given), limit=1).deletions:
-        look = f"`janitor list --finetune {given}` lists its deletions with their ids"
+    if given and recent and list_deletions(ledger, Filter(finetune_id=given), limit=1).deletions:
+        look = f"`janitor list {in_command(given, '--finetune')}` lists its deletions with their ids"
         return Found(given, f"{nothing}, it is the name of a finetune: {look}")
     alike = [id_ for id_ in recent if id_.startswith(given)] if len(given) >= _SHORTEST else []
     if len(alike) == 1:

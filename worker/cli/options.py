@@ -1,6 +1,7 @@
 """Options and arguments that several commands have, and the types of their values."""
 
 from collections.abc import Callable, Collection, Iterable
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ from tasks.errors import InvalidRequest
 from tasks.labels import parse_labels
 from tasks.records import DEFAULT_ACCOUNT, State, check_account, check_finetune_id, check_state
 from worker.cli.text import nearest
-from worker.cli.times import later_time, past_time
+from worker.cli.times import later_time, local, past_time
 
 T = TypeVar("T")
 
@@ -67,6 +68,25 @@ json = click.option(
     "--json", is_flag=True, expose_value=False, help="Print records as JSON, one per line.",
     callback=lambda context, _, value: context.meta.update({_AS_JSON: value}),
 )  # fmt: skip
+
+
+def period(what: str) -> Callable[[Any], Any]:
+    """The options `--since` and `--until`, in this order. what: is dated, such as "was done"."""
+    since = click.option(
+        "--since", type=TIME, callback=_in_order, help=f"Only what {what} at or after this time, or '2h ago'."
+    )
+    until = click.option(
+        "--until", type=TIME, callback=_in_order, help=f"Only what {what} at or before this time."
+    )
+    return lambda command: since(until(command))
+
+
+def _in_order(context: click.Context, option: click.Parameter, given: datetime | None) -> datetime | None:
+    both = context.params | {option.name: given}
+    since, until = both.get("since"), both.get("until")
+    if since and until and since > until:
+        raise click.UsageError(f"--since {local(since)} is after --until {local(until)}: give an earlier one")
+    return given
 
 
 def labels(help_: str) -> Callable[[Any], Any]:

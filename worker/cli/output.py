@@ -27,7 +27,7 @@ Record = Mapping[str, Any]
 
 _STYLES = {"deleted": "green", "failed": "red", "review": "bold red", "running": "cyan", "cancelled": "dim"}
 _LABELS = {"finetune_id": "finetune", "created_at": "accepted at"}
-_WIDE, _WIDTH_OF_FILES = 120, 160
+_WIDE, _WIDTH_OF_FILES, _NARROWEST = 120, 160, 40
 _NOT_IN_CSV = {"incarnation", "attempts"}  # they have parts of their own
 _ONLY_IN_EXPORT = ("incarnation", "attempts", "last_answer")
 _MOST_WARNED_OF = 5
@@ -188,7 +188,14 @@ def _no_formula(value: object) -> object:
     return f"'{visible(value)}" if value.startswith(_FORMULA) else visible(value)
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:  # rich would make it exit code 1
+        raise BrokenPipeError
+
+
 def _console() -> Console:
     # COLUMNS, if it is set, goes before both.
     width = None if sys.stdout.isatty() or os.environ.get("COLUMNS") else _WIDTH_OF_FILES
-    return Console(width=width, highlight=False)
+    console = _Console(width=width, highlight=False)
+    console.width = max(console.width, _NARROWEST)
+    return console

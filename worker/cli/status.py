@@ -98,8 +98,10 @@ def _wrapped(check: str, fact: str, advice: str, columns: int) -> list[str]:
 def _facts(found: Status) -> Iterator[tuple[str, str]]:
     yield "deletions", _counts(found.states) or "none on record"
     for one in found.retrying:
-        answers = ", ".join(f"{times} x {answer}" for answer, times in one.answers.items())
-        yield "tried again", f"{one.deletions} of {one.account}: {answers}"
+        # What the advice at the end of an answer says, the need says in full.
+        answers = ", ".join(f"{times} x {answer.partition(' (set ')[0]}" for answer, times in one.answers.items())
+        until = local(parse_time(one.given_up_at))
+        yield "tried again", f"{one.deletions} of {one.account}, until {until} or later: {answers}"
     hour = found.last_hour
     counted = sum(hour.by_state.values())
     some_of = f": of the last {counted}" if counted < hour.ended else ""
@@ -111,7 +113,7 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
     held = ", ".join(f"{count} of {name}" for name, count in found.held.items())
     yield "held", held and f"{held}: `janitor holds --account NAME`"
     cleanups = [
-        f"{one.policy}{' (its last plan was blocked)' if one.blocked else ''} at {local(parse_time(one.at))}"
+        f"{one.policy!r} at {local(parse_time(one.at))}{' (its last plan was blocked)' if one.blocked else ''}"
         for one in found.cleanups
     ]
     yield "cleanups", some(cleanups) or "none is scheduled"

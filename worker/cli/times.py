@@ -1,8 +1,10 @@
 """Points in time as people write them: local unless a zone is named, or relative to now; and as they read them."""
 
+import os
 import re
 from datetime import UTC, datetime
-from zoneinfo import ZoneInfo, available_timezones
+from pathlib import Path
+from zoneinfo import TZPATH, ZoneInfo, available_timezones
 
 import click
 
@@ -12,6 +14,7 @@ from worker.cli.text import nearest
 
 _ACCEPTED = "2026-12-24T18:00 (local), 2026-12-24T18:00+01:00, '2026-12-24 18:00 Europe/Berlin'"
 _RELATIVE = re.compile(r"in\s+(?P<ahead>.+)|(?P<ago>.+)\s+ago")
+_RULE = re.compile(r"([A-Za-z]{3,}|<[^>]+>)[+-]?\d.*")  # POSIX: a zone without a file
 _WITH_ZONE = re.compile(r"(?P<time>.+?)\s+(?P<zone>[A-Za-z]\S*)")
 
 
@@ -31,6 +34,16 @@ def past_time(text: str) -> datetime:
 def later_time(text: str) -> datetime:
     """The same, relative ones in the future (`in 2h`); also raises `InvalidRequest` for a time in the past."""
     return _read(text, "ahead", "'in 2h'")
+
+
+def unknown_zone() -> str | None:
+    """What is wrong with TZ if it names a zone that this machine does not have, so that times are in UTC."""
+    zone = os.environ.get("TZ", "").removeprefix(":")
+    is_rule = zone in ("", "UTC", "GMT") or _RULE.fullmatch(zone)
+    if is_rule or any(Path(folder, zone).is_file() for folder in TZPATH):
+        return None
+    like = nearest(zone, available_timezones())
+    return f"TZ is the zone {zone!r}, which is not known here, so times are in UTC{like}"
 
 
 def _read(text: str, direction: str, example: str) -> datetime:

@@ -7,11 +7,12 @@ from typing import Any
 
 from tasks.durations import format_duration
 from tasks.ledger import Ledger
-from tasks.ledger.dead_letters import list_dead_letters
+from tasks.ledger.dead_letters import MOST_KEPT, list_dead_letters
 from tasks.ledger.queries import Filter, list_deletions, stopped_accounts
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.statistics import Statistics
 from tasks.records import State, from_ms
+from tasks.text import in_command
 from tasks.waiting import ALARM, paused
 from worker.doctor.policies import scheduled_policies
 from worker.doctor.retries import LATE, Retries, check_retries
@@ -40,7 +41,8 @@ def check_ledger(
     yield from _stops(ledger)
     letters, fact = list_dead_letters(ledger), "every message could be read"
     if letters:
-        fact = f"{len(letters)} messages were refused, the last one because {letters[0].reason!r}"
+        count = f"{len(letters)} messages" + (" or more" if len(letters) >= MOST_KEPT else "")
+        fact = f"{count} were refused, the last one because {letters[0].reason!r}"
     yield judged("dead letters", fact, (letters, "warning", "tell their senders, `janitor dead-letters list`"))
     yield _reviews(ledger)
 
@@ -79,7 +81,7 @@ def _policies(ledger: Ledger, now: datetime, late: timedelta) -> Iterator[Findin
     """Whether each scheduled policy runs, and deletes something: its newest plan may be blocked."""
     for one in scheduled_policies(ledger):
         if one.plan and one.plan.blocked:
-            fact = f"{one.name} of account {one.plan.account} is blocked and deletes nothing: {one.plan.blocked}"
+            fact = f"{one.name!r} of account {one.plan.account} is blocked and deletes nothing: {one.plan.blocked}"
             when = f"{fact} ({_utc(one.plan.created_at)})"
             yield Finding("policy", "error", f"{when}: find out why, `janitor cleanup show {one.plan.id}`")
             continue
@@ -111,7 +113,8 @@ def _reviews(ledger: Ledger) -> Finding:
         return Finding("reviews", "ok", "no deletion waits for a person")
     one, count = opened[0], f"{len(opened)} or more" if page.cursor else len(opened)
     fact = f"deletions with an unknown outcome: {count}, the newest is of {one.finetune_id} ({one.message})"
-    return Finding("reviews", "error", f"{fact}: `janitor list --open-reviews`, `janitor show {one.id}`")
+    show = f"`janitor show {in_command(one.id)}`"
+    return Finding("reviews", "error", f"{fact}: `janitor list --open-reviews`, {show}")
 
 
 def _rounded(age: timedelta) -> str:

@@ -12,12 +12,14 @@ from tasks.durations import iso
 from tasks.ledger import Ledger
 from tasks.ledger.holds import holds
 from tasks.ledger.queries import Stop, each, stopped_accounts
+from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.statistics import Statistics, statistics
 from tasks.records import State, from_ms, to_ms
 from tasks.waiting import running_workers
 from worker.doctor.ledger import check_ledger
 from worker.doctor.policies import scheduled_policies
 from worker.doctor.retries import Retries, retries
+from worker.doctor.server import check_server
 
 _HOUR = timedelta(hours=1)
 _MOST_ENDED = 500  # of the last hour, whose states are read
@@ -32,12 +34,16 @@ class Need(BaseModel):
 
 
 class Retrying(BaseModel):
-    """What is tried again of one account. answers: how many of the 200 due first got which last answer."""
+    """What is tried again of one account. answers: how many of the 200 due first got which last answer.
+
+    given_up_at: when the first is given up, at the earliest; a pause or a park of the account moves it.
+    """
 
     account: str
     deletions: int
     answers: dict[str, int]
-    oldest_due_at: str | None
+    oldest_due_at: str
+    given_up_at: str
 
 
 class LastHour(BaseModel):
@@ -82,7 +88,9 @@ def status(ledger: Ledger, tick_every: timedelta) -> Status:
     """
     found, now = statistics(ledger), from_ms(ledger.now_ms())
     tried_again = retries(ledger, found.accounts)
-    findings = [one for one in check_ledger(ledger, tick_every, found, tried_again) if one.level != "ok"]
+    with unavailable():
+        findings = [one for one in check_server(ledger.redis) if one.level == "error"]
+    findings += [one for one in check_ledger(ledger, tick_every, found, tried_again) if one.level != "ok"]
     # If beat never ran, none is meant to run.
     needs = [one for one in findings if one.check != "beat" or found.beat_age_seconds < float("inf")]
     # That something is late follows from the others, if there are any.
@@ -94,7 +102,7 @@ def status(ledger: Ledger, tick_every: timedelta) -> Status:
         at=str(iso(now)),
         needs=[Need(**one._asdict()) for one in sorted(needs, key=lambda one: one.level != "error")],
         states={state: states[state] for state in State},
-        retrying=[_retrying(one) for one in tried_again],
+        retrying=[_retrying(one, ledger.terms.give_up_after) for one in tried_again],
         stopped={name: _stopped(stop) for name, stop in stopped_accounts(ledger).items()},
         held={name: held for name in found.accounts if (held := len(holds(ledger, name)))},
         last_hour=_last_hour(ledger, found, now),
@@ -109,8 +117,9 @@ def _stopped(stop: Stop) -> str:
     return ", ".join(f"{word} ({why})" for word, why in words if why is not None)
 
 
-def _retrying(found: Retries) -> Retrying:
-    return Retrying(**(found._asdict() | {"oldest_due_at": iso(found.oldest_due)}))
+def _retrying(found: Retries, give_up_after: timedelta) -> Retrying:
+    times = {"oldest_due_at": iso(found.oldest_due), "given_up_at": iso(found.oldest_due + give_up_after)}
+    return Retrying(**(found._asdict() | times))
 
 
 def _last_hour(ledger: Ledger, found: Statistics, now: datetime) -> LastHour:

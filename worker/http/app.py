@@ -1,6 +1,7 @@
 """The application: its routes, the probes for orchestrators, metrics."""
 
 from datetime import timedelta
+from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -25,16 +26,20 @@ _TICK_EVERY = timedelta(minutes=1)
 
 
 def create_api(
-    intake: Intake, tokens: TokenFile, quotas: Quotas, version: str, *, tick_every: timedelta = _TICK_EVERY
-) -> FastAPI:
-    """The service for these tokens; `state.waiting` has its long polls. tick_every: of beat."""
+    intake: Intake, tokens: TokenFile, quotas: Quotas, version: str, *, tick_every: timedelta = _TICK_EVERY,
+    policy_file: Path | None = None,
+) -> FastAPI:  # fmt: skip
+    """The service for these tokens; `state.waiting` has its long polls. tick_every: of beat.
+
+    policy_file: of the cleanups, None if this service does not have it.
+    """
     app = FastAPI(
         title="Finetune Janitor", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
         redirect_slashes=False, exception_handlers=HANDLERS,
         separate_input_output_schemas=False,  # a field with a default may be left out of an answer
     )  # fmt: skip
     app.state.intake, app.state.waiting, app.state.quotas = intake, Waiting(intake.ledger), quotas
-    app.state.tick_every = tick_every
+    app.state.tick_every, app.state.policy_file = tick_every, policy_file
     app.add_middleware(Guard, tokens=tokens, quotas=quotas)
     app.include_router(deletions.router)
     app.include_router(cleanup.router)

@@ -2,12 +2,13 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from tasks.cleanup import inventory, plans
 from tasks.cleanup.plans import Plan
+from tasks.cleanup.policies import read_policies
 from tasks.errors import UnknownPlan
 from tasks.intake import Intake
 from tasks.ledger import holds
@@ -158,8 +159,8 @@ def list_holds(intake: TheIntake, caller: Reader, where: InAccount) -> JSONRespo
 @router.get("/plans", operation_id="listPlans", response_model=Plans)
 def list_plans(intake: TheIntake, caller: Reader, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> JSONResponse:
     """List the latest plans, newest first; those of accounts that the token may not see are left out."""
-    found = plans.list_plans(intake.ledger, limit=limit)
-    return JSONResponse({"plans": [plan.summary() for plan in found if caller.may_use(plan.account)]})
+    found = plans.list_plans(intake.ledger, limit=limit, accounts=caller.limited_to)
+    return JSONResponse({"plans": [plan.summary() for plan in found]})
 
 
 @router.get("/plans/{plan_id}", operation_id="getPlan", response_model=Plan)
@@ -172,13 +173,17 @@ def get_plan(plan_id: str, intake: TheIntake, caller: Reader) -> JSONResponse:
     "/plans/{plan_id}/apply", operation_id="applyPlan", status_code=202, response_model=AppliedPlan,
     responses=documented(409) | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
 )  # fmt: skip
-def apply_plan(plan_id: str, intake: TheIntake, caller: Admin, reason: Reason = None) -> JSONResponse:
+def apply_plan(
+    plan_id: str, request: Request, intake: TheIntake, caller: Admin, reason: Reason = None
+) -> JSONResponse:
     """Ask for exactly the plan's deletions, each bound to what the plan saw. Repeating it is harmless.
 
-    409 if the plan is blocked, or older than 24 hours.
+    409 if the plan is blocked or older than 24 hours, or if its policy was changed or removed since; the service
+    can tell that only if it has `JANITOR_POLICY_FILE`.
     """
-    plan = _visible(intake, plan_id, caller)
-    applied = plans.apply_plan(intake.ledger, intake, plan, Act(caller.name, "http", reason))
+    plan, file = _visible(intake, plan_id, caller), request.app.state.policy_file
+    policies = read_policies(file) if file else None
+    applied = plans.apply_plan(intake.ledger, intake, plan, Act(caller.name, "http", reason), policies)
     items = [one._asdict() | {"deletion": one.deletion.to_json() if one.deletion else None} for one in applied]
     return JSONResponse({"deletions": items}, 202 if any(one.created for one in applied) else 200)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from typing import Annotated
 
 from fastapi import Depends
@@ -21,6 +22,7 @@ from worker.http.quotas import Quotas
 from worker.http.tokens import Scope, Token, TokenFile
 
 BODY_SECONDS, MOST_BYTES = 30.0, 1 << 20
+LARGE_BYTES, MOST_LARGE = 1 << 16, 8
 _OPEN = ("/healthz", "/readyz", "/openapi.json")
 _NOT_COUNTED = ("/metrics",)  # they also say that Redis cannot be reached
 _bearer = HTTPBearer(auto_error=False, description="a token from the file JANITOR_TOKENS_FILE")
@@ -31,13 +33,22 @@ class Guard:
 
     def __init__(self, app: ASGIApp, tokens: TokenFile, quotas: Quotas) -> None:
         self._app, self._tokens, self._quotas = app, tokens, quotas
+        # A body of a thousand deletions takes ten times its size while it is worked on.
+        self._places = asyncio.Semaphore(MOST_LARGE)
 
     async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            receive = _bounded(receive)
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        async with AsyncExitStack() as place:
+
+            async def send_out(message: Message) -> None:
+                await place.aclose()  # a client that reads slowly holds no place
+                await send(message)
+
+            receive = _bounded(receive, lambda: place.enter_async_context(self._places))
             if scope["path"] not in _OPEN and (refusal := await self._refusal(scope)):
-                return await refusal(scope, receive, send)
-        return await self._app(scope, receive, send)
+                return await refusal(scope, receive, send_out)
+            return await self._app(scope, receive, send_out)
 
     async def _refusal(self, scope: Asgi) -> Response | None:
         kind, _, secret = Headers(scope=scope).get("Authorization", "").partition(" ")
@@ -90,8 +101,11 @@ Follower = Annotated[Token, Depends(needs("read", "enqueue"))]
 Canceller = Annotated[Token, Depends(needs("enqueue", "admin"))]
 
 
-def _bounded(receive: Receive) -> Receive:
-    """A client can neither fill the memory nor occupy the service by sending its body byte by byte."""
+def _bounded(receive: Receive, place: Callable[[], Awaitable[None]]) -> Receive:
+    """A client can neither fill the memory nor occupy the service by sending its body byte by byte.
+
+    place: waits until a large body, which has come whole, may be worked on.
+    """
     until, left, whole = asyncio.get_running_loop().time() + BODY_SECONDS, MOST_BYTES, False
 
     async def receive_bounded() -> Message:
@@ -109,6 +123,8 @@ def _bounded(receive: Receive) -> Receive:
             raise HTTPException(
                 413, f"the body has more than {MOST_BYTES} bytes: send fewer deletions in one call"
             )
+        if whole and left < MOST_BYTES - LARGE_BYTES:
+            await place()
         return message
 
     return receive_bounded

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from tasks import errors
+from tasks.text import one_line, shown
 
 log = structlog.get_logger()
 
@@ -21,6 +22,7 @@ _STATUS: dict[type, int] = {
     errors.NotInReview: 409,
     errors.InvalidRequest: 422, errors.LedgerUnavailable: 503, errors.WrongLedger: 503, errors.JanitorError: 500,
 }  # fmt: skip
+_MOST_DETAIL = 1000  # characters: what was sent may be a megabyte
 _MEANINGS = {
     400: "the body cannot be read",
     401: "no token, or one that is not known",
@@ -45,6 +47,7 @@ class Problem(BaseModel):
 
 
 def problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    detail = one_line(detail, most=_MOST_DETAIL)
     body = Problem(title=HTTPStatus(status).phrase, status=status, detail=detail).model_dump()
     headers = {"Retry-After": "5"} if status == 503 else headers
     return JSONResponse(body, status, headers, media_type="application/problem+json")
@@ -69,11 +72,11 @@ async def _misshapen(_: Request, error: RequestValidationError) -> JSONResponse:
     given = first.get("input")
     if isinstance(given, bytes):
         return problem(422, "the body was not read as JSON: send it with `Content-Type: application/json`")
-    where = ".".join(map(str, first["loc"]))
-    shown = "" if first["type"] in ("missing", "json_invalid") else f" is {_shown(given)}"
+    where = one_line(".".join(map(str, first["loc"])), most=200)
+    given_as = "" if first["type"] in ("missing", "json_invalid") else f" is {shown(given)}"
     also = f" (and {len(more)} more)" if more else ""
-    words = first["msg"].removeprefix("Value error, ")
-    return problem(422, f"{where}{shown}: {words}{also}; /openapi.json has what is accepted")
+    words = one_line(first["msg"].removeprefix("Value error, "))
+    return problem(422, f"{where}{given_as}: {words}{also}; /openapi.json has what is accepted")
 
 
 async def _bug(request: Request, error: Exception) -> JSONResponse:
@@ -85,8 +88,3 @@ async def _bug(request: Request, error: Exception) -> JSONResponse:
 HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
     errors.JanitorError: _ours, HTTPException: _refused, RequestValidationError: _misshapen, Exception: _bug,
 }  # fmt: skip
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."

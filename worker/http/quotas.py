@@ -19,7 +19,7 @@ _KEPT = timedelta(days=30)  # since the token last asked for something
 
 @dataclass(frozen=True)
 class Quotas:
-    """What each token may do. now: seconds since the epoch, for tests. Both raise `LedgerUnavailable`."""
+    """What each token may do. now: seconds since the epoch, for tests. All raise `LedgerUnavailable`."""
 
     ledger: Ledger
     requests_per_minute: int
@@ -54,17 +54,23 @@ class Quotas:
             *_, count = pipe.execute()
         if count <= self.open_deletions or self._forget_ended(key, now) <= self.open_deletions:
             return
-        known = each(self.ledger, ids, lambda pipe, id_: pipe.exists(self.ledger.keys.deletion(id_)))
-        new = [id_ for id_, is_known in zip(ids, known, strict=True) if not is_known]
+        new = self.give_back(token, ids)
         if not new:
             return  # the same call again: it gets the same answer
-        with unavailable():
-            self.ledger.redis.zrem(key, *new)
         words = f"{len(new)} more deletions would be too many unfinished ones for the token {token!r}"
         raise HTTPException(
             429, f"{words}, whose quota is {self.open_deletions}: wait until some have ended, or cancel some",
             {"Retry-After": str(_LOOK_AGAIN_SECONDS)},
         )  # fmt: skip
+
+    def give_back(self, token: str, ids: Sequence[str]) -> list[str]:
+        """No longer count those that were not accepted; which they are."""
+        known = each(self.ledger, ids, lambda pipe, id_: pipe.exists(self.ledger.keys.deletion(id_)))
+        new = [id_ for id_, is_known in zip(ids, known, strict=True) if not is_known]
+        if new:
+            with unavailable():
+                self.ledger.redis.zrem(self.ledger.keys.token_open(token), *new)
+        return new
 
     def _forget_ended(self, key: str, now: int) -> int:
         """How many are left without those that have ended, or that were never written."""

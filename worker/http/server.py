@@ -54,7 +54,10 @@ def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> 
     intake = Intake(_ledger(settings, url), lambda account: wake(celery, account), settings.allow_org_ids)
     quotas = Quotas(intake.ledger, settings.http_requests_per_minute, settings.http_open_deletions)
     file = TokenFile(required(settings.tokens_file), tokens)
-    api = create_api(intake, file, quotas, version("finetune-janitor"), tick_every=settings.tick_every)
+    api = create_api(
+        intake, file, quotas, version("finetune-janitor"),
+        tick_every=settings.tick_every, policy_file=settings.policy_file,
+    )  # fmt: skip
     # A long poll is an open file: the usual soft limit of 1,024 would end at as many.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

@@ -202,7 +202,7 @@ def _edit(file: Path, edit: Callable[[str], str], flags: int = 0) -> None:
     # Not replaced by another file: the service could then be left without the right to read it.
     with os.fdopen(os.open(file, os.O_RDWR | flags, 0o600), "r+", encoding="utf-8") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
-        text = edit(opened.read())
+        text = edit(read_text(_SETTING, file))
         parse(text)
         opened.seek(0)
         opened.write(text)

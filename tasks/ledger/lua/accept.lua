@@ -29,7 +29,7 @@ local function create(r)
   fields.by_name, fields.cleanup = given(r.by_name) and 1, given(r.cleanup) and 1
   continue_old(r, fields)
   local d = {id = r.id}
-  set(d, fields)
+  for name, value in pairs(fields) do d[name] = given(value) end
   call('SADD', key.unfinished(d.account, d.name), d.id)
   call('ZADD', key.names(d.account), 0, string.format('%s\n%015.0f\n%s', d.name, now, d.id))
   enter(d, due)
@@ -40,6 +40,9 @@ local function create(r)
   if not d.incarnation then call('ZADD', key.first(d.account), now + input.first_after_ms, d.id) end
   if given(r.callbacks) then call('SET', key.callbacks(d.id), r.callbacks) end
   call('HINCRBY', key.stats(d.account), 'source:' .. string.match(r.source, '^[^:]*'), 1)
+  -- Last: a script has no rollback, and an id without a record is dropped wherever it stands. So if Redis refuses one of these
+  -- writes, the same request is new when it comes again.
+  set(d, fields)
   return d
 end
 

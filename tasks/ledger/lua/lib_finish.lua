@@ -20,6 +20,8 @@ local function finish(d, outcome)
     status = outcome.status, message = outcome.message, timestamp = outcome.timestamp, evidence = evidence or '',
     deleted_by = outcome.deleted_by, finished_at = was_final and d.finished_at or now, calling = '', next_try_at = '',
   })
+  -- Back in review, it needs a person once more; what one found out before is in the audit log.
+  if was_final and outcome.state == 'review' then set(d, {resolved_at = '', resolved_by = '', resolution = ''}) end
   if outcome.state == 'deleted' or outcome.state == 'not_found' then end_incarnation(d) end
   if outcome.state == 'deleted' then call('ZADD', key.verify(d.account), now, d.id) end
   if d.by_name then call('ZADD', key.results(), now + input.result_within_ms, d.id) end
