@@ -15,11 +15,14 @@ from pathlib import Path
 
 from redis import Redis
 
+from bench.accounts import idle
 from bench.candidates import CANDIDATES
 from bench.cleanup_costs import plans
 from bench.ledger_costs import costs
 from bench.lives import Candidate, Place, live, opened
+from bench.memory import memory
 from bench.producing import produced
+from bench.records import loads, sizes
 from bench.report import Sample, machine, text, write
 from worker.local import embedded
 
@@ -28,6 +31,10 @@ PROBES = 200
 ENQUEUED = 10_000
 FINETUNES = 10_000
 RECORDS = (1_000, 1_000_000)
+SIZED = 10_000
+ACCOUNTS = (1, 100, 500)
+DELETIONS = 100_000
+_PARTS = ("throughput", "enqueue", "cleanup", "memory", "accounts", "records", "ledger")
 Task = tuple[str, Callable[[], list[Sample]]]
 
 
@@ -75,10 +82,25 @@ def _tasks(options: argparse.Namespace, chosen: list[Candidate], place: Place) -
 
     def kept(records: int) -> list[Sample]:
         found = costs(place, round(records * options.scale), _say)
-        return [Sample("ledger", name, f"{records:,} records", {"ms": ms}) for name, ms in found.items()]
+        samples = [Sample("ledger", name, f"{records:,} records", {"ms": ms}) for name, ms in found.items()]
+        if records == max(RECORDS):
+            where = f"{round(records * options.scale):,} records"
+            samples += [Sample("loading", name, where, took) for name, took in loads(place, _say).items()]
+        return samples
+
+    def sized(records: int) -> list[Sample]:
+        found = sizes(place, records, _say)
+        return [Sample("records", name, "bytes of memory each", bytes_) for name, bytes_ in found.items()]
 
     def planned(finetunes: int) -> list[Sample]:
         return [Sample("cleanup", "a plan", f"{finetunes:,} finetunes, an API of 20 ms", plans(place, finetunes))]
+
+    def grown(deletions: int) -> list[Sample]:
+        found = memory(place, deletions, _say)
+        return [Sample("memory", name, "MiB after so many deletions", mib) for name, mib in found.items()]
+
+    def looked_after(accounts: int) -> list[Sample]:
+        return [Sample("accounts", f"{accounts:,} idle accounts", "", idle(place, accounts))]
 
     for _ in range(options.runs):
         this_round: list[Task] = []
@@ -93,6 +115,14 @@ def _tasks(options: argparse.Namespace, chosen: list[Candidate], place: Place) -
     if "cleanup" in options.only:
         finetunes = round(FINETUNES * options.scale)
         yield f"cleanup, {finetunes:,} finetunes", partial(planned, finetunes)
+    if "memory" in options.only:
+        deletions = round(DELETIONS * options.scale)
+        yield f"memory, {deletions:,} deletions", partial(grown, deletions)
+    if "accounts" in options.only:
+        yield from ((f"accounts, {accounts:,}", partial(looked_after, accounts)) for accounts in ACCOUNTS)
+    if "records" in options.only:
+        records = round(SIZED * options.scale)
+        yield f"records, {records:,} of each kind", partial(sized, records)
     if "ledger" in options.only:
         yield from ((f"ledger, {records:,} records", partial(kept, records)) for records in RECORDS)
 
@@ -101,7 +131,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         "bench", description="The janitor beside other Python queues at the same job."
     )
-    parser.add_argument("--only", default="throughput,enqueue,cleanup,ledger", help="a part of these, with commas")
+    parser.add_argument("--only", default=",".join(_PARTS), help=f"some of {', '.join(_PARTS)}, with commas")
     parser.add_argument("--candidates", default="", help="parts of their names, with commas; all unless given")
     parser.add_argument("--latency", default="0,50,200", help="of the API, in milliseconds")
     parser.add_argument("--runs", type=int, default=3, help="of each, for the median")

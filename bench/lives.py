@@ -59,6 +59,10 @@ class Place:
     apis: Mapping[float, int]  # latency in seconds -> port
     logs: Path
 
+    @property
+    def fastest_api(self) -> str:
+        return f"http://127.0.0.1:{self.apis[min(self.apis)]}"
+
     def count(self, latency: float) -> int:
         connection = http.client.HTTPConnection("127.0.0.1", self.apis[latency])
         connection.request("GET", "/count")
@@ -191,11 +195,11 @@ def _settled(workers: list[Any]) -> None:
     until(quiet, "an idle moment")
 
 
-def until(met: Callable[[], bool], what: str, *, every: float = 0.005) -> None:
-    over = time.perf_counter() + _LONGEST_SECONDS
+def until(met: Callable[[], bool], what: str, *, every: float = 0.005, longest: float = _LONGEST_SECONDS) -> None:
+    over = time.perf_counter() + longest
     while not met():
         if time.perf_counter() > over:
-            raise TimeoutError(f"{what} did not come within {_LONGEST_SECONDS:g}s")
+            raise TimeoutError(f"{what} did not come within {longest:g}s")
         time.sleep(every)
 
 

@@ -139,6 +139,11 @@ def _ratios(found: Found) -> Iterator[_Ratio]:
         goal = "under 5" if name.startswith("list") else "at most 1.2"
         large, small = ("ledger", name, "1,000,000 records", "ms"), ("ledger", name, "1,000 records", "ms")
         yield _Ratio(f"{name} at 1,000,000 records, to 1,000", goal, large, small)
+    for what, name, where in found:
+        if what == "memory" and name.startswith(_OURS):
+            _, _, early, *_, late = found[what, name, where]  # after two rounds, and at the end
+            measure = f"memory of {name} after {late} deletions, to {early}"
+            yield _Ratio(measure, "at most 1.04", (what, name, where, late), (what, name, where, early))
 
 
 def _figure(found: Found, what: str, candidate: str, where: str, figure: str) -> float | None:
