@@ -112,7 +112,7 @@ def asked_for(setup):
     ("setup", "lose_the_master", "count"),
     [
         ("sentinel", killed, 200),
-        ("sentinels", killed, 100),
+        pytest.param("sentinels", killed, 100, marks=pytest.mark.long),
         pytest.param("sentinel", asked_for, 400, marks=pytest.mark.long),
     ],
     indirect=["setup"],
