@@ -24,7 +24,7 @@ demo: .venv/installed ## show the whole system on this machine, against a simula
 # Fetched if it can be; without it the tests that need it are left out.
 CLIENT = npm install --prefix tests/interop --no-package-lock --no-audit --no-fund --ignore-scripts --silent \
 	--fetch-retries=0 --fetch-timeout=20000
-PYTEST = pytest --numprocesses 4 --dist loadgroup $(T) $(OPTIONS)
+PYTEST = pytest --numprocesses 6 --dist loadgroup $(T) $(OPTIONS)
 
 test: .venv/installed ## run every test, or some: T=tests/unit, T=tests/unit/test_x.py, OPTIONS='-k name'
 	@test -d tests/interop/node_modules || $(CLIENT) >/dev/null 2>&1 || echo "no celery-node here: make interop is left out"

@@ -29,6 +29,11 @@ def carry_out(mark, tmp_path, cli, port):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def listed(env):
+    """The records, without what waiting ones wait for: a worker that stopped is still seen for a while."""
+    return [one | {"waiting_for": None} for one in records(janitor(env, "list", "--json"))]
+
+
 def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
     # Given a ledger with one deletion done and one that waits, and a copy of it
     cli, (port,) = str(redis_cli()), free_ports(1)
@@ -42,13 +47,13 @@ def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
             janitor(env, "delete", "done", "--wait", "--timeout", "20")
         (waits,) = records(janitor(env, "delete", "waits", "--json"))
         carry_out("backup", tmp_path, f"{cli} -s {embedded.socket_path(tmp_path / 'redis')}", port)
-        before = records(janitor(env, "list", "--json"))
+        before = listed(env)
     # When that Redis is gone, and the copy is restored
     carry_out("restore", tmp_path, f"{cli} -p {port}", port)
     # Then a server that is started as always has every record, paused until a person has checked
     with embedded.running(tmp_path / "restored") as url:
         env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path / "state")
-        assert records(janitor(env, "list", "--json")) == before
+        assert listed(env) == before
         assert janitor(env, "pause", "--reason", "restored").returncode == 0
         with worker(env, tmp_path / "second.log"):
             assert len(api.deletes()) == 1
