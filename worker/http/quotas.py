@@ -64,7 +64,7 @@ class Quotas:
         )  # fmt: skip
 
     def give_back(self, token: str, ids: Sequence[str]) -> list[str]:
-        """No longer count those that were not accepted; which they are."""
+        """Count those that were not accepted no longer, and answer which they are."""
         known = each(self.ledger, ids, lambda pipe, id_: pipe.exists(self.ledger.keys.deletion(id_)))
         new = [id_ for id_, is_known in zip(ids, known, strict=True) if not is_known]
         if new:
