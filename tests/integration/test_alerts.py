@@ -19,8 +19,11 @@ from tasks.api.client import BflClient
 from tasks.cleanup.plans import empty_plan, store
 from tasks.cleanup.policies import Policy
 from tasks.deletion import Rules, carry_out
+from tasks.errors import InvalidRequest
+from tasks.intake import Intake
 from tasks.ledger import Finish, Ledger
 from tasks.ledger.dead_letters import keep
+from tasks.ledger.types import Act
 from tasks.records import from_ms
 from tests.conftest import asking, carry_out_one, claim, progress, register
 from tests.processes import environment, free_ports
@@ -196,6 +199,10 @@ def test_alerts_fire_in_a_real_prometheus_that_scrapes_a_real_exporter(redis_cli
         carry_out_one(ledger, "review")
         store(ledger, empty_plan(POLICY, from_ms(ledger.now_ms()), "plan-1", blocked="too many"))
         ledger.redis.hset(ledger.keys.policy_runs, POLICY.name, f"{ledger.now_ms()} {POLICY.schedule}")
+        # an account is paused, a producer mistypes one, and nobody waits for that answer,
+        register(ledger, "third").account("third", "pause", Act("ann@laptop", "command"), reason="a complaint")
+        mistyped = InvalidRequest("the account 'defalt' is not known")
+        Intake(ledger, lambda _: None).note_refused("r-1", "defalt", mistyped)
         # and the host of the API is dead,
         for count in (1, 2):
             fail_one(ledger, dead_host)
@@ -203,9 +210,13 @@ def test_alerts_fire_in_a_real_prometheus_that_scrapes_a_real_exporter(redis_cli
         # then an alert fires for each, and no other.
         wanted = {
             ("JanitorParked", "other"), ("JanitorDeadLetters", ""), ("JanitorReview", "default"),
-            ("JanitorPolicyBlocked", "tests"), ("JanitorApiUnreachable", "default"),
+            ("JanitorPolicyBlocked", "tests"), ("JanitorApiUnreachable", "default"), ("JanitorPaused", "third"),
+            ("JanitorRefused", "default"),
         }  # fmt: skip
         wait_until(lambda: firing(api) == wanted)
+        # When the last worker is no longer seen, then that has one, too.
+        ledger.redis.delete(ledger.keys.workers)
+        wait_until(lambda: firing(api) == wanted | {("JanitorNoWorker", "")})
         # And when the exporter dies, that has its alerts, too.
         exporter.kill()
         wait_until(lambda: {("JanitorMetricsAway", ""), ("JanitorExporterDown", "")} <= firing(api))
