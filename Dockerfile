@@ -1,7 +1,7 @@
 # The image of every janitor process: `docker run IMAGE worker` is `janitor worker`.
 
-# The one place that names the base image. To pin it: make image BASE=python:3.11-slim-bookworm@sha256:...
-ARG BASE=python:3.11-slim-bookworm
+# The one place that names the base image, by its digest: a tag moves. The index of all platforms, Python 3.11.16.
+ARG BASE=python:3.11-slim-bookworm@sha256:a36c24f9cbdf4fd0f52d67f0823eeac19c2028c637cecc392d97f980d4fec56b
 
 FROM ${BASE} AS build
 # What is installed beside the janitor: Flower's image gives constraints-flower.txt.

@@ -99,7 +99,7 @@ sbom: ## list what the image installs, with versions and hashes, as CycloneDX: d
 
 DOCKER = docker
 TAG = finetune-janitor
-image: ## build the container image; BASE=python:3.11-slim-bookworm@sha256:... pins its base, DOCKER=podman, TAG=...
+image: ## build the container image; BASE=... on another base, DOCKER=podman, TAG=...
 	$(DOCKER) build --tag $(TAG) $(if $(BASE),--build-arg BASE=$(BASE)) \
 		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(OPTIONS) .

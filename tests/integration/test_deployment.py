@@ -170,9 +170,15 @@ class TestFiles:
         assert "--require-hashes --requirement ${REQUIREMENTS}" in installs[0]
         assert installs[1].endswith("--no-deps .")
 
-    def test_the_base_image_is_named_in_one_place(self):
+    def test_the_base_image_is_named_in_one_place_by_its_digest(self):
         assert set(re.findall(r"^FROM (\S+)", DOCKERFILE, re.M)) == {"${BASE}"}
-        assert len(re.findall(r"^ARG BASE=", DOCKERFILE, re.M)) == 1
+        (base,) = re.findall(r"^ARG BASE=(.+)$", DOCKERFILE, re.M)
+        assert re.fullmatch(r"python:3\.11-slim-bookworm@sha256:[0-9a-f]{64}", base)
+
+    def test_compose_names_every_image_that_it_does_not_build_by_its_digest(self):
+        pulled = [service["image"] for service in COMPOSE["services"].values() if "build" not in service]
+        assert pulled
+        assert all(re.search(r"@sha256:[0-9a-f]{64}$", image) for image in pulled)
 
     def test_no_program_of_the_image_gives_more_rights(self):
         assert "find / -xdev -type f -perm /6000 -exec chmod a-s {} +" in DOCKERFILE.rpartition("\nFROM ")[2]
