@@ -13,7 +13,6 @@ import structlog
 from tasks.durations import LONGEST
 from tasks.errors import IdConflict, InvalidRequest, LedgerUnavailable
 from tasks.ledger.queries import known_accounts
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Accepted, Act
 from tasks.records import DEFAULT_ACCOUNT, NewRequest, check_account
@@ -75,8 +74,7 @@ class Intake:
             why = "conflict" if isinstance(error, IdConflict) else "request" if is_known else "account"
             # A sender's name for an account makes no key of its own.
             stats = self.ledger.keys.stats(account if is_known else DEFAULT_ACCOUNT)
-            with unavailable():
-                self.ledger.redis.hincrby(stats, f"refused:{why}", 1)
+            self.ledger.redis.hincrby(stats, f"refused:{why}", 1)
         log.warning("request.refused", deletion=one_line(request_id), error=one_line(str(error)))
 
     def _known(self, asked: set[str]) -> set[str]:

@@ -22,7 +22,6 @@ from tasks.api.client import BflReader
 from tasks.errors import LedgerRefused, LedgerUnavailable
 from tasks.ledger.audit import prune
 from tasks.ledger.queries import each
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act, Maintained
 from tasks.verification import verify_round
@@ -140,12 +139,11 @@ class Maintenance:
             self._clear_since = None
             return
         before = self.ledger.now_ms()
-        with unavailable():
-            if self._has_reports():
-                self._clear_since = None
-                return
-            if self._clear_since is not None:
-                self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since)
+        if self._has_reports():
+            self._clear_since = None
+            return
+        if self._clear_since is not None:
+            self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since)
         self._clear_since = before
 
     def _has_reports(self) -> bool:

@@ -17,7 +17,6 @@ from tasks.api import errors
 from tasks.api.client import BflReader
 from tasks.api.incarnations import Incarnation, Verdict, compare, incarnation_of
 from tasks.ledger.queries import each
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import BATCH, Ledger
 from tasks.records import from_ms, to_ms
 
@@ -73,10 +72,9 @@ def verify_round(ledger: Ledger, account: str, api: BflReader, max_concurrent: i
     Raises `LedgerUnavailable`; an API that does not answer is asked again in the next round.
     """
     now_ms, lease = ledger.now_ms(), ledger.keys.verify_lease(account)
-    with unavailable():
-        is_due = ledger.redis.zcount(ledger.keys.verify(account), "-inf", now_ms)
-        if not is_due or not ledger.redis.set(lease, "1", nx=True, px=_ROUND_EVERY):
-            return
+    is_due = ledger.redis.zcount(ledger.keys.verify(account), "-inf", now_ms)
+    if not is_due or not ledger.redis.set(lease, "1", nx=True, px=_ROUND_EVERY):
+        return
     try:
         found = _findings(_due(ledger, account, now_ms), ledger, account, api, max_concurrent)
     except errors.Throttled as error:
@@ -90,8 +88,7 @@ def verify_round(ledger: Ledger, account: str, api: BflReader, max_concurrent: i
 
 
 def _due(ledger: Ledger, account: str, now_ms: int) -> list[Unverified]:
-    with unavailable():
-        ids: Any = ledger.redis.zrangebyscore(ledger.keys.verify(account), "-inf", now_ms, 0, BATCH)
+    ids: Any = ledger.redis.zrangebyscore(ledger.keys.verify(account), "-inf", now_ms, 0, BATCH)
     rows = each(ledger, ids, lambda pipe, id_: pipe.hmget(ledger.keys.deletion(id_), _FIELDS))
     return [
         Unverified(id_, name or "", from_ms(finished_at or 0), vantage or "", incarnation or "", int(hits or 0))

@@ -14,7 +14,6 @@ from tasks.durations import iso
 from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, holds
 from tasks.ledger.queries import Stop, each, stopped_accounts, workers_seen
-from tasks.ledger.redis_errors import unavailable
 from tasks.records import DEFAULT_ACCOUNT, Deletion, State, from_ms
 from tasks.text import finetune_key
 
@@ -198,8 +197,7 @@ def _around(ledger: Ledger) -> Around:
 
 def _places(ledger: Ledger, deletions: Sequence[Deletion]) -> list[Place]:
     keys = ledger.keys
-    with unavailable():
-        clear_at = int(ledger.redis.get(keys.reports_clear) or 0)
+    clear_at = int(ledger.redis.get(keys.reports_clear) or 0)
 
     def ask(pipe: Any, one: Deletion) -> None:
         name = finetune_key(one.finetune_id)

@@ -138,7 +138,7 @@ def _start_maintenance(services: Services, *, sender: Any, **_: Any) -> None:
 def _set_aside(services: Services, *, message: Any, exc: Exception | None = None, **_: Any) -> None:
     queue = str((message.delivery_info or {}).get("routing_key"))
     reason = unforeseen("read", exc or LookupError("it names no task"))
-    set_aside(services.ledger.redis, queue, reason, {"headers": message.headers, "body": message.body})
+    set_aside(services.ledger.client, queue, reason, {"headers": message.headers, "body": message.body})
 
 
 def _stop_waiting(services: Services, **_: Any) -> None:
@@ -155,7 +155,7 @@ def _check_schema(ledger: Ledger) -> None:
 def _check_redis(services: Services, *, strict: bool) -> None:
     """Warn of a Redis that may lose what it was given; with JANITOR_STRICT refuse it, by a `SettingsError`."""
     try:
-        found = [finding for finding in check_server(services.ledger.redis) if finding.level != "ok"]
+        found = [finding for finding in check_server(services.ledger.client) if finding.level != "ok"]
     except RedisError as error:
         if strict:
             raise SettingsError(f"JANITOR_STRICT is set, and Redis cannot be checked: {error}") from None

@@ -19,7 +19,6 @@ from tasks.errors import InvalidRequest
 from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, checked_until, holds
 from tasks.ledger.queries import each, known_accounts
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.types import Act
 from tasks.records import State, check_account, check_finetune_id, from_ms, moment, to_ms
 from tasks.text import finetune_key, is_same_name
@@ -164,8 +163,7 @@ def _spellings(finetune_id: str) -> list[str]:
 def protected_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
     """Those of `ids` that are protected now."""
     now = ledger.now_ms()
-    with unavailable():
-        found: Any = ledger.redis.hmget(ledger.keys.protected(account), [finetune_key(id_) for id_ in ids])
+    found: Any = ledger.redis.hmget(ledger.keys.protected(account), [finetune_key(id_) for id_ in ids])
     return [id_ for id_, until in zip(ids, found, strict=True) if until is not None and float(until) > now]
 
 
@@ -181,7 +179,7 @@ def load(ledger: Ledger, account: str) -> Inventory:
     asked = ("use_since", "use_last", "listed_at", "listed_count", "shrunk_since")
     now, keys = ledger.now_ms(), ledger.keys
     # Not in one transaction: a full Redis refuses those, also for reading.
-    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+    with ledger.redis.pipeline(transaction=False) as pipe:
         for key in (keys.inventory, keys.used, keys.protected):
             pipe.hgetall(key(account))
         pipe.hmget(keys.account(account), *asked)
@@ -203,7 +201,7 @@ def save(ledger: Ledger, before: Inventory, inventory: Inventory, *, believed: b
     """Keep what a survey saw, `before` being what was kept; what a believed list lacks is forgotten."""
     keys, now = ledger.keys, to_ms(inventory.now)
     account = keys.account(inventory.account)
-    with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
+    with ledger.redis.pipeline(transaction=True) as pipe:
         for id_, seen in inventory.seen.items():
             if before.seen.get(id_) != seen:
                 pipe.hset(keys.inventory(inventory.account), id_, json.dumps(seen._asdict()))
@@ -221,12 +219,11 @@ def _forget(ledger: Ledger, inventory: Inventory) -> None:
     """Drop what is no longer there, but keep its use: if a list lacks it by mistake, it would then look unused."""
     long_ago = to_ms(inventory.now - LONGEST)  # longer than any `unused_for`
     kept, used = ledger.keys.inventory(inventory.account), ledger.keys.used(inventory.account)
-    with unavailable():
-        known: Any = ledger.redis.hkeys(kept)
-        unused = [id_ for id_, at in inventory.used.items() if at < long_ago]
-        for key, ids in {kept: known, used: unused}.items():
-            if gone := [id_ for id_ in ids if id_ not in inventory.seen]:
-                ledger.redis.hdel(key, *gone)
+    known: Any = ledger.redis.hkeys(kept)
+    unused = [id_ for id_, at in inventory.used.items() if at < long_ago]
+    for key, ids in {kept: known, used: unused}.items():
+        if gone := [id_ for id_ in ids if id_ not in inventory.seen]:
+            ledger.redis.hdel(key, *gone)
 
 
 def read(
@@ -255,8 +252,7 @@ def requested_among(ledger: Ledger, account: str, ids: Collection[str]) -> froze
 def deleted_by_us(ledger: Ledger, account: str, since: datetime, ids: Collection[str]) -> int:
     """How many of `ids` the janitor has deleted since then."""
     key = ledger.keys.deletion
-    with unavailable():
-        finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
+    finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
     rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(key(id_), "account", "state", "name"))
     deleted = {name for where, state, name in rows if (where, state) == (account, State.DELETED)}
     return len(deleted & set(map(finetune_key, ids)))

@@ -18,7 +18,6 @@ from tasks.errors import PlanRefused, UnknownPlan
 from tasks.intake import Intake
 from tasks.ledger import Accepted, Ledger
 from tasks.ledger.queries import each, get_many
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.types import Act
 from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, moment, to_ms
 
@@ -94,7 +93,7 @@ def empty_plan(policy: Policy, now: datetime, plan_id: str, *, blocked: str | No
 def store(ledger: Ledger, plan: Plan) -> Plan:
     """Keep a plan as long as records; answers the one that is kept, the first under its id."""
     key, index, life = ledger.keys.plan(plan.id), ledger.keys.plans, ledger.terms.retention
-    with unavailable(), ledger.redis.pipeline(transaction=True) as pipe:
+    with ledger.redis.pipeline(transaction=True) as pipe:
         pipe.hsetnx(key, "summary", json.dumps(plan.summary()))
         pipe.hsetnx(key, "items", json.dumps(plan.to_json()["items"]))
         pipe.pexpire(key, life)
@@ -106,8 +105,7 @@ def store(ledger: Ledger, plan: Plan) -> Plan:
 
 def get_plan(ledger: Ledger, plan_id: str) -> Plan:
     """The plan with this id; raises `UnknownPlan`."""
-    with unavailable():
-        stored: Any = ledger.redis.hgetall(ledger.keys.plan(plan_id))
+    stored: Any = ledger.redis.hgetall(ledger.keys.plan(plan_id))
     if not stored:
         raise UnknownPlan(f"no plan has the id {plan_id!r}: `janitor cleanup list` shows those there are")
     return _plan(stored["summary"], stored.get("applied_at"), stored["items"])
@@ -115,8 +113,7 @@ def get_plan(ledger: Ledger, plan_id: str) -> Plan:
 
 def list_plans(ledger: Ledger, *, limit: int = 50, accounts: Sequence[str] = ()) -> list[Plan]:
     """Plans, newest first, without their items. accounts: only of these; empty: of all."""
-    with unavailable():
-        ids: Any = ledger.redis.zrevrange(ledger.keys.plans, 0, -1 if accounts else limit - 1)
+    ids: Any = ledger.redis.zrevrange(ledger.keys.plans, 0, -1 if accounts else limit - 1)
     rows = each(ledger, ids, lambda pipe, id_: pipe.hmget(ledger.keys.plan(id_), "summary", "applied_at"))
     plans = (_plan(*row) for row in rows if row[0])
     return list(islice((one for one in plans if not accounts or one.account in accounts), limit))
@@ -151,8 +148,7 @@ def apply_plan(
     check_plan(plan, from_ms(ledger.now_ms()), policies)
     requests = [_request(plan, item, act.who) for item in plan.items if item.action == "delete"]
     accepted = intake.accept(requests, act=act) if requests else []
-    with unavailable():
-        ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
+    ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
     deletions = get_many(ledger, [request.id for request in requests])
     return [_applied(*one) for one in zip(requests, accepted, deletions, strict=True)]
 

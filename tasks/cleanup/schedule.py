@@ -16,7 +16,6 @@ from tasks.cleanup.policies import Policy
 from tasks.cleanup.survey import Advance, Surveyor, no_progress
 from tasks.errors import JanitorError
 from tasks.intake import Intake
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.types import Act
 from tasks.records import from_ms, to_ms
 
@@ -52,9 +51,8 @@ class Cleaner(Surveyor):
     def tick(self, policies: Sequence[Policy]) -> None:
         """Run each policy that is due and whose key is here, once; one that fails is tried again at the next."""
         now = from_ms(self.ledger.now_ms())
-        with unavailable():
-            self._forget_absent(policies)
-            self.ledger.redis.set(self.ledger.keys.tick, to_ms(now))
+        self._forget_absent(policies)
+        self.ledger.redis.set(self.ledger.keys.tick, to_ms(now))
         for policy in policies:
             if policy.schedule is None or policy.account not in self.readers:
                 continue
@@ -99,18 +97,15 @@ class Cleaner(Surveyor):
         """Whether this run is ours and was not made before; noted as made if all went well."""
         keys, redis = self.ledger.keys, self.ledger.redis
         lease = keys.policy_lease(policy.name)
-        with unavailable():
-            held = redis.set(lease, "1", nx=True, px=_RUN_FOR)
-            ours = bool(held) and self._is_due(policy, window)
+        held = redis.set(lease, "1", nx=True, px=_RUN_FOR)
+        ours = bool(held) and self._is_due(policy, window)
         try:
             yield ours
             if ours:
-                with unavailable():
-                    redis.hset(keys.policy_runs, policy.name, _note(policy, window))
+                redis.hset(keys.policy_runs, policy.name, _note(policy, window))
         finally:
             if held:
-                with unavailable():
-                    redis.delete(lease)
+                redis.delete(lease)
 
     def _is_due(self, policy: Policy, window: datetime) -> bool:
         """Whether the run of this window is still to be made.

@@ -15,7 +15,6 @@ from pydantic import TypeAdapter
 from tasks.durations import iso
 from tasks.errors import InvalidRequest
 from tasks.ledger.queries import each
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
 from tasks.records import Moment, from_ms
@@ -82,8 +81,7 @@ def prune(ledger: Ledger, act: Act) -> list[str]:
     """
     kept_since = _month(from_ms(ledger.now_ms()) - ledger.terms.audit_retention)
     old = [month for month in _months(ledger) if month < kept_since]
-    with unavailable():
-        dropped = old and ledger.redis.delete(*map(ledger.keys.audit, old))
+    dropped = old and ledger.redis.delete(*map(ledger.keys.audit, old))
     if dropped:
         ledger.act("prune", act, ids=old)
     return old
@@ -99,8 +97,7 @@ def _months(ledger: Ledger) -> list[str]:
 
 def _entries(ledger: Ledger, month: str, start: int) -> Iterator[tuple[int, Entry]]:
     for n in count(start, _CHUNK):
-        with unavailable():
-            rows: Any = ledger.redis.lrange(ledger.keys.audit(month), n, n + _CHUNK - 1)
+        rows: Any = ledger.redis.lrange(ledger.keys.audit(month), n, n + _CHUNK - 1)
         yield from ((n + i, _entry(row, month)) for i, row in enumerate(rows))
         if len(rows) < _CHUNK:
             return

@@ -11,7 +11,6 @@ import redis
 from tasks.durations import iso
 from tasks.errors import InvalidRequest
 from tasks.ledger.keys import PREFIX, keys
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
 
@@ -84,8 +83,7 @@ def _seen(letter: DeadLetter) -> str:
 
 def _entries(ledger: Ledger) -> list[tuple[DeadLetter, str]]:
     """All of them, newest first, with their text in Redis."""
-    with unavailable():
-        entries: Any = ledger.redis.lrange(_KEY, 0, -1)
+    entries: Any = ledger.redis.lrange(_KEY, 0, -1)
     # A field that this version does not know is left out.
     return [(DeadLetter(*map(json.loads(entry).get, DeadLetter._fields)), entry) for entry in entries]
 

@@ -12,7 +12,6 @@ from typing import Any
 from tasks.durations import iso
 from tasks.errors import InvalidRequest
 from tasks.ledger.queries import known_accounts
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT, Plain, check_account, check_finetune_id, from_ms, moment, to_ms
@@ -64,8 +63,7 @@ def hold(ledger: Ledger, account: str, finetune_id: str, until: datetime | None,
         there = _read(name, account, longer)
         end = f"until {iso(there.until)}" if there.until else "for good"
         raise InvalidRequest(f"{finetune_id} is {there.short}, {end}: {there.release} first")
-    with unavailable():
-        ids: Any = ledger.redis.smembers(ledger.keys.unfinished(account, name))
+    ids: Any = ledger.redis.smembers(ledger.keys.unfinished(account, name))
     # From now on the mark stops them all; they are withdrawn so that none goes on after a release.
     answers, _ = ledger.cancel(sorted(ids), Act(act.who, act.via, str(made)), message=str(made))
     return [id_ for id_, answer in zip(sorted(ids), answers, strict=True) if answer in {"cancelled", "requested"}]
@@ -91,12 +89,11 @@ def holds(ledger: Ledger, account: str, ids: Collection[str] | None = None) -> l
     if ids is None:
         check_account(account, known_accounts(ledger))
     now, key = from_ms(ledger.now_ms()), ledger.keys.holds(account)
-    with unavailable():
-        if ids is None:
-            found: Any = ledger.redis.hgetall(key)
-        else:
-            names = sorted({finetune_key(id_) for id_ in ids}) or [""]
-            found = dict(zip(names, ledger.redis.hmget(key, names), strict=True))
+    if ids is None:
+        found: Any = ledger.redis.hgetall(key)
+    else:
+        names = sorted({finetune_key(id_) for id_ in ids}) or [""]
+        found = dict(zip(names, ledger.redis.hmget(key, names), strict=True))
     told = [_read(name, account, json.loads(text)) for name, text in sorted(found.items()) if text]
     return [one for one in told if one.until is None or one.until > now]
 

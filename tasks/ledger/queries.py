@@ -95,8 +95,7 @@ def get(ledger: Ledger, deletion_id: str) -> Deletion:
     """The deletion with this id; raises `UnknownDeletion`."""
     found = get_many(ledger, [deletion_id])[0]
     if found is None:
-        with unavailable():
-            is_there = ledger.redis.exists(ledger.keys.deletion(deletion_id))
+        is_there = ledger.redis.exists(ledger.keys.deletion(deletion_id))
         unread = f"the record of {deletion_id!r} cannot be read: see its hash in Redis"
         raise UnknownDeletion(unread if is_there else f"no deletion has the id {deletion_id!r}")
     return found
@@ -161,8 +160,7 @@ def stopped_accounts(ledger: Ledger) -> dict[str, Stop]:
     """The accounts that do not delete now, and why; `*` stands for all of them."""
     now = ledger.now_ms()
     asked = ("parked_reason", "cool_until", "cool_reason", "paused_at", "paused_by", "parked_at")
-    with unavailable():
-        paused: Any = ledger.redis.hgetall(ledger.keys.paused)
+    paused: Any = ledger.redis.hgetall(ledger.keys.paused)
     names = sorted({*_all_accounts(ledger), *paused})
     rows = each(ledger, names, lambda pipe, name: pipe.hmget(ledger.keys.account(name), *asked))
     stops = {name: _stop(paused.get(name), now, *row) for name, row in zip(names, rows, strict=True)}
@@ -171,8 +169,7 @@ def stopped_accounts(ledger: Ledger) -> dict[str, Stop]:
 
 def workers_seen(ledger: Ledger) -> list[str]:
     """The worker processes that dispatch has heard of lately."""
-    with unavailable():
-        found: Any = ledger.redis.zrangebyscore(ledger.keys.workers, ledger.now_ms(), "+inf")
+    found: Any = ledger.redis.zrangebyscore(ledger.keys.workers, ledger.now_ms(), "+inf")
     return list(found)
 
 
@@ -214,8 +211,7 @@ def _by_finetune(ledger: Ledger, where: Filter) -> Iterator[_Entry]:
     def pages(account: str) -> Iterator[_Entry]:
         high = f"{low}:"
         while True:
-            with unavailable():
-                rows: Any = ledger.redis.zrevrangebylex(ledger.keys.names(account), high, low, 0, _CHUNK)
+            rows: Any = ledger.redis.zrevrangebylex(ledger.keys.names(account), high, low, 0, _CHUNK)
             parts = [row.split("\n") for row in rows]
             yield from (_Entry(int(created_at), id_) for _, created_at, id_ in parts)
             if len(rows) < _CHUNK:
@@ -230,8 +226,7 @@ def _accounts(ledger: Ledger, where: Filter) -> list[str]:
 
 
 def _all_accounts(ledger: Ledger) -> list[str]:
-    with unavailable():
-        members: Any = ledger.redis.smembers(ledger.keys.accounts)
+    members: Any = ledger.redis.smembers(ledger.keys.accounts)
     return sorted(members)
 
 

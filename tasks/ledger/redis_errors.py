@@ -1,8 +1,11 @@
-"""redis-py's errors as ours, each in one line that says what to do."""
+"""redis-py's errors as ours, each in one line that says what to do, and a client that raises no others."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
+import redis
+from redis.client import Pipeline
 from redis.exceptions import AuthenticationError, ConnectionError, RedisError, ResponseError, TimeoutError
 
 from tasks.errors import LedgerRefused, LedgerUnavailable
@@ -19,6 +22,26 @@ def unavailable() -> Iterator[None]:
     except RedisError as error:
         lasting = type(error) is ResponseError and not any(word in str(error) for word in _PASSING)
         raise (LedgerRefused if lasting else LedgerUnavailable)(_in_words(error)) from error
+
+
+class Client(redis.Redis):
+    """A client, on the connections of another one, whose every command raises `LedgerUnavailable` or nothing."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        super().__init__(connection_pool=client.connection_pool)
+
+    def execute_command(self, *args: Any, **options: Any) -> Any:
+        with unavailable():
+            return super().execute_command(*args, **options)  # type: ignore[no-untyped-call] # redis-py has no types here
+
+    def pipeline(self, transaction: bool = True, shard_hint: Any = None) -> Pipeline:  # noqa: FBT001, FBT002 -- redis-py's signature
+        return _Pipeline(self.connection_pool, self.response_callbacks, transaction, shard_hint)
+
+
+class _Pipeline(Pipeline):
+    def execute(self, raise_on_error: bool = True) -> list[Any]:  # noqa: FBT001, FBT002 -- redis-py's signature
+        with unavailable():
+            return super().execute(raise_on_error)
 
 
 def _in_words(error: RedisError) -> str:

@@ -6,23 +6,21 @@ import redis
 
 from tasks.errors import LedgerFull, WrongLedger
 from tasks.ledger.keys import SCHEMA
-from tasks.ledger.redis_errors import unavailable
 
 _LEAST_FREE = 16 << 20  # bytes
 
 
 def check_schema(client: redis.Redis, key: str) -> None:
     """Raise `WrongLedger` if another version wrote the ledger; note ours if nobody did. key: of the schema."""
-    with unavailable():
-        found: Any = client.get(key)
-        if found is None:
-            if client.exists("janitor:accounts"):
-                raise WrongLedger(
-                    "this Redis holds a ledger of finetune-janitor 0.1, which this version cannot read: "
-                    "use another Redis database, or delete the keys janitor:*"
-                )
-            client.set(key, SCHEMA, nx=True)
-            return
+    found: Any = client.get(key)
+    if found is None:
+        if client.exists("janitor:accounts"):
+            raise WrongLedger(
+                "this Redis holds a ledger of finetune-janitor 0.1, which this version cannot read: "
+                "use another Redis database, or delete the keys janitor:*"
+            )
+        client.set(key, SCHEMA, nx=True)
+        return
     if int(found) > SCHEMA:
         raise WrongLedger(
             f"the ledger has schema {found}, and this version reads up to {SCHEMA}: "
@@ -42,8 +40,7 @@ def check_room(client: redis.Redis) -> None:
 
 def free_memory(client: redis.Redis) -> tuple[int | None, int]:
     """(bytes left, bytes that must stay free); None if Redis has no limit, or evicts instead of refusing."""
-    with unavailable():
-        found: Any = client.info("memory")
+    found: Any = client.info("memory")
     limit = int(found.get("maxmemory") or 0)
     if not limit or found.get("maxmemory_policy") != "noeviction":
         return None, 0

@@ -8,7 +8,6 @@ from typing import NamedTuple
 from tasks.api.observations import Presence
 from tasks.ledger.keys import LANES
 from tasks.ledger.queries import each
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
 from tasks.records import DEFAULT_ACCOUNT, FINAL, State
 
@@ -71,7 +70,7 @@ def statistics(ledger: Ledger) -> Statistics:
     Raises `LedgerUnavailable`.
     """
     keys, now = ledger.keys, ledger.now_ms()
-    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+    with ledger.redis.pipeline(transaction=False) as pipe:
         pipe.smembers(keys.accounts)
         pipe.hkeys(keys.paused)
         pipe.zrangebyscore(keys.workers, now, "+inf")
@@ -93,7 +92,7 @@ def _age(now: int, at: str | None) -> float:
 
 def _account(ledger: Ledger, name: str, now: int, *, is_paused: bool) -> AccountStatistics:
     keys = ledger.keys
-    with unavailable(), ledger.redis.pipeline(transaction=False) as pipe:
+    with ledger.redis.pipeline(transaction=False) as pipe:
         pipe.zcount(keys.permits(name), now, "+inf")
         pipe.hmget(keys.account(name), "max_concurrent", "cool_until", "parked_at")
         pipe.hgetall(keys.stats(name))

@@ -12,7 +12,7 @@ from pydantic import TypeAdapter
 from tasks.errors import NotInReview, UnknownDeletion
 from tasks.ledger.inputs import act_input, finish_input, progress_input, request_input, to_milliseconds
 from tasks.ledger.keys import PREFIX, keys
-from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.redis_errors import Client
 from tasks.ledger.scripts import Scripts
 from tasks.ledger.server import check_room, check_schema, free_memory
 from tasks.ledger.types import (
@@ -43,8 +43,9 @@ _MAINTAINED = TypeAdapter(Maintained)
 class Ledger:
     """The changes of state; `tasks.ledger.queries` reads.
 
-    client: a Redis client with `decode_responses=True`. now_ms: a clock for tests instead of Redis's own.
-    Every method raises `LedgerUnavailable` if Redis cannot be reached or refuses to write.
+    client: a Redis client with `decode_responses=True`; `redis` is the same one, with our errors. now_ms: a clock
+    for tests instead of Redis's own. Every method raises `LedgerUnavailable` if Redis cannot be reached or refuses
+    to write.
     """
 
     def __init__(
@@ -55,7 +56,8 @@ class Ledger:
         now_ms: Callable[[], int] | None = None,
         prefix: str = PREFIX,
     ) -> None:
-        self.redis = client
+        self.client = client
+        self.redis = Client(client)
         self.terms = terms or Terms()
         self.keys = keys(prefix)
         self._now_ms = now_ms
@@ -189,8 +191,7 @@ class Ledger:
 
     def release(self, account: str, holder: str) -> None:
         """Give back what `permit` gave."""
-        with unavailable():
-            self.redis.zrem(self.keys.permits(account), holder)
+        self.redis.zrem(self.keys.permits(account), holder)
 
     def maintain(
         self,
@@ -226,21 +227,18 @@ class Ledger:
 
     def results_written(self, ids: Sequence[str], *, callbacks_ran: bool = False) -> None:
         """The Celery results of these requests are written; with `callbacks_ran` their callbacks are done too."""
-        with unavailable():
-            self.redis.zrem(self.keys.results, *ids)
-            if callbacks_ran:
-                self.redis.delete(*(self.keys.callbacks(id_) for id_ in ids))
+        self.redis.zrem(self.keys.results, *ids)
+        if callbacks_ran:
+            self.redis.delete(*(self.keys.callbacks(id_) for id_ in ids))
 
     def result_due_again(self, ids: Sequence[str]) -> None:
         """Look at these results again in a minute: their callbacks have yet to run."""
         at = self.now_ms() + to_milliseconds(_RESULT_AGAIN)
-        with unavailable():
-            self.redis.zadd(self.keys.results, dict.fromkeys(ids, at), xx=True)
+        self.redis.zadd(self.keys.results, dict.fromkeys(ids, at), xx=True)
 
     def callbacks(self, id_: str) -> dict[str, Any] | None:
         """The Celery callbacks stored with a request by name; None if there are none, or they ran."""
-        with unavailable():
-            stored: Any = self.redis.get(self.keys.callbacks(id_))
+        stored: Any = self.redis.get(self.keys.callbacks(id_))
         return json.loads(stored) if stored else None
 
     def new_callbacks_nonce(self, id_: str) -> tuple[str | None, int]:
@@ -249,18 +247,16 @@ class Ledger:
         The secret is None if a message is on its way already.
         """
         nonce = uuid.uuid4().hex
-        with unavailable():
-            if not self.redis.set(self.keys.callbacks_nonce(id_), nonce, nx=True, px=_RESULT_AGAIN):
-                return None, 0
-            sent: Any = self.redis.hincrby(self.keys.deletion(id_), "callbacks_sent", 1)
+        if not self.redis.set(self.keys.callbacks_nonce(id_), nonce, nx=True, px=_RESULT_AGAIN):
+            return None, 0
+        sent: Any = self.redis.hincrby(self.keys.deletion(id_), "callbacks_sent", 1)
         return nonce, sent
 
     def take_callbacks_nonce(self, id_: str, nonce: str) -> bool:
         """Whether a message proves by this nonce that it is ours; true once."""
-        with unavailable():
-            return self.redis.get(self.keys.callbacks_nonce(id_)) == nonce and bool(
-                self.redis.set(self.keys.callbacks_nonce(id_), "taken", xx=True, px=_RESULT_AGAIN)
-            )
+        return self.redis.get(self.keys.callbacks_nonce(id_)) == nonce and bool(
+            self.redis.set(self.keys.callbacks_nonce(id_), "taken", xx=True, px=_RESULT_AGAIN)
+        )
 
     def check_room(self) -> None:
         """Raise `LedgerFull` if Redis may soon refuse to write, so that what is accepted can also be finished."""
@@ -274,8 +270,7 @@ class Ledger:
         """Redis's clock, in milliseconds since the epoch."""
         if self._now_ms is not None:
             return self._now_ms()
-        with unavailable():
-            seconds, micros = self.redis.time()
+        seconds, micros = self.redis.time()
         return int(seconds) * 1000 + int(micros) // 1000
 
     def _json(self, script: str, **given: Any) -> Any:

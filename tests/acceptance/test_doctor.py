@@ -180,7 +180,7 @@ def dead_letter(store, **_):
 
 
 def overdue(ledger, **_):
-    earlier = Ledger(ledger.redis, now_ms=lambda: ledger.now_ms() - 600_000)
+    earlier = Ledger(ledger.client, now_ms=lambda: ledger.now_ms() - 600_000)
     earlier.accept([asking()])
 
 

@@ -47,7 +47,7 @@ def env(redis_url):
 
 def goes_nowhere(ledger, answer=NO_ANSWER, *, names=("a", "b", "c"), minutes=0):
     """Deletions that were due some minutes ago, all of them tried again after this answer."""
-    earlier = Ledger(ledger.redis, now_ms=lambda: ledger.now_ms() - minutes * 60_000)
+    earlier = Ledger(ledger.client, now_ms=lambda: ledger.now_ms() - minutes * 60_000)
     earlier.accept([asking(f"retried-{name}") for name in names])
     for _ in names:
         finish(earlier, claim(earlier), "back", message=answer, delay=timedelta(minutes=minutes, seconds=30))
@@ -174,7 +174,7 @@ def test_what_is_held_is_told_until_its_time_has_passed(env, ledger):
     act, now = Act("ann@laptop", "command", "a lawsuit"), datetime.now(UTC)
     hold(ledger, "default", "kept", None, act)
     hold(ledger, "emea", "kept", now + timedelta(hours=1), act)
-    earlier = Ledger(ledger.redis, now_ms=lambda: ledger.now_ms() - 60_000)
+    earlier = Ledger(ledger.client, now_ms=lambda: ledger.now_ms() - 60_000)
     hold(earlier, "emea", "over", now - timedelta(seconds=1), act)
     # when somebody looks, then the status says how many each account has, and which command lists them.
     (found,) = records(janitor_here(env, "status", "--json"))

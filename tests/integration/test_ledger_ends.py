@@ -394,7 +394,7 @@ class TestTransitions:
         }  # fmt: skip
         ledger.redis.hset(ledger.keys.deletion("x"), mapping=record)
         shared = script_text("housekeep").partition("-- needs:")[0]
-        script = ledger.redis.register_script(f"{shared}move(read('x'), input.to, 1, {{}})")
+        script = ledger.client.register_script(f"{shared}move(read('x'), input.to, 1, {{}})")
         if end in TRANSITIONS[start] or (start == end and start in UNFINISHED):
             script(keys=["janitor:2:"], args=[json.dumps({"to": end})])
             assert ledger.redis.hget(ledger.keys.deletion("x"), "state") == end

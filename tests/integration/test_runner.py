@@ -139,7 +139,7 @@ def test_an_api_that_deletes_another_one_is_not_asked_again(ledger, api):
 
 
 def test_first_observations_end_with_the_first_429(ledger, api):
-    ledger = register(Ledger(ledger.redis, Terms(first_observation_after=timedelta(0))))
+    ledger = register(Ledger(ledger.client, Terms(first_observation_after=timedelta(0))))
     asked_for(ledger, api, 60, delay=timedelta(hours=1))
     api.fault("status", call="finetune_details", status=429, headers={"Retry-After": "60"}, times=None, skip=20)
     with working(ledger, api, threads=2) as (_, wake):

@@ -7,7 +7,6 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from redis.exceptions import NoPermissionError
 from structlog.testing import capture_logs
 
 from tasks.api import errors
@@ -101,7 +100,7 @@ def test_the_audit_log_is_pruned_once_a_day_and_told_if_redis_does_not_allow_it(
 
 
 def refusing(*_keys):
-    raise NoPermissionError("this user has no permissions")
+    raise LedgerUnavailable("this user has no permissions")
 
 
 def test_a_result_that_nobody_wrote_is_written(clocked, ledger):

@@ -26,7 +26,7 @@ def check(settings: Settings, ledger: Callable[[], Ledger]) -> Iterator[Finding]
         yield Finding("settings", "error", str(error))
     try:
         with unavailable():
-            yield from check_server(ledger().redis)
+            yield from check_server(ledger().client)
         found = statistics(ledger())
         tried_again = retries(ledger(), found.accounts)
         yield from check_ledger(ledger(), settings.tick_every, found, tried_again)

@@ -89,7 +89,7 @@ def status(ledger: Ledger, tick_every: timedelta) -> Status:
     found, now = statistics(ledger), from_ms(ledger.now_ms())
     tried_again = retries(ledger, found.accounts)
     with unavailable():
-        findings = [one for one in check_server(ledger.redis) if one.level == "error"]
+        findings = [one for one in check_server(ledger.client) if one.level == "error"]
     findings += [one for one in check_ledger(ledger, tick_every, found, tried_again) if one.level != "ok"]
     # If beat never ran, none is meant to run.
     needs = [one for one in findings if one.check != "beat" or found.beat_age_seconds < float("inf")]

@@ -30,7 +30,7 @@ class Quotas:
         """Count a request; if there were too many in this minute, the seconds until the next one."""
         minute, second = divmod(int(self.now()), _MINUTE)
         key = self.ledger.keys.token_requests(token, minute)
-        with unavailable(), self.ledger.redis.pipeline(transaction=False) as pipe:
+        with unavailable(), self.ledger.client.pipeline(transaction=False) as pipe:
             try:
                 pipe.incr(key)
                 pipe.expire(key, _MINUTE)
