@@ -9,7 +9,6 @@ from tasks.durations import format_duration
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import MOST_KEPT, list_dead_letters
 from tasks.ledger.queries import Filter, list_deletions, stopped_accounts
-from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.statistics import Statistics
 from tasks.records import State, from_ms
 from tasks.text import in_command
@@ -65,8 +64,7 @@ def _room(ledger: Ledger) -> Iterator[Finding]:
 
 
 def _beat(ledger: Ledger, now: datetime, *, late: timedelta) -> Iterator[Finding]:
-    with unavailable():
-        ticked_at: Any = ledger.redis.get(ledger.keys.tick)
+    ticked_at: Any = ledger.redis.get(ledger.keys.tick)
     age = None if ticked_at is None else max(now - from_ms(ticked_at), timedelta(0))
     yield judged(
         "beat", "no beat is seen" if age is None else f"the last tick of beat is {_rounded(age)} old",

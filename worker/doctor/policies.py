@@ -7,7 +7,6 @@ from cronsim import CronSim
 
 from tasks.cleanup.plans import Plan, list_plans
 from tasks.ledger import Ledger
-from tasks.ledger.redis_errors import unavailable
 from tasks.records import from_ms
 
 _MOST_PLANS = 200  # of the newest are read
@@ -37,8 +36,7 @@ class ScheduledPolicy(NamedTuple):
 
 def scheduled_policies(ledger: Ledger) -> list[ScheduledPolicy]:
     """All of them, by name. Raises `LedgerUnavailable`."""
-    with unavailable():
-        runs: Any = ledger.redis.hgetall(ledger.keys.policy_runs)
+    runs: Any = ledger.redis.hgetall(ledger.keys.policy_runs)
     newest = {plan.policy: plan for plan in reversed(list_plans(ledger, limit=_MOST_PLANS) if runs else [])}
     rows = [(name, *run.partition(" ")) for name, run in sorted(runs.items())]
     return [ScheduledPolicy(name, schedule, from_ms(at), newest.get(name)) for name, at, _, schedule in rows]

@@ -46,7 +46,7 @@ class Quotas:
         most calls cost little, and so do refusals.
         """
         key, now = self.ledger.keys.token_open(token), int(self.now())
-        with unavailable(), self.ledger.redis.pipeline(transaction=False) as pipe:
+        with self.ledger.redis.pipeline(transaction=False) as pipe:
             # Before they are written: two calls at the same time must not both find room.
             pipe.zadd(key, dict.fromkeys(ids, now), nx=True)
             pipe.expire(key, _KEPT)
@@ -68,18 +68,16 @@ class Quotas:
         known = each(self.ledger, ids, lambda pipe, id_: pipe.exists(self.ledger.keys.deletion(id_)))
         new = [id_ for id_, is_known in zip(ids, known, strict=True) if not is_known]
         if new:
-            with unavailable():
-                self.ledger.redis.zrem(self.ledger.keys.token_open(token), *new)
+            self.ledger.redis.zrem(self.ledger.keys.token_open(token), *new)
         return new
 
     def _forget_ended(self, key: str, now: int) -> int:
         """How many are left without those that have ended, or that were never written."""
         redis: Any = self.ledger.redis
         while True:
-            with unavailable():
-                ids = redis.zrangebyscore(key, "-inf", now - _LOOK_AGAIN_SECONDS, 0, _AT_ONCE)
+            ids = redis.zrangebyscore(key, "-inf", now - _LOOK_AGAIN_SECONDS, 0, _AT_ONCE)
             gone = ended(self.ledger, ids)
-            with unavailable(), redis.pipeline(transaction=False) as pipe:
+            with redis.pipeline(transaction=False) as pipe:
                 for id_ in ids:
                     pipe.zrem(key, id_) if id_ in gone else pipe.zadd(key, {id_: now}, xx=True)
                 *_, count = pipe.zcard(key).execute()
