@@ -9,7 +9,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ from tasks.errors import LedgerRefused, LedgerUnavailable
 from tasks.ledger.audit import prune
 from tasks.ledger.queries import each
 from tasks.ledger.store import Ledger
-from tasks.ledger.types import Act, Maintained
+from tasks.ledger.types import Act
 from tasks.verification import verify_round
 
 log = structlog.get_logger()
@@ -34,21 +34,6 @@ TOUCHES = "touches"  # the queue of reports of use
 _REPORTS = (TOUCHES, *(f"{TOUCHES}\x06\x16{priority}" for priority in (3, 6, 9)))
 _UNACKNOWLEDGED = "unacked"
 _PRUNE_AUDIT_EVERY = timedelta(days=1).total_seconds()
-
-
-@dataclass
-class _Seen:
-    """Since when leases and permits of one account were seen unchanged, on this process's own clock.
-
-    A lease is (lane, id, end), a permit (holder, end): a renewal makes another one.
-    """
-
-    leases: dict[tuple[str, str, int], float] = field(default_factory=dict)
-    permits: dict[tuple[str, int], float] = field(default_factory=dict)
-
-    def note(self, found: Maintained, now: float) -> None:
-        self.leases = {one: self.leases.get(one, now) for one in found.leases}
-        self.permits = {one: self.permits.get(one, now) for one in found.permits}
 
 
 @dataclass(kw_only=True)
@@ -74,7 +59,9 @@ class Maintenance:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self._seen: dict[str, _Seen] = defaultdict(_Seen)
+        # Since when a lease or permit of an account was seen unchanged, on this process's own clock. It is
+        # (lane, id, end), so that a renewal makes another one.
+        self._seen: dict[str, dict[tuple[str, str, int], float]] = defaultdict(dict)
         self._is_full = False
         self._clear_since: int | None = None
         self._failing: set[str] = set()
@@ -116,10 +103,9 @@ class Maintenance:
 
     def _maintain(self, account: str) -> None:
         seen, now, after = self._seen[account], self.clock(), 2 * self.ledger.terms.lease.total_seconds()
-        stale = [lease for lease, since in seen.leases.items() if now - since > after]
-        holders = [holder for (holder, _), since in seen.permits.items() if now - since > after]
-        found = self.ledger.maintain(account, self.max_concurrent, stale=stale, stale_permits=holders)
-        seen.note(found, now)
+        stale = [lease for lease, since in seen.items() if now - since > after]
+        found = self.ledger.maintain(account, self.max_concurrent, stale=stale)
+        self._seen[account] = {lease: seen.get(lease, now) for lease in found.leases}
         if found.reclaimed:
             log.warning("leases.reclaimed", account=account, deletions=found.reclaimed)
         for id_ in found.dropped:

@@ -193,22 +193,12 @@ class Ledger:
         """Give back what `permit` gave."""
         self.redis.zrem(self.keys.permits(account), holder)
 
-    def maintain(
-        self,
-        account: str,
-        max_concurrent: int,
-        *,
-        stale: Sequence[Sequence[Any]] = (),
-        stale_permits: Sequence[str] = (),
-    ) -> Maintained:
+    def maintain(self, account: str, max_concurrent: int, *, stale: Sequence[Sequence[Any]] = ()) -> Maintained:
         """One round of maintenance for one account.
 
-        stale: leases that were not renewed, by this process's own clock.
+        stale: leases and permits that were not renewed, by this process's own clock.
         """
-        found = self._json(
-            "maintain", account=account, max_concurrent=max_concurrent, stale=list(stale),
-            stale_permits=list(stale_permits),
-        )  # fmt: skip
+        found = self._json("maintain", account=account, max_concurrent=max_concurrent, stale=list(stale))
         return _MAINTAINED.validate_python(found)
 
     def housekeep(self, processes: Sequence[str], alive_for: timedelta, most: int = 100) -> tuple[list[str], int]:

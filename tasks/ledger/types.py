@@ -200,14 +200,13 @@ class Finished(NamedTuple):
 class Maintained:
     """One round for one account.
 
-    leases: (lane, id, end); permits: (holder, end); dropped: ids without a readable record.
+    leases: (lane, id, end), a permit's (`permit`, holder, end); dropped: ids without a readable record.
     """
 
     reclaimed: int
     wake: bool
     dropped: tuple[str, ...] = ()
     leases: tuple[tuple[str, str, int], ...] = ()
-    permits: tuple[tuple[str, int], ...] = ()
 
 
 def claimed_from(answer: str, account: str) -> Claimed:

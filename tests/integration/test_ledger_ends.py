@@ -324,9 +324,9 @@ class TestReclaim:
     def test_a_permit_seen_unchanged_on_the_own_clock_has_ended_too(self, ledger, clocked):
         ledger.permit("default", "survey:0", PERMITS)
         clocked.after(minutes=-10)
-        ((holder, _),) = ledger.maintain("default", PERMITS).permits
-        ledger.maintain("default", PERMITS, stale_permits=[holder])
-        assert ledger.maintain("default", PERMITS).permits == ()
+        (seen,) = ledger.maintain("default", PERMITS).leases
+        ledger.maintain("default", PERMITS, stale=[seen])
+        assert ledger.maintain("default", PERMITS).leases == ()
 
 
 class TestCancel:

@@ -134,8 +134,8 @@ class FakeLedger:
         self.answer = Maintained(0, wake=False)
         self.stale: list[Any] = []
 
-    def maintain(self, account, max_concurrent, *, stale, stale_permits):
-        self.stale.append((list(stale), list(stale_permits)))
+    def maintain(self, account, max_concurrent, *, stale):
+        self.stale.append(list(stale))
         return self.answer
 
 
@@ -145,14 +145,14 @@ def test_what_is_seen_unchanged_for_two_lease_lengths_on_our_own_clock_counts_as
     # Given a lease that is renewed, one that is not, and a permit, all with ends far ahead on Redis's clock,
     for seconds in range(0, 90, 30):
         clock.seconds = 1000 + seconds
-        leases = (("single", "kept", 10**13 + seconds), ("single", "dead", 10**13))
-        ledger.answer = Maintained(0, wake=False, leases=leases, permits=(("survey", 10**13),))
+        dead = [("single", "dead", 10**13), ("permit", "survey", 10**13)]
+        ledger.answer = Maintained(0, wake=False, leases=(("single", "kept", 10**13 + seconds), *dead))
         made._maintain("default")
-    assert ledger.stale == [([], [])] * 3
+    assert ledger.stale == [[]] * 3
     # when two lease lengths have passed, then the two are given as stale.
     clock.seconds = 1061
     made._maintain("default")
-    assert ledger.stale[-1] == ([("single", "dead", 10**13)], ["survey"])
+    assert ledger.stale[-1] == dead
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 -- needs: record order siblings finish account cleanup
 -- One round of maintenance for one account.
--- Input: {account, max_concurrent, stale = [[lane, id, ends], ...], stale_permits = [holder, ...], lease_ms, wakeup_ms, result_within_ms, first_after_ms}.
---   stale: leases that this process has seen unrenewed for two lease lengths on its own clock; stale_permits: likewise.
--- Answer: {reclaimed, dropped?, wake, leases?, permits?}. dropped: ids without a readable record. wake: publish a wake-up.
---   leases: [lane, id, ends] of what still runs; permits: [holder, ends].
+-- Input: {account, max_concurrent, stale = [[lane, id, ends], ...], lease_ms, wakeup_ms, result_within_ms, first_after_ms}.
+--   stale: leases and permits that this process has seen unrenewed for two lease lengths on its own clock.
+-- Answer: {reclaimed, dropped?, wake, leases?}. dropped: ids without a readable record. wake: publish a wake-up.
+--   leases: [lane, id, ends] of what still runs; of a permit, ['permit', holder, ends].
 -- Work: SCAN leases a lane, SCAN lists of siblings; as many leases are answered as there are permits.
 
-local name, reclaimed, dropped, leases, permits = input.account, 0, {}, {}, {}
+local name, reclaimed, dropped, leases = input.account, 0, {}, {}
 call('SADD', key.accounts(), name)
 call('HSET', key.account(name), 'max_concurrent', input.max_concurrent, 'registered', 1)
 
@@ -27,12 +27,12 @@ end
 for _, lane in ipairs(LANES) do
   for _, id in ipairs(call('ZRANGEBYSCORE', key.leases(name, lane), '-inf', now, 'LIMIT', 0, SCAN)) do take_back(lane, id) end
 end
-for _, stale in ipairs(given(input.stale) or {}) do
-  local lane, id, ends = stale[1], stale[2], stale[3]
-  if tonumber(call('ZSCORE', key.leases(name, lane), id) or -1) == ends then take_back(lane, id) end
-end
 call('ZREMRANGEBYSCORE', key.permits(name), '-inf', now)
-for _, holder in ipairs(given(input.stale_permits) or {}) do call('ZREM', key.permits(name), holder) end
+for _, stale in ipairs(input.stale) do
+  local lane, id, ends = unpack(stale)
+  if lane == 'permit' then call('ZREM', key.permits(name), id)
+  elseif tonumber(call('ZSCORE', key.leases(name, lane), id) or -1) == ends then take_back(lane, id) end
+end
 
 -- If siblings wait and none of them runs, no finish puts the next one back into its lane, so do it here. One too many does
 -- no harm: a claim that finds the finetune busy moves it to this list again.
@@ -48,13 +48,14 @@ end
 
 for _, finetune in ipairs(call('ZRANGE', key.blocked(name), 0, SCAN - 1)) do repair(finetune) end
 
-for _, lane in ipairs(LANES) do
-  local rows = call('ZRANGE', key.leases(name, lane), 0, input.max_concurrent, 'WITHSCORES')
+local function tell(lane, running)
+  local rows = call('ZRANGE', running, 0, input.max_concurrent, 'WITHSCORES')
   for i = 1, #rows, 2 do leases[#leases + 1] = {lane, rows[i], tonumber(rows[i + 1])} end
 end
-local rows = call('ZRANGE', key.permits(name), 0, input.max_concurrent, 'WITHSCORES')
-for i = 1, #rows, 2 do permits[#permits + 1] = {rows[i], tonumber(rows[i + 1])} end
+
+for _, lane in ipairs(LANES) do tell(lane, key.leases(name, lane)) end
+tell('permit', key.permits(name))
 return cjson.encode({
   reclaimed = reclaimed, dropped = dropped[1] and dropped or nil, wake = should_wake(account_of(name)),
-  leases = leases[1] and leases or nil, permits = permits[1] and permits or nil,
+  leases = leases[1] and leases or nil,
 })
