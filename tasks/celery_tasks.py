@@ -88,7 +88,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
             # could not publish one: then it comes here with that error, in place of the outcome.
             ended = status == states.SUCCESS or isinstance(retval, DeletionNotDone)
             if ended and self.request.id in runs_callbacks:
-                services().ledger.results_written([self.request.id], callbacks_ran=True)
+                services().ledger.result_written(self.request.id, callbacks_ran=True)
 
     @app.task(name="finetunes.delete", bind=True, base=Delete, **_ANSWERING)
     def delete(self: Any, *given: Any, **options: Any) -> dict[str, Any]:
@@ -166,51 +166,57 @@ def warn_protected(services: Services, requests: Sequence[NewRequest]) -> None:
             log.warning("request.protected", finetune=id_, account=account)
 
 
-def wake(app: Celery, account: str) -> None:
-    """Publish a wake-up: the account has work. Lost or doubled, it changes nothing."""
-    app.send_task("finetunes.work", args=[account], queue=WAKEUPS, ignore_result=True)
+def wake(app: Celery, account: str) -> bool:
+    """Publish a wake-up: the account has work. Lost or doubled, it changes nothing.
+
+    False if that fails: maintenance publishes another one.
+    """
+    try:
+        app.send_task("finetunes.work", args=[account], queue=WAKEUPS, ignore_result=True)
+    except Exception as error:
+        log.warning("wakeup.not_sent", account=account, error=str(error))
+        return False
+    return True
 
 
 def write_results(app: Celery, ledger: Ledger, ids: Sequence[str]) -> None:
     """Write the Celery results of by-name requests whose deletions are final, and have their callbacks run.
 
-    A result that is not written is due again in a minute. Raises `LedgerUnavailable`.
+    One that is not written is logged, and due again in a minute.
     """
-    done: list[str] = []
-    again: list[str] = []
     for id_ in ids:
         try:
-            (again if _write_result(app, ledger, id_) else done).append(id_)
+            _write_result(app, ledger, id_)
         except Exception as error:  # the next ones must not wait for this one
             log.warning("result.not_written", deletion=id_, error=str(error))
-    if done:
-        ledger.results_written(done)
-    if again:
-        ledger.result_due_again(again)
 
 
-def _write_result(app: Celery, ledger: Ledger, id_: str) -> bool:
-    """Write one result; whether it is to be looked at again, because its callbacks have yet to run."""
+def _write_result(app: Celery, ledger: Ledger, id_: str) -> None:
     deletion = get_many(ledger, [id_])[0]
-    if deletion is None or not deletion.is_final:
-        return False
-    state, result = _result(deletion)
-    app.backend.store_result(id_, result, state)
-    callbacks = ledger.callbacks(id_)
-    if not callbacks:
-        return False
+    if deletion and deletion.is_final:
+        state, result = _result(deletion)
+        app.backend.store_result(id_, result, state)
+        if callbacks := ledger.callbacks(id_):
+            _run_callbacks(app, ledger, deletion, callbacks)
+            return
+    ledger.result_written(id_)
+
+
+def _run_callbacks(app: Celery, ledger: Ledger, deletion: Deletion, callbacks: dict[str, Any]) -> None:
+    """Send the message that runs them, and look in a minute whether they have run."""
+    id_ = deletion.id
     nonce, sent = ledger.new_callbacks_nonce(id_)
     if sent > _MOST_CALLBACK_MESSAGES:
         log.error("callbacks.given_up", deletion=id_, message="they cannot be published, see the log of each try")
-        ledger.results_written([id_], callbacks_ran=True)
-        return False
+        ledger.result_written(id_, callbacks_ran=True)
+        return
     if nonce:
         # By the queue of wake-ups, which is short: the proof is good for a minute.
         app.send_task(
             "finetunes.delete", args=[deletion.finetune_id], task_id=id_, queue=WAKEUPS,
             headers={AGAIN_HEADER: nonce}, **callbacks,
         )  # fmt: skip
-    return True
+    ledger.result_due_again(id_)
 
 
 def outcome(ledger: Ledger, id_: str) -> dict[str, Any]:

@@ -27,12 +27,12 @@ BULK = 100  # more than this many at once let single requests go first
 class Intake:
     """Accepts requests into the ledger.
 
-    wake: publishes a wake-up for an account; if that fails, maintenance publishes another one. accounts: known
-    here, registered by a worker or not yet.
+    wake: publishes a wake-up for an account, and never raises. accounts: known here, registered by a worker or not
+    yet.
     """
 
     ledger: Ledger
-    wake: Callable[[str], None]
+    wake: Callable[[str], object]
     allow_org_ids: bool = False
     accounts: Collection[str] = ()
 
@@ -61,10 +61,7 @@ class Intake:
         self.check(requests)
         accepted, to_wake = self.ledger.accept(requests, wake=wake, act=act)
         for account in to_wake:
-            try:
-                self.wake(account)
-            except Exception as error:
-                log.warning("wakeup.not_sent", account=account, error=str(error))
+            self.wake(account)
         return accepted
 
     def note_refused(self, request_id: str, account: object, error: InvalidRequest) -> None:

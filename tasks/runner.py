@@ -59,13 +59,13 @@ class Runners:
     """The runners of one process, at most `threads` at a time.
 
     clients: by account. wake: publishes a wake-up for an account. write_results: writes the Celery results of
-    these deletions. stopping: set when the process is to stop. carry_out, clock: for tests; clock gives monotonic
-    seconds.
+    these deletions. Neither raises. stopping: set when the process is to stop. carry_out, clock: for tests; clock
+    gives monotonic seconds.
     """
 
     def __init__(
         self, *, ledger: Ledger, clients: Mapping[str, BflClient], rules: Rules, threads: int,
-        wake: Callable[[str], None], write_results: Callable[[Sequence[str]], None], stopping: threading.Event,
+        wake: Callable[[str], object], write_results: Callable[[Sequence[str]], None], stopping: threading.Event,
         carry_out: Callable[..., tuple[Finish, Progress]] = deletion.carry_out,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
@@ -73,8 +73,8 @@ class Runners:
         self.clients = clients
         self.rules = rules
         self.stopping = stopping
-        self._wake = wake
-        self._write_results = write_results
+        self.wake = wake
+        self.write_results = write_results
         self._carry_out = carry_out
         self._clock = clock
         # Unique across restarts: no claim of an earlier process is taken for ours.
@@ -106,22 +106,6 @@ class Runners:
         finally:
             for one in to_wake + self._give_back(slot, account):
                 self.wake(one)
-
-    def wake(self, account: str) -> bool:
-        """Publish a wake-up; False if that fails: maintenance does it again."""
-        try:
-            self._wake(account)
-        except Exception as error:
-            log.warning("wakeup.not_sent", account=account, error=str(error))
-            return False
-        return True
-
-    def write_results(self, ids: Sequence[str]) -> None:
-        """Write the Celery results of these deletions; if that fails, maintenance does it later."""
-        try:
-            self._write_results(ids)
-        except Exception as error:
-            log.warning("results.not_written", deletions=len(ids), error=str(error))
 
     def sleep(self, seconds: float) -> None:
         """Wait; raises `HandBack` as soon as the process is to stop."""

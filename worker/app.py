@@ -89,7 +89,7 @@ class Services:
                 # What `-Q` and `-X` left; queues of other applications are not noted.
                 queues=set(QUEUES) & set(self.app.amqp.queues.consume_from),
             ), consume=consume,
-            wake=self.runners.wake, run=partial(self.runners.run, begun=True),
+            wake=partial(celery_tasks.wake, self.app), run=partial(self.runners.run, begun=True),
             write_results=self.runners.write_results,
             every=self.settings.maintenance_every, stopping=self.stopping,
         )  # fmt: skip

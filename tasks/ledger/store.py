@@ -215,16 +215,15 @@ class Ledger:
         found = self._json("verify", account=account, findings=list(findings), message=message)
         return list(found.get("review", ()))
 
-    def results_written(self, ids: Sequence[str], *, callbacks_ran: bool = False) -> None:
-        """The Celery results of these requests are written; with `callbacks_ran` their callbacks are done too."""
-        self.redis.zrem(self.keys.results, *ids)
+    def result_written(self, id_: str, *, callbacks_ran: bool = False) -> None:
+        """The Celery result of this request is written; with `callbacks_ran` its callbacks are done too."""
+        self.redis.zrem(self.keys.results, id_)
         if callbacks_ran:
-            self.redis.delete(*(self.keys.callbacks(id_) for id_ in ids))
+            self.redis.delete(self.keys.callbacks(id_))
 
-    def result_due_again(self, ids: Sequence[str]) -> None:
-        """Look at these results again in a minute: their callbacks have yet to run."""
-        at = self.now_ms() + to_milliseconds(_RESULT_AGAIN)
-        self.redis.zadd(self.keys.results, dict.fromkeys(ids, at), xx=True)
+    def result_due_again(self, id_: str) -> None:
+        """Look at this result again in a minute: its callbacks have yet to run."""
+        self.redis.zadd(self.keys.results, {id_: self.now_ms() + to_milliseconds(_RESULT_AGAIN)}, xx=True)
 
     def callbacks(self, id_: str) -> dict[str, Any] | None:
         """The Celery callbacks stored with a request by name; None if there are none, or they ran."""

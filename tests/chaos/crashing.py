@@ -101,7 +101,7 @@ POINTS = {
     "before the callbacks' message": lambda: after(Ledger, "new_callbacks_nonce"),
     "in the callbacks' message": lambda: before(celery_tasks, "outcome"),
     "after the callbacks": lambda: before(
-        Ledger, "results_written", when=lambda *_, callbacks_ran=False: callbacks_ran
+        Ledger, "result_written", when=lambda *_, callbacks_ran=False: callbacks_ran
     ),
     # the link to the API
     "held at the attempt": held_at_the_attempt,

@@ -247,7 +247,8 @@ class Stage:
         """Stands in for Celery's result backend."""
         if ids:
             self.model.results |= {id_: self.record(id_)["state"] for id_ in ids}
-            self.ledger.results_written(ids)
+            for id_ in ids:
+                self.ledger.result_written(id_)
 
     def sent_again(self, scripts: Scripts, name: str, given: dict[str, Any], answer: Any) -> Any:
         """Invariant 11: a script run twice has the effect and the answer of once. The second answer is the one that arrives."""

@@ -132,7 +132,7 @@ class TestHousekeep:
         assert due == [[], ["r1"]], "the process that finished it has five seconds to write it"
         assert ledger.housekeep([], DAYS_400)[0] == []
         assert clocked.after(seconds=61).housekeep([], DAYS_400)[0] == ["r1"]
-        ledger.results_written(["r1"])
+        ledger.result_written("r1")
         assert clocked.after(seconds=61).housekeep([], DAYS_400)[0] == []
 
     def test_processes_that_are_silent_count_as_gone(self, ledger, clocked):
@@ -147,7 +147,7 @@ class TestVerify:
     def deleted(self, ledger):
         accept(ledger, asking(id="r1", source="name"))
         carry_out_one(ledger)
-        ledger.results_written(["r1"])
+        ledger.result_written("r1")
         return {"id": "r1", "finished_at": int(ledger.redis.hget(ledger.keys.deletion("r1"), "finished_at"))}
 
     def _verify(self, ledger, **finding):

@@ -238,7 +238,7 @@ class TestLateFinish:
         mark(ledger, claimed)
         clocked.after(seconds=31).maintain("default", PERMITS)
         finish(ledger, claim(ledger), State.FAILED)
-        ledger.results_written([claimed.id])
+        ledger.result_written(claimed.id)
         late = replace(FAILED, result=State.DELETED, evidence=Evidence.RESPONSE)
         assert ledger.finish(claimed, late, progress(claimed, 1)).due
 

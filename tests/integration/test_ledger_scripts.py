@@ -115,7 +115,7 @@ class TestForgery:
         assert not ledger.take_callbacks_nonce("r2", nonce)
         assert [ledger.take_callbacks_nonce("r1", nonce) for _ in range(2)] == [True, False]
         assert ledger.callbacks("r1") == {"link": ["theirs"]}
-        ledger.results_written(["r1"], callbacks_ran=True)
+        ledger.result_written("r1", callbacks_ran=True)
         assert ledger.callbacks("r1") is None
 
 

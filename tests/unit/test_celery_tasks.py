@@ -17,7 +17,7 @@ from structlog.testing import capture_logs
 
 from tasks import celery_tasks
 from tasks.by_name import by_name, by_name_many
-from tasks.celery_tasks import AGAIN_HEADER, ETA_HEADER, callbacks_of, write_results
+from tasks.celery_tasks import AGAIN_HEADER, ETA_HEADER, callbacks_of, wake, write_results
 from tasks.errors import IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
 from tasks.intake import BULK, Intake
 from tasks.ledger.dead_letters import SEEN_HEADER, list_dead_letters, requeue_dead_letters
@@ -477,6 +477,14 @@ def test_a_proof_is_good_once(worker):
     nonce = with_callbacks(worker)
     worker.ledger.take_callbacks_nonce("t1", nonce)
     assert worker.send("delete", "a", headers={AGAIN_HEADER: nonce}).state == "IGNORED"
+
+
+def test_a_wake_up_that_cannot_be_published_raises_nothing(worker):
+    def fails(*_, **__):
+        raise ConnectionError("as the test says")
+
+    worker.app.send_task = fails
+    assert not wake(worker.app, "default")
 
 
 def test_a_result_that_cannot_be_written_stays_due_and_holds_up_no_other(clocked, worker):

@@ -259,16 +259,6 @@ def test_whatever_is_raised_the_slot_is_given_back(error, where):
     assert desk.run().ledger.due == {"default": 0}
 
 
-def test_a_wake_up_or_result_that_cannot_be_sent_ends_no_runner():
-    desk = Desk(FakeLedger(due=2, more=True))
-
-    def fails(*_):
-        raise ConnectionError("as the test says")
-
-    desk.runners._wake = desk.runners._write_results = fails
-    assert desk.run().ledger.due == {"default": 0}
-
-
 @pytest.mark.parametrize(
     ("seconds", "marked_after", "is_renewed"), [(145, None, True), (146, None, False), (200, 100, True)]
 )
