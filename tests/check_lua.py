@@ -13,7 +13,7 @@ from worker.local import embedded
 
 # Each script has the shared parts that it needs, not every function of them.
 _LUACHECK = ["luacheck", "--std", "lua51+redis", "--no-max-line-length", "--ignore", "211", "--quiet"]
-_REDIS = "stds.redis = {read_globals = {'redis', 'cjson', 'KEYS', 'ARGV'}}\n"
+_REDIS = "stds.redis = {read_globals = {'redis', 'cjson', 'ARGV'}}\n"
 
 
 def main() -> int:

@@ -10,7 +10,7 @@ import redis
 
 from tasks.durations import iso
 from tasks.errors import InvalidRequest
-from tasks.ledger.keys import PREFIX, keys
+from tasks.ledger.keys import keys
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
 
@@ -19,7 +19,7 @@ MOST_TEXT = 10_000  # characters kept of one message
 # Of a message that is sent again: when it was here first. It only makes a request older, so anybody may write it.
 SEEN_HEADER = "janitor_seen"
 _AT_ONCE = 100  # in one script
-_KEY = keys(PREFIX).dead_letters
+_KEY = keys.dead_letters
 # A script that begins with a DEL may write when Redis is full (tasks.ledger.scripts).
 _PUSH = """redis.call('DEL', KEYS[1] .. ':nothing')
 redis.call('LPUSH', KEYS[1], ARGV[1]) redis.call('LTRIM', KEYS[1], 0, ARGV[2])"""

@@ -1,8 +1,8 @@
 """Every Redis key of the ledger, spelled once. The Lua scripts get the same names from here.
 
 All keys but those of the audit log begin with `PREFIX`. `{name}` is the finetune as `tasks.text.finetune_key`
-spells it, so that two spellings of one UUID share a key. Scripts compute keys from the prefix, so Redis Cluster
-is not supported.
+spells it, so that two spellings of one UUID share a key. Scripts compute keys themselves, so Redis Cluster is not
+supported.
 """
 
 import re
@@ -13,7 +13,7 @@ PREFIX = "janitor:2:"
 AUDIT = "janitor-audit:2:"  # not below the prefix: most users of Redis may not change what is here
 SCHEMA = 1  # of what is below the prefix; a process that meets a greater number stops
 
-TEMPLATES = {
+_BELOW_PREFIX = {
     # the deletion
     "deletion": "d:{id}",  # hash: the record
     "attempts": "a:{id}",  # list: its attempts, each one line of JSON
@@ -64,20 +64,11 @@ TEMPLATES = {
     "token_requests": "token-requests:{token}:{minute}",  # counter: its requests in this minute
     "token_open": "token-open:{token}",  # zset: deletions that may be unfinished, by when each was looked up
     # elsewhere
-    "audit": AUDIT + "{month}",  # list: acts of people and services, each one line of JSON
     "dead_letters": "dead-letters",  # list: messages that could not be read
 }
+# audit: a list of the acts of people and services, each one line of JSON
+TEMPLATES = {name: PREFIX + text for name, text in _BELOW_PREFIX.items()} | {"audit": AUDIT + "{month}"}
 LANES = ("resolve", "single", "bulk", "cleanup", "first")  # `first`: first observations
-
-
-def keys(prefix: str = PREFIX) -> SimpleNamespace:
-    """A function for each template: `keys().queue("default", "single")`; a plain string if it has no fields."""
-    return SimpleNamespace(**{name: _maker(_whole(prefix, text)) for name, text in TEMPLATES.items()})
-
-
-def lua_table(names: Iterable[str]) -> str:
-    """The same for these names, as a Lua table `key` of functions; `P` is the prefix."""
-    return "local key = {\n" + "".join(_lua_function(name, TEMPLATES[name]) for name in sorted(names)) + "}\n"
 
 
 def _maker(text: str) -> object:
@@ -88,11 +79,16 @@ def _maker(text: str) -> object:
     return whole.format
 
 
-def _whole(prefix: str, text: str) -> str:
-    return text if text.startswith(AUDIT) else prefix + text
+# A function for each template: `keys.queue("default", "single")`; a plain string if it has no fields.
+keys = SimpleNamespace(**{name: _maker(text) for name, text in TEMPLATES.items()})
+
+
+def lua_table(names: Iterable[str]) -> str:
+    """The same for these names, as a Lua table `key` of functions."""
+    return "local key = {\n" + "".join(_lua_function(name, TEMPLATES[name]) for name in sorted(names)) + "}\n"
 
 
 def _lua_function(name: str, text: str) -> str:
     fields = re.findall(r"{(\w+)}", text)
-    body = ("'" if text.startswith(AUDIT) else "P .. '") + re.sub(r"{(\w+)}", r"' .. \1 .. '", text) + "'"
-    return f"  {name} = function({', '.join(fields)}) return {body.replace(' .. ' + repr(''), '')} end,\n"
+    body = re.sub(r"{(\w+)}", r"' .. \1 .. '", text)
+    return f"  {name} = function({', '.join(fields)}) return '{body}' end,\n"

@@ -12,14 +12,14 @@ from typing import Any
 import redis
 from redis.exceptions import NoScriptError
 
-from tasks.ledger.keys import lua_table
+from tasks.ledger.keys import PREFIX, lua_table
 from tasks.ledger.redis_errors import unavailable
 from tasks.records import FINAL, TRANSITIONS
 
 _LUA = files("tasks.ledger") / "lua"
 # When Redis is full it refuses a script at its first write, unless it has written before: a DEL is always
 # allowed. So everything but accepting goes on when memory is short (seen on Redis 6.2 and 7.0).
-_WRITES_WHEN_FULL = "redis.call('DEL', P .. 'nothing')\n"
+_WRITES_WHEN_FULL = f"redis.call('DEL', '{PREFIX}nothing')\n"
 _MAY_BE_REFUSED = ("accept",)
 
 
@@ -27,12 +27,11 @@ _MAY_BE_REFUSED = ("accept",)
 class Scripts:
     """The scripts of one ledger.
 
-    client: with `decode_responses=True`. constants: part of the input of each script that uses them. now_ms: a
-    clock for tests instead of Redis's own.
+    client: with `decode_responses=True`. constants: part of the input of each script. now_ms: a clock for tests
+    instead of Redis's own.
     """
 
     client: redis.Redis
-    prefix: str
     constants: dict[str, Any]
     now_ms: Callable[[], int] | None = None
 
@@ -53,16 +52,15 @@ class Scripts:
     def _send(self, calls: Sequence[tuple[str, dict[str, Any]]]) -> list[Any]:
         if len(calls) == 1:
             name, given = calls[0]
-            return [self.client.evalsha(_sha(name), 1, self.prefix, self._input(name, given))]
+            return [self.client.evalsha(_sha(name), 0, self._input(given))]
         with self.client.pipeline(transaction=False) as pipe:
             for name, given in calls:
-                pipe.evalsha(_sha(name), 1, self.prefix, self._input(name, given))
+                pipe.evalsha(_sha(name), 0, self._input(given))
             return pipe.execute()
 
-    def _input(self, name: str, given: dict[str, Any]) -> str:
+    def _input(self, given: dict[str, Any]) -> str:
         clock = {} if self.now_ms is None else {"now_ms": self.now_ms()}
-        used = {one: value for one, value in self.constants.items() if one in _inputs(name)}
-        return json.dumps({**used, **given, **clock})
+        return json.dumps({**self.constants, **given, **clock})
 
 
 @cache
@@ -77,14 +75,8 @@ def script_text(name: str) -> str:
     shared = "".join((_LUA / f"lib_{part}.lua").read_text(encoding="utf-8") for part in parts)
     after_final = "".join(f"{state} = '{' '.join(TRANSITIONS[state])}', " for state in sorted(FINAL))
     used = set(re.findall(r"\bkey\.(\w+)", shared + body))  # making the functions costs time at each run
-    head = "local P = KEYS[1]\n" + ("" if name in _MAY_BE_REFUSED else _WRITES_WHEN_FULL)
+    head = "" if name in _MAY_BE_REFUSED else _WRITES_WHEN_FULL
     return f"{head}local AFTER_FINAL = {{{after_final}}}\n{lua_table(used)}{shared}{body}"
-
-
-@cache
-def _inputs(name: str) -> frozenset[str]:
-    """The fields of its input that a script uses."""
-    return frozenset(re.findall(r"\binput\.(\w+)", script_text(name)))
 
 
 @cache

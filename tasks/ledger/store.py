@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tasks.errors import NotInReview, UnknownDeletion
 from tasks.ledger.inputs import act_input, finish_input, progress_input, request_input, to_milliseconds
-from tasks.ledger.keys import PREFIX, keys
+from tasks.ledger.keys import keys
 from tasks.ledger.redis_errors import Client
 from tasks.ledger.scripts import Scripts
 from tasks.ledger.server import check_room, check_schema, free_memory
@@ -49,17 +49,12 @@ class Ledger:
     """
 
     def __init__(
-        self,
-        client: redis.Redis,
-        terms: Terms | None = None,
-        *,
-        now_ms: Callable[[], int] | None = None,
-        prefix: str = PREFIX,
+        self, client: redis.Redis, terms: Terms | None = None, *, now_ms: Callable[[], int] | None = None
     ) -> None:
         self.client = client
         self.redis = Client(client)
+        self.keys = keys
         self.terms = terms or Terms()
-        self.keys = keys(prefix)
         self._now_ms = now_ms
         durations = {
             "lease_ms": self.terms.lease, "permit_ms": self.terms.call_deadline, "wakeup_ms": _WAKEUP,
@@ -67,7 +62,7 @@ class Ledger:
             "result_within_ms": _RESULT_WITHIN, "again_ms": _RESULT_AGAIN,
         }  # fmt: skip
         constants = {name: to_milliseconds(duration) for name, duration in durations.items()}
-        self._scripts = Scripts(client, prefix, constants, now_ms)
+        self._scripts = Scripts(client, constants, now_ms)
 
     def check_schema(self) -> None:
         """Raise `WrongLedger` if this ledger was written by a version that this one cannot work with."""

@@ -87,7 +87,7 @@ def test_a_full_redis_is_told_like_one_that_is_away_and_nothing_is_written(home,
 def test_the_ledger_of_another_version_ends_it_in_one_line(home, env, command):
     # Given a Redis with the ledger of a newer version, when the service is started, then it says so and ends.
     with embedded.running(home):
-        embedded._client(home).set(keys().schema, 99)
+        embedded._client(home).set(keys.schema, 99)
         done = janitor(env, command, "--port", "0")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "the ledger has schema 99" in done.stderr
@@ -97,7 +97,7 @@ def test_a_ledger_of_another_version_that_comes_later_is_not_ready(home, env, tm
     # Given a service that started without Redis, when Redis comes with a newer ledger, then it is not ready.
     with served(env, tmp_path / "log") as (base, _), Client(base) as anyone, embedded.running(home):
         until(lambda: anyone.get("/readyz").status_code == 200, seconds=60, what="being ready")
-        embedded._client(home).set(keys().schema, 99)
+        embedded._client(home).set(keys.schema, 99)
         refused = anyone.get("/readyz")
     assert (refused.status_code, "the ledger has schema 99" in refused.json()["detail"]) == (503, True)
 

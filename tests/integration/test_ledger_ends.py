@@ -396,8 +396,8 @@ class TestTransitions:
         shared = script_text("housekeep").partition("-- needs:")[0]
         script = ledger.client.register_script(f"{shared}move(read('x'), input.to, 1, {{}})")
         if end in TRANSITIONS[start] or (start == end and start in UNFINISHED):
-            script(keys=["janitor:2:"], args=[json.dumps({"to": end})])
+            script(args=[json.dumps({"to": end})])
             assert ledger.redis.hget(ledger.keys.deletion("x"), "state") == end
         else:
             with pytest.raises(redis.ResponseError, match="cannot go from"):
-                script(keys=["janitor:2:"], args=[json.dumps({"to": end})])
+                script(args=[json.dumps({"to": end})])

@@ -162,9 +162,9 @@ def test_other_lists_leave_out_what_they_do_not_know(ledger, command, write, com
     ["show x", "export", "status", "hold x --reason y", "doctor", "serve --port 0", "metrics --port 0"],
 )
 def test_a_newer_schema_ends_any_command_with_one_line(redis_client, redis_url, tmp_path, given):
-    redis_client.set(keys().schema, 999)
+    redis_client.set(keys.schema, 999)
     env = environment(redis_url, JANITOR_STATE_DIR=tmp_path, JANITOR_TOKENS_FILE=token_file(tmp_path))
     done = janitor_here(env, *given.split())
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "the ledger has schema 999" in done.stderr
-    assert redis_client.keys() == [keys().schema]
+    assert redis_client.keys() == [keys.schema]

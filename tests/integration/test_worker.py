@@ -93,7 +93,7 @@ def test_a_worker_that_could_not_work_as_designed_is_refused_in_one_line(client,
 @pytest.mark.parametrize(
     ("key", "value", "line"),
     [
-        (keys().schema, "99", "the ledger has schema 99"),
+        (keys.schema, "99", "the ledger has schema 99"),
         ("janitor:accounts", "x", "a ledger of finetune-janitor 0.1"),
     ],
 )
@@ -107,8 +107,8 @@ def test_no_process_works_on_a_ledger_of_another_version(client, redis_url, api,
 def after_rounds(client, count):
     """Wait for this many rounds of the worker's maintenance, one a second: a bound for what must not happen."""
     for _ in range(count):
-        before = client.get(keys().maintained)
-        until(lambda before=before: client.get(keys().maintained) != before, what="a round", seconds=60)
+        before = client.get(keys.maintained)
+        until(lambda before=before: client.get(keys.maintained) != before, what="a round", seconds=60)
 
 
 @contextmanager
@@ -189,7 +189,7 @@ def test_a_stop_ends_within_the_call_deadline_and_five_seconds(client, redis_url
         child.process.wait(timeout=20)
         assert (child.process.returncode, time.monotonic() - began < 8) == (0, True)
     # then nothing is lost: all that was sent is in the ledger or still in its queue.
-    ledger = keys()
+    ledger = keys
     kept = sum(1 for _ in client.scan_iter(ledger.deletion("*")))
     assert kept + waiting(client) + client.hlen("unacked") >= 30
     assert client.zcard(ledger.leases("default", "single")) == 0

@@ -1,5 +1,5 @@
--- What every script begins with. KEYS[1] is the prefix of all keys, ARGV[1] the input as one JSON object, AFTER_FINAL the
--- one state that may follow each final state (tasks/records.py), `key` the table of keys (tasks/ledger/keys.py).
+-- What every script begins with. ARGV[1] is the input as one JSON object, AFTER_FINAL the one state that may follow each
+-- final state (tasks/records.py), `key` the table of keys (tasks/ledger/keys.py).
 -- A script runs alone in Redis, so each change below is atomic. Times are milliseconds of Redis's own clock.
 
 local call = redis.call
