@@ -5,13 +5,12 @@ from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 
 from tasks.intake import Intake
 from tasks.ledger import Ledger
-from worker.http import audit, cleanup, deletions, status
-from worker.http.guard import Guard, Reader
+from worker.http import cleanup, deletions, system
+from worker.http.guard import Guard, ReaderOfAll
 from worker.http.problems import HANDLERS, documented
 from worker.http.quotas import Quotas
 from worker.http.tokens import TokenFile
@@ -43,8 +42,7 @@ def create_api(
     app.add_middleware(Guard, tokens=tokens, quotas=quotas)
     app.include_router(deletions.router)
     app.include_router(cleanup.router)
-    app.include_router(status.router)
-    app.include_router(audit.router)
+    app.include_router(system.router)
     _add_probes(app, intake.ledger)
     return app
 
@@ -65,10 +63,6 @@ def _add_probes(app: FastAPI, ledger: Ledger) -> None:
 
     @app.get("/metrics", tags=["probes"], operation_id="getMetrics", response_class=PlainTextResponse,
              responses=documented(401, 403))  # fmt: skip
-    def metrics(caller: Reader) -> Response:
+    def metrics(_: ReaderOfAll) -> Response:
         """Prometheus metrics of all accounts, for tokens with `read` and all accounts."""
-        if caller.limited_to:
-            raise HTTPException(
-                403, f"the token {caller.name!r} is limited to some accounts: metrics are of all of them"
-            )
         return Response(generate_latest(collected), media_type=CONTENT_TYPE_LATEST)

@@ -80,14 +80,17 @@ def check_account(caller: Token, account: str) -> None:
         raise HTTPException(403, f"the token {caller.name!r} may not use the account {account!r}: only {only}")
 
 
-def needs(*scopes: Scope) -> Callable[..., Awaitable[Token]]:
-    """A dependency: the caller's token, if it has one of these scopes."""
+def needs(*scopes: Scope, all_accounts: bool = False) -> Callable[..., Awaitable[Token]]:
+    """A dependency: the caller's token, if it has one of these scopes, and all accounts if they are needed."""
 
     async def caller(request: Request, _: Annotated[object, Depends(_bearer)]) -> Token:
         token: Token = request.scope["janitor.token"]
         if not set(scopes) & set(token.scopes):
             names = " or ".join(map(repr, scopes))
             raise HTTPException(403, f"the token {token.name!r} lacks the scope {names}: use one that has it")
+        if all_accounts and token.limited_to:
+            words = f"the token {token.name!r} is limited to some accounts"
+            raise HTTPException(403, f"{words}, and this is about all of them: use one for all accounts")
         return token
 
     return caller
@@ -96,6 +99,8 @@ def needs(*scopes: Scope) -> Callable[..., Awaitable[Token]]:
 Reader = Annotated[Token, Depends(needs("read"))]
 Enqueuer = Annotated[Token, Depends(needs("enqueue"))]
 Admin = Annotated[Token, Depends(needs("admin"))]
+ReaderOfAll = Annotated[Token, Depends(needs("read", all_accounts=True))]
+AdminOfAll = Annotated[Token, Depends(needs("admin", all_accounts=True))]
 # What is asked for with `enqueue` may be seen and withdrawn with it: see `Token.may`.
 Follower = Annotated[Token, Depends(needs("read", "enqueue"))]
 Canceller = Annotated[Token, Depends(needs("enqueue", "admin"))]

@@ -1,21 +1,23 @@
-"""`/v1/audit`: who did what other than asking, when and why."""
+"""`/v1/status` and `/v1/audit`: the whole system, for tokens that may see all accounts."""
 
+from datetime import timedelta
 from itertools import islice
 from typing import Annotated
 
 from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 from tasks.ledger import audit
+from worker.doctor.status import Status, status
 from worker.http.deletions import TheIntake
-from worker.http.guard import Admin
+from worker.http.guard import AdminOfAll, ReaderOfAll
 from worker.http.models import Moment
 from worker.http.problems import documented
 
 _MOST_READ = 10_000  # entries for one page
-router = APIRouter(prefix="/v1/audit", tags=["audit"], responses=documented(401, 403, 422, 429, 503))
+router = APIRouter(prefix="/v1", responses=documented(401, 403, 429, 503))
 
 
 class Page(BaseModel):
@@ -38,16 +40,22 @@ class Asked(BaseModel):
     cursor: str = Field("", description="that of the page before")
 
 
-@router.get("", operation_id="listActs", response_model=Page)
-def list_acts(intake: TheIntake, caller: Admin, asked: Annotated[Asked, Query()]) -> JSONResponse:
+@router.get("/status", tags=["status"], operation_id="getStatus")
+def get_status(request: Request, intake: TheIntake, _: ReaderOfAll) -> Status:
+    """What needs a person and what to do, counts, retries, rates: as `janitor status` shows it.
+
+    For tokens with `read` and all accounts. `needs` is empty if all is well.
+    """
+    tick_every: timedelta = request.app.state.tick_every
+    return status(intake.ledger, tick_every)
+
+
+@router.get("/audit", tags=["audit"], operation_id="listActs", response_model=Page, responses=documented(422))
+def list_acts(intake: TheIntake, _: AdminOfAll, asked: Annotated[Asked, Query()]) -> JSONResponse:
     """List what people and services did, oldest first, for tokens with `admin` and all accounts.
 
     A page may have fewer than `limit` entries, or none, and still a cursor: at most 10,000 are read for one.
     """
-    if caller.limited_to:
-        raise HTTPException(
-            403, f"the token {caller.name!r} is limited to some accounts: the log is of all of them"
-        )
     wanted = audit.Wanted(asked.since, asked.until, asked.who, asked.act)
     found: list[audit.Entry] = []
     cursor: str | None = None
