@@ -7,7 +7,6 @@ process itself has asked Redis. A file also says how long it counts, so that the
 import json
 import os
 import socket
-import threading
 import time
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,8 +14,6 @@ from datetime import timedelta
 from pathlib import Path
 
 KINDS = ("worker", "beat", "http")
-_ASK_EVERY_SECONDS, _ASK_TIMEOUT_SECONDS = 5.0, 10.0
-HTTP_COUNTS = timedelta(seconds=30)  # above both together, and one answer that is missed
 
 
 @dataclass
@@ -71,31 +68,6 @@ def probe(kind: str, state_dir: Path) -> tuple[bool, str]:
     if bad:
         return False, f"{kind}: {'; '.join(bad)}"
     return True, f"{kind}: healthy ({len(found)} process{'es' if len(found) > 1 else ''})"
-
-
-def watch_http(heart: Heart, address: tuple[str, int]) -> None:
-    """Ask the service of this process, from a thread of its own, whether it and its Redis answer."""
-
-    def ask() -> None:
-        from http.client import HTTPConnection, HTTPException  # noqa: PLC0415 -- the probe has no use for it
-
-        wait_seconds = 0.2  # until the service listens
-        while True:
-            time.sleep(wait_seconds)
-            connection = HTTPConnection(*address, timeout=_ASK_TIMEOUT_SECONDS)
-            with suppress(OSError, HTTPException):
-                connection.request("GET", "/readyz")
-                if connection.getresponse().status == 200:
-                    heart.beat()
-                    wait_seconds = _ASK_EVERY_SECONDS
-            connection.close()
-
-    threading.Thread(target=ask, name="health", daemon=True).start()
-
-
-def reachable(host: str) -> str:
-    """The address at which a process reaches itself, if it listens on all addresses."""
-    return {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104 -- it is replaced
 
 
 def _trouble(said: dict[str, object], now: float) -> str:

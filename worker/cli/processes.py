@@ -7,7 +7,6 @@ from contextlib import suppress
 import click
 
 from tasks.errors import InvalidRequest
-from worker import health
 from worker.local import embedded, supervise
 from worker.local.supervise import Spec
 from worker.logs import configure as configure_logs
@@ -98,8 +97,6 @@ def serve(*, host: str, port: int) -> None:
     configure_logs(settings.log_level)
     with server.listen(host, port) as listening:
         click.echo(f"listening on {_url(host, listening.getsockname()[1])}")
-        address = health.reachable(host), listening.getsockname()[1]
-        health.watch_http(health.Heart("http", settings.state_dir, health.HTTP_COUNTS), address)
         server.serve(settings, known, listening)
 
 

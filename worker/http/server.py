@@ -4,12 +4,15 @@ import asyncio
 import resource
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from datetime import timedelta
 from importlib.metadata import version
 from typing import Any
 
 import structlog
 import uvicorn
+from anyio import to_thread
 from prometheus_client import make_asgi_app
 
 from tasks.celery_tasks import wake
@@ -17,6 +20,7 @@ from tasks.errors import InvalidRequest, LedgerUnavailable
 from tasks.intake import Intake
 from tasks.ledger import Ledger
 from worker.app import create_app
+from worker.health import Heart
 from worker.http.app import create_api
 from worker.http.quotas import Quotas
 from worker.http.tokens import Token, TokenFile, required
@@ -27,6 +31,8 @@ from worker.settings import Settings, terms
 log = structlog.get_logger()
 
 STOP_SECONDS = 10
+_BEAT_SECONDS = 5
+_BEAT_COUNTS = timedelta(seconds=30)  # above two of them, and what a slow Redis takes
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -61,7 +67,16 @@ def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> 
     # A long poll is an open file: the usual soft limit of 1,024 would end at as many.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    _run(api, listening, api.state.waiting.stop)
+    heart = Heart("http", settings.state_dir, _BEAT_COUNTS)
+
+    async def beat() -> None:
+        """The loop, its threads and Redis do their work: as /readyz answers."""
+        # Whatever it is, /readyz says it too; raised here, it would end the service.
+        with suppress(Exception):
+            await to_thread.run_sync(intake.ledger.check_schema)
+            heart.beat()
+
+    _run(api, listening, api.state.waiting.stop, beat)
 
 
 def serve_metrics(settings: Settings, listening: socket.socket) -> None:
@@ -79,7 +94,10 @@ def _ledger(settings: Settings, url: str) -> Ledger:
     return ledger
 
 
-def _run(app: Any, listening: socket.socket, before_stop: Callable[[], None] = lambda: None) -> None:
+def _run(
+    app: Any, listening: socket.socket, before_stop: Callable[[], None] = lambda: None,
+    beat: Callable[[], Awaitable[None]] | None = None,
+) -> None:  # fmt: skip
     class Server(uvicorn.Server):
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
             before_stop()
@@ -87,7 +105,7 @@ def _run(app: Any, listening: socket.socket, before_stop: Callable[[], None] = l
 
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, lifespan="off",
-        timeout_graceful_shutdown=STOP_SECONDS,
+        timeout_graceful_shutdown=STOP_SECONDS, callback_notify=beat, timeout_notify=_BEAT_SECONDS,
     )  # fmt: skip
     for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises them once more when it has stopped
         signal.signal(number, lambda *_: None)
