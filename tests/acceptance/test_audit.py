@@ -12,7 +12,7 @@ from tasks.records import State, from_ms
 from tests.acceptance.http import Client
 from tests.conftest import accept, asking, claim, finish
 from tests.processes import janitor_here, producer, records
-from worker.cli.session import login
+from worker.cli.options import login
 from worker.redis_url import connect
 
 OTHER = "emea"  # no worker has its key: nothing of it is carried out

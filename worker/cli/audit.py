@@ -11,7 +11,7 @@ from tasks.ledger.types import Act
 from worker.cli import options
 from worker.cli.options import as_json
 from worker.cli.output import note, print_record, print_table, some
-from worker.cli.session import Session, login
+from worker.cli.session import Session
 from worker.cli.times import local
 
 _HEADINGS = ("WHEN", "WHO", "ACT", "WHAT", "WHY")
@@ -38,7 +38,7 @@ def audit(
     """
     ledger = Session().ledger
     if prunes:
-        months = prune(ledger, Act(login(), "command"))
+        months = prune(ledger, Act(options.login(), "command"))
         note(f"dropped: {some(months)}" if months else "no month is old enough to be dropped")
         return
     entries = (one for _, one in read(ledger, Wanted(since, until, who, act)) if one)

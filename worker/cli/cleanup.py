@@ -16,7 +16,6 @@ from tasks.durations import format_duration
 from tasks.errors import InvalidRequest
 from tasks.ledger.types import Act
 from worker.cli import WRONG_USAGE, options
-from worker.cli.acting import as_person
 from worker.cli.asking import NOT_AGREED, agree_to_plan
 from worker.cli.options import as_json
 from worker.cli.output import note, print_record, print_rows, print_table, warn_of_confusing
@@ -119,7 +118,7 @@ def list_(*, limit: int) -> None:
 @cleanup.command()
 @click.argument("id_", metavar="PLAN_ID")
 @options.policy_file
-@as_person
+@options.as_person
 @options.yes
 @options.json
 def apply(*, id_: str, file: Path | None, act: Act, yes: bool) -> int:

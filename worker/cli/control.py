@@ -9,7 +9,6 @@ from tasks.ledger.queries import get_many, stopped_accounts
 from tasks.ledger.types import Act
 from tasks.text import one_line
 from worker.cli import options
-from worker.cli.acting import as_person
 from worker.cli.ids import find_all
 from worker.cli.output import note, print_in_full, print_record, print_table
 from worker.cli.session import Session
@@ -22,7 +21,7 @@ _account_option = click.option("--account", metavar="A", help="Only this account
 
 @click.command()
 @_account_option
-@as_person
+@options.as_person
 def pause(*, account: str | None, act: Act) -> None:
     """Stop all deleting within 2 seconds, everywhere; nothing is lost meanwhile.
 
@@ -39,7 +38,7 @@ def pause(*, account: str | None, act: Act) -> None:
 
 @click.command()
 @_account_option
-@as_person
+@options.as_person
 def resume(*, account: str | None, act: Act) -> None:
     """Resume deleting after a pause.
 
@@ -64,7 +63,7 @@ def resume(*, account: str | None, act: Act) -> None:
     "--as", "found", type=click.Choice(["deleted", "kept"]), required=True, help="What became of the finetune."
 )
 @click.option("--note", "text", metavar="TEXT", required=True, help="How that is known; kept in the record.")
-@as_person
+@options.as_person
 @options.json
 def resolve(*, id_: str, found: str, text: str, act: Act) -> None:
     """Note what was found out about a deletion in review: then it no longer waits for a person.
@@ -129,7 +128,7 @@ def show(*, id_: str) -> int:
 
 @dead_letters.command()
 @options.ids_if_any
-@as_person
+@options.as_person
 def requeue(*, ids: options.Ids, act: Act) -> int:
     """Send messages again to their queue, as when what refused them is mended.
 
@@ -148,7 +147,7 @@ def requeue(*, ids: options.Ids, act: Act) -> int:
 @dead_letters.command()
 @options.ids_if_any
 @click.option("--all", "every", is_flag=True, help="All that there are now.")
-@as_person
+@options.as_person
 def drop(*, ids: options.Ids, every: bool, act: Act) -> int:
     """Drop messages, permanently.
 

@@ -17,11 +17,10 @@ from tasks.records import UNFINISHED, Deletion, NewRequest, State
 from tasks.text import in_command
 from tasks.waiting import explained
 from worker.cli import options
-from worker.cli.acting import as_person
 from worker.cli.asking import NOT_AGREED, agree_to_deletions, when
 from worker.cli.following import follow
 from worker.cli.ids import FILE, Found, find, find_all, lines
-from worker.cli.options import LATER_TIME, Ids, as_json
+from worker.cli.options import LATER_TIME, Ids, as_json, login
 from worker.cli.output import (
     note,
     print_csv,
@@ -31,7 +30,7 @@ from worker.cli.output import (
     warn_of_confusing,
     with_reasons,
 )
-from worker.cli.session import Session, login
+from worker.cli.session import Session
 from worker.cli.text import nearest
 
 _SHOWN = 20
@@ -161,7 +160,7 @@ def wait(*, ids: Ids, missing_ok: bool, timeout: float | None) -> int:
 @options.ids_if_any
 @click.option("--file", type=FILE, help="Read more ids from a file, one a line; - is stdin.")
 @click.option("--plan", "plan_id", metavar="PLAN_ID", help="All that wait of a cleanup's plan.")
-@as_person
+@options.as_person
 @options.json
 def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, act: Act) -> int:
     """Withdraw deletions, each by its id.
@@ -193,7 +192,7 @@ def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, act: Act) -> i
 @options.ids_if_any
 @click.option("--state", type=options.STATE, help="All deletions in this state: failed or review.")
 @click.option("--account", help="With --state: of this account only.")
-@as_person
+@options.as_person
 @options.yes
 @options.wait
 @options.timeout

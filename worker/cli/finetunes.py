@@ -17,7 +17,6 @@ from tasks.durations import iso
 from tasks.ledger import Ledger
 from tasks.ledger.types import Act
 from worker.cli import options
-from worker.cli.acting import as_person
 from worker.cli.options import Ids, known_account
 from worker.cli.output import note, print_table, some, warn_of_confusing
 from worker.cli.session import Session, progress
@@ -61,7 +60,7 @@ def finetunes(*, account: str, file: Path | None, details: bool) -> None:
 @options.ids
 @options.account
 @click.option("--until", type=options.LATER_TIME, help="Until this time, or 'in 30d'; permanently unless given.")
-@as_person
+@options.as_person
 def protect(*, ids: Ids, account: str, until: datetime | None, act: Act) -> None:
     """Protect finetunes from cleanups, immediately; a cleanup's deletion that is waiting is withdrawn.
 
@@ -79,7 +78,7 @@ def protect(*, ids: Ids, account: str, until: datetime | None, act: Act) -> None
 @click.command()
 @options.ids
 @options.account
-@as_person
+@options.as_person
 def unprotect(*, ids: Ids, account: str, act: Act) -> None:
     """Let cleanups delete finetunes again.
 

@@ -7,7 +7,6 @@ import click
 from tasks.ledger import holds as kept
 from tasks.ledger.types import Act
 from worker.cli import options
-from worker.cli.acting import as_person
 from worker.cli.finetunes import warn_of_unknown
 from worker.cli.output import note, print_table, some, warn_of_confusing
 from worker.cli.session import Session
@@ -20,7 +19,7 @@ _finetune = click.argument("id_", metavar="ID")
 @_finetune
 @options.account
 @click.option("--until", type=options.LATER_TIME, help="Until this time, or 'in 30d'; for good unless given.")
-@as_person
+@options.as_person
 def hold(*, id_: str, account: str, until: datetime | None, act: Act) -> None:
     """Keep a finetune from every deletion, a person's too, until it is released.
 
@@ -44,7 +43,7 @@ def hold(*, id_: str, account: str, until: datetime | None, act: Act) -> None:
 @click.command()
 @_finetune
 @options.account
-@as_person
+@options.as_person
 def release(*, id_: str, account: str, act: Act) -> None:
     """Let a finetune that is held be deleted again. What the hold withdrew stays cancelled.
 

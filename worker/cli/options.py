@@ -1,5 +1,8 @@
 """Options and arguments that several commands have, and the types of their values."""
 
+import getpass
+import os
+import socket
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
 from functools import partial
@@ -11,7 +14,9 @@ import click
 from tasks.durations import parse_duration
 from tasks.errors import InvalidRequest
 from tasks.labels import parse_labels
+from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT, State, check_account, check_finetune_id, check_state
+from tasks.text import one_line
 from worker.cli.text import nearest
 from worker.cli.times import later_time, local, past_time
 
@@ -32,6 +37,19 @@ class _Parsed(click.ParamType[Any]):
             return self._parse(value)
         except InvalidRequest as error:
             self.fail(str(error), param, ctx)
+
+
+def login() -> str:
+    """Who runs the command."""
+    try:
+        name = getpass.getuser()
+    except (OSError, KeyError):  # a container's uid may have no name; KeyError before Python 3.13
+        name = str(os.getuid())
+    return f"{name}@{socket.gethostname()}"
+
+
+def _act(_context: click.Context, _option: click.Parameter, reason: str | None) -> Act:
+    return Act(login(), "command", one_line(reason or "") or None)
 
 
 def known_account(account: str, known: Collection[str]) -> str:
@@ -59,6 +77,8 @@ missing_ok = click.option("--missing-ok", is_flag=True, help="It is fine if a fi
 policy_file = click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
 )
+# Of the commands that change something: with the login it makes the entry of the audit log.
+as_person = click.option("--reason", "act", metavar="R", callback=_act, help="Why; kept in the audit log.")
 yes = click.option("--yes", is_flag=True, help="Do not ask, on a terminal, before what cannot be undone.")
 wait = click.option("--wait", is_flag=True, help="Wait for the outcome and show it.")
 timeout = click.option(

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import getpass
-import os
-import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -65,15 +62,6 @@ class Session:
         from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
 
         wake(create_app(self.settings), account)
-
-
-def login() -> str:
-    """Who runs the command."""
-    try:
-        name = getpass.getuser()
-    except (OSError, KeyError):  # a container's uid may have no name; KeyError before Python 3.13
-        name = str(os.getuid())
-    return f"{name}@{socket.gethostname()}"
 
 
 @contextmanager

@@ -11,7 +11,6 @@ from tasks.errors import LedgerUnavailable
 from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT
 from worker.cli import options
-from worker.cli.acting import as_person
 from worker.cli.output import note, print_table
 from worker.cli.session import Session
 from worker.cli.times import local
@@ -46,7 +45,7 @@ def tokens() -> None:
     help="An account that it may use, '*' for all; may be repeated.",
 )  # fmt: skip
 @click.option("--expires", type=options.LATER_TIME, help="When it expires; never unless given.")
-@as_person
+@options.as_person
 def new(*, name: str, scopes: _Texts, accounts: _Texts, expires: datetime | None, act: Act) -> None:
     """Make a token and print it, this once; add its digest to the file.
 
@@ -83,7 +82,7 @@ def list_() -> None:
 
 @tokens.command()
 @click.argument("name")
-@as_person
+@options.as_person
 def revoke(*, name: str, act: Act) -> None:
     """Remove a token from the file; its records stay.
 
