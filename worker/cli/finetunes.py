@@ -1,4 +1,4 @@
-"""Commands about finetunes themselves: finetunes, protect, unprotect, touch."""
+"""Commands about finetunes themselves: finetunes, protect, unprotect, touch, hold, release, holds."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -15,12 +15,15 @@ from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import DAY, Finetune, Item
 from tasks.durations import iso
 from tasks.ledger import Ledger
+from tasks.ledger import holds as kept
 from tasks.ledger.types import Act
 from worker.cli import options
 from worker.cli.options import Ids, known_account
 from worker.cli.output import note, print_table, some, warn_of_confusing
 from worker.cli.session import Session, progress
 from worker.cli.times import local
+
+_finetune = click.argument("id_", metavar="ID")
 
 
 @click.command()
@@ -72,7 +75,7 @@ def protect(*, ids: Ids, account: str, until: datetime | None, act: Act) -> None
     """
     ledger = Session(account).ledger
     _say("protected", ids, inventory.protect(ledger, account, ids, until, act))
-    warn_of_unknown(ledger, account, ids)
+    _warn_of_unknown(ledger, account, ids)
 
 
 @click.command()
@@ -101,6 +104,63 @@ def touch(*, ids: Ids, account: str) -> None:
     _say("use noted", ids, inventory.touch(Session(account).ledger, account, ids))
 
 
+@click.command()
+@_finetune
+@options.account
+@click.option("--until", type=options.LATER_TIME, help="Until this time, or 'in 30d'; for good unless given.")
+@options.as_person
+def hold(*, id_: str, account: str, until: datetime | None, act: Act) -> None:
+    """Keep a finetune from every deletion, a person's too, until it is released.
+
+    What is unfinished is withdrawn; what is asked for later ends cancelled. A call that is under way may still
+    delete it. It needs --reason, which everybody sees who asks for a deletion. A hold that is there and lasts
+    longer stays: release it first.
+
+    \b
+    janitor hold my-finetune --reason "a lawsuit, ask legal"
+    janitor hold fair-demo --until "in 30d" --reason "in use until the fair"
+    """
+    ledger = Session(account).ledger
+    withdrawn = kept.hold(ledger, account, id_, until, act)
+    warn_of_confusing([id_])
+    _warn_of_unknown(ledger, account, [id_])
+    note(f"held: {id_}")
+    if withdrawn:
+        note(f"withdrawn: {some(withdrawn)}; `janitor show ID` says how each ended")
+
+
+@click.command()
+@_finetune
+@options.account
+@options.as_person
+def release(*, id_: str, account: str, act: Act) -> None:
+    """Let a finetune that is held be deleted again. What the hold withdrew stays cancelled.
+
+    \b
+    janitor release my-finetune --reason "settled"
+    """
+    was_held = kept.release(Session(account).ledger, account, id_, act)
+    note(f"released: {id_}" if was_held else f"{id_} was not held in account {account}")
+
+
+@click.command()
+@options.account
+@options.json
+def holds(*, account: str) -> None:
+    """List what is held: since when, until when, who holds it and why.
+
+    \b
+    janitor holds
+    janitor holds --account emea --json
+    """
+    ledger = Session(account).ledger
+    print_table(
+        kept.holds(ledger, account), kept.Hold.to_json, ("FINETUNE", "SINCE", "UNTIL", "BY", "REASON"),
+        lambda one: (one.finetune_id, local(one.since), local(one.until) or "-", one.by or "-", one.reason),
+        if_empty=f"nothing is held in account {account}",
+    )  # fmt: skip
+
+
 def _say(what: str, ids: Ids, withdrawn: Sequence[str] = ()) -> None:
     warn_of_confusing(ids)
     note(f"{what}: {some(ids)}")
@@ -108,7 +168,7 @@ def _say(what: str, ids: Ids, withdrawn: Sequence[str] = ()) -> None:
         note(f"a cleanup's deletion was withdrawn: {id_}")
 
 
-def warn_of_unknown(ledger: Ledger, account: str, finetune_ids: Sequence[str]) -> None:
+def _warn_of_unknown(ledger: Ledger, account: str, finetune_ids: Sequence[str]) -> None:
     """Say which of these the last survey did not see: what was asked is done all the same."""
     if unknown := inventory.unknown_among(ledger, account, finetune_ids):
         seen = f"not in the last survey of account {account}, which `janitor finetunes` makes"
