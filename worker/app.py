@@ -23,7 +23,6 @@ from tasks.cleanup.schedule import Cleaner
 from tasks.deletion import Rules
 from tasks.errors import InvalidRequest
 from tasks.intake import Intake
-from tasks.ledger import dead_letters
 from tasks.ledger.store import Ledger
 from tasks.maintenance import Maintenance
 from tasks.runner import Runners
@@ -98,7 +97,7 @@ class Services:
 def create_app(settings: Settings, url: str | None = None) -> Celery:
     """A Celery app for workers, beat and producers; raises `LedgerUnavailable` if no Redis is named."""
     url = url or redis_url.redis_url(settings)
-    install(dead_letters.keep)
+    install()
     place = redis_url.celery_url(url)
     app = App("finetunes", broker=place, backend=place, set_as_current=False)
     app.callbacks_url = callbacks_url(settings)

@@ -24,6 +24,7 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError, ResponseError
 
+from tasks.ledger import dead_letters
 from tasks.text import one_line
 from worker.message_check import check_message, read
 from worker.message_fields import QUEUES, RefusedMessage
@@ -34,16 +35,13 @@ log = structlog.get_logger()
 # A script that begins with a DEL may write when Redis is full (tasks.ledger.scripts).
 _GIVE_BACK = "redis.call('DEL', KEYS[1] .. ':nothing') return redis.call('RPUSH', KEYS[1], ARGV[1])"
 
-Keep = Callable[[redis.Redis, str, str, object], None]
 
-
-def install(keep: Keep) -> None:
+def install() -> None:
     """Use it for all Redis URLs of this process, with our result backend and our threads pool.
 
-    keep: writes a dead letter (client, queue, reason, message). Celery has settings for these, but they reach
-    neither `redis+socket://` nor `-P threads`, so its tables of names are changed.
+    Celery has settings for these, but they reach neither `redis+socket://` nor `-P threads`, so its tables of
+    names are changed.
     """
-    Channel.keep = staticmethod(keep)
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
         backends.BACKEND_ALIASES[scheme] = "worker.result_backend:Backend"
@@ -61,7 +59,7 @@ def set_aside(client: redis.Redis, queue: str, reason: str, message: object) -> 
     """Make a dead letter of a message; False if not even that works, which the log says."""
     log.warning("message.dead_letter", queue=queue, reason=reason)
     try:
-        Channel.keep(client, queue, reason, message)
+        dead_letters.keep(client, queue, reason, message)
     # Whatever a hostile message does to its own copy, the worker goes on.
     except Exception as error:
         log.error("message.lost", queue=queue, reason=reason, error=type(error).__name__)
@@ -110,7 +108,6 @@ _Channel: Any = kombu_redis.Channel  # its stubs lack what is private
 class Channel(_Channel):  # type: ignore[misc] # it is Any
     """kombu's channel, made safe."""
 
-    keep: Keep
     QoS: Any = Unacknowledged
 
     def _get_client(self) -> type[Client]:

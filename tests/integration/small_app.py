@@ -1,9 +1,5 @@
-"""A worker of Celery's with our transport, result backend and pool, and tasks of its own under our names.
+"""A worker of Celery's with our transport, result backend and pool, and tasks of its own under our names."""
 
-Its dead letters go to the list `dead`, so that nothing of the ledger is needed.
-"""
-
-import json
 import os
 import threading
 
@@ -16,10 +12,6 @@ from worker.message_fields import QUEUES, TASKS
 from worker.redis_url import celery_options, celery_url
 
 SLOTS = 2
-
-
-def keep(client, queue, reason, message):
-    client.lpush("dead", json.dumps({"queue": queue, "reason": reason, "message": repr(message)}))
 
 
 def create(url, visibility_seconds=3600):
@@ -85,5 +77,5 @@ def run(self, what=None, key=None, **_):
 
 
 if "SMALL_APP_REDIS_URL" in os.environ:
-    install(keep)
+    install()
     app = create(os.environ["SMALL_APP_REDIS_URL"])

@@ -18,6 +18,7 @@ import redis
 from celery import signature
 from kombu import Connection
 
+from tasks.ledger.keys import PREFIX, keys
 from tests.integration.small_app import SLOTS, create
 from tests.unit.test_kombu_transport import MESSAGES, encoded, plain
 from worker.kombu_transport import Transport
@@ -25,6 +26,7 @@ from worker.local.embedded import find_servers
 from worker.message_check import MOST_BYTES
 from worker.redis_url import connect
 
+DEAD = keys(PREFIX).dead_letters
 ROOT = Path(__file__).parents[2]
 SERVERS = find_servers()
 RAW = [
@@ -126,7 +128,7 @@ def running(tmp_path_factory):
 @pytest.fixture
 def emptied(running):
     app, client = running
-    client.delete("dead")
+    client.delete(DEAD)
     return app, client
 
 
@@ -140,9 +142,9 @@ def test_hostile_messages_become_dead_letters_and_the_worker_answers(emptied):
         client.lpush("deletions", item)
     # Then each becomes a dead letter with its reason, and none keeps a slot
     assert before.get(timeout=60) == ["before", None]
-    until(lambda: client.llen("dead") == len(items), 60)
+    until(lambda: client.llen(DEAD) == len(items), 60)
     until(lambda: nothing_is_left(client))
-    reasons = [json.loads(entry)["reason"] for entry in client.lrange("dead", 0, -1)]
+    reasons = [json.loads(entry)["reason"] for entry in client.lrange(DEAD, 0, -1)]
     assert all(reasons)
     assert all_slots_are_free(app)
 
@@ -174,7 +176,7 @@ def test_whatever_gets_past_celerys_own_handling_frees_its_slot(emptied, what):
     for _ in range(SLOTS + 1):
         send(app, what)
     # Then each message is kept for a person, and the worker goes on with all its slots
-    until(lambda: client.llen("dead") == SLOTS + 1)
+    until(lambda: client.llen(DEAD) == SLOTS + 1)
     until(lambda: nothing_is_left(client))
     assert all_slots_are_free(app)
 
@@ -186,7 +188,7 @@ def test_what_celery_handles_itself_is_left_to_it(emptied):
     send(app, "reject")
     assert send(app, "late", expires=-5).state in ("PENDING", "REVOKED")
     until(lambda: nothing_is_left(client))
-    assert client.llen("dead") == 0
+    assert client.llen(DEAD) == 0
     assert all_slots_are_free(app)
 
 
