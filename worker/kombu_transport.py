@@ -1,4 +1,4 @@
-"""kombu's Redis transport, with deliveries that can neither end nor deafen the worker.
+"""kombu's Redis transport, with deliveries that can neither end nor deafen the worker; Celery's result backend.
 
 As it comes, kombu 5.7 ends the worker on an envelope that it cannot read, and loses the message. The differences:
 
@@ -6,7 +6,7 @@ As it comes, kombu 5.7 ends the worker on an envelope that it cannot read, and l
 - An acknowledgement that Redis did not answer frees its slot all the same: the note in `unacked` stays, so the
   message comes again after the visibility timeout, and a repeated request changes nothing.
 - A message that Redis is too full to note in `unacked` goes back to its queue; kombu has popped it and forgets it.
-- A server that is no longer the master is left (`worker.redis_url.following`).
+- A server that is no longer the master is left (`worker.redis_url.following`), by the result backend too.
 """
 
 import uuid
@@ -19,6 +19,7 @@ import redis
 import structlog
 from celery import concurrency
 from celery.app import backends
+from celery.backends.redis import RedisBackend
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
@@ -44,7 +45,7 @@ def install() -> None:
     """
     for scheme in ("redis", "rediss"):
         TRANSPORT_ALIASES[scheme] = f"{__name__}:Transport"
-        backends.BACKEND_ALIASES[scheme] = "worker.result_backend:Backend"
+        backends.BACKEND_ALIASES[scheme] = f"{__name__}:Backend"
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
     concurrency.ALIASES["threads"] = "worker.thread_pool:TaskPool"  # type: ignore[attr-defined] # not in the stubs
 
@@ -172,3 +173,22 @@ class SentinelTransport(kombu_redis.SentinelTransport):
     """kombu's, with the channel behind Sentinel."""
 
     Channel = SentinelChannel
+
+
+class Backend(RedisBackend):
+    """Celery's, with connections that connect again after READONLY.
+
+    As it comes, Celery 5.7 takes READONLY for an error of the task: a result is lost, or raises in a pool thread.
+    After a connection error it tries again.
+    """
+
+    connparams: dict[str, Any]  # redis-py's options; not in Celery's stubs
+    client: redis.Redis
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        base = self.connparams.get("connection_class", redis.Connection)
+        self.connparams["connection_class"] = following(base, self._drop_idle)
+
+    def _drop_idle(self) -> None:
+        self.client.connection_pool.disconnect(inuse_connections=False)
