@@ -20,8 +20,9 @@ from pydantic.fields import FieldInfo
 
 from tasks.durations import format_duration
 from tasks.ledger.statistics import AccountStatistics, Statistics
-from tasks.records import State
+from tasks.records import State, from_ms
 from worker.cli import cli
+from worker.doctor.policies import ScheduledPolicy
 from worker.http.app import create_api
 from worker.metrics import LedgerCollector
 from worker.settings import Settings
@@ -210,11 +211,12 @@ def metrics() -> Iterator[str]:
         calls={"200": Counter({"none": 1})}, call_seconds={"200": 0}, verifications_failed=0,
         oldest_due_seconds=0, permits=0, permits_limit=0, cool_down_seconds=0, parked=False, paused=False,
     )  # fmt: skip
+    policy = ScheduledPolicy("tests", "0 3 * * *", from_ms(0), None)
     with (
         patch("worker.metrics.statistics", return_value=Statistics({"default": account}, 0, 0, 0.0, 0.0, 0)),
-        patch("worker.metrics._of_policies", return_value={"tests": (False, 0.0)}),
+        patch("worker.metrics.scheduled_policies", return_value=[policy]),
     ):
-        families = list(LedgerCollector(Mock()).collect())
+        families = list(LedgerCollector(Mock(now_ms=lambda: 0)).collect())
     yield from _table(
         ("metric", "type", "labels", "meaning"),
         (

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from datetime import datetime
 from itertools import accumulate
 from typing import Any
 
@@ -14,7 +15,7 @@ from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.statistics import AccountStatistics, Statistics, statistics
 from tasks.records import from_ms
-from worker.doctor.policies import scheduled_policies
+from worker.doctor.policies import ScheduledPolicy, scheduled_policies
 
 _Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 _OF_ALL = {
@@ -37,10 +38,13 @@ _BY_ACCOUNT = {
     "paused": "1 while deleting is paused",
     "verifications_failed": "Deleted finetunes that were found to be still there",
 }
-_OF_POLICY = {
-    "policy_blocked": "1 while the newest plan of a scheduled policy is blocked: it deletes nothing",
-    "policy_overdue_seconds": "How long ago a scheduled run was due that was not made; 0 if none is owed",
-}
+# For each metric: its meaning, and its value for a scheduled policy at a moment.
+_OF_POLICY: list[tuple[str, str, Callable[[ScheduledPolicy, datetime], float]]] = [
+    ("policy_blocked", "1 while the newest plan of a scheduled policy is blocked: it deletes nothing",
+     lambda one, _: one.is_blocked),
+    ("policy_overdue_seconds", "How long ago a scheduled run was due that was not made; 0 if none is owed",
+     lambda one, now: one.overdue(now).total_seconds()),
+]  # fmt: skip
 # For each metric: what it counts, by which label, and the counts of an account by the label's value.
 _COUNTED: list[tuple[_Kind, str, str, str, Callable[[AccountStatistics], Mapping[Any, float]]]] = [
     (GaugeMetricFamily, "deletions", "Deletions on record", "state", lambda one: one.states),
@@ -61,9 +65,9 @@ class LedgerCollector(Collector):
         self._ledger = ledger
 
     def collect(self) -> Iterator[Metric]:
-        found, policies = None, {}
+        found = None
         with suppress(LedgerUnavailable):
-            policies = _of_policies(self._ledger)
+            now, policies = from_ms(self._ledger.now_ms()), scheduled_policies(self._ledger)
             found = statistics(self._ledger)
         yield _family(GaugeMetricFamily, "ledger_up", "1 if Redis answered this scrape", {(): found is not None})
         if found is None:
@@ -80,9 +84,9 @@ class LedgerCollector(Collector):
             values = {(account, by): n for account, of_it in accounts for by, n in counts(of_it).items()}
             yield _family(kind, name, help_, values, "account", label)
         yield _call_seconds(found)
-        for at, (name, help_) in enumerate(_OF_POLICY.items()):
-            of_policies = {(policy,): both[at] for policy, both in policies.items()}
-            yield _family(GaugeMetricFamily, name, help_, of_policies, "policy")
+        for name, help_, of_policy in _OF_POLICY:
+            by_policy = {(one.name,): of_policy(one, now) for one in policies}
+            yield _family(GaugeMetricFamily, name, help_, by_policy, "policy")
 
 
 def registry(ledger: Ledger) -> CollectorRegistry:
@@ -90,15 +94,6 @@ def registry(ledger: Ledger) -> CollectorRegistry:
     made = CollectorRegistry(auto_describe=False)
     made.register(LedgerCollector(ledger))
     return made
-
-
-def _of_policies(ledger: Ledger) -> dict[str, tuple[bool, float]]:
-    """For each scheduled policy, whether its newest plan is blocked, and for how many seconds a run is overdue."""
-    now = from_ms(ledger.now_ms())
-    return {
-        one.name: (bool(one.plan and one.plan.blocked), one.overdue(now).total_seconds())
-        for one in scheduled_policies(ledger)
-    }
 
 
 def _family(kind: _Kind, name: str, help_: str, values: Mapping[Any, float], *labels: str) -> Metric:
