@@ -32,7 +32,7 @@ from worker.doctor.work import entry
 from worker.kombu_transport import install
 from worker.lifecycle import follow, slots
 from worker.message_fields import QUEUES
-from worker.settings import Settings, terms
+from worker.settings import Account, Settings, terms
 
 log = structlog.get_logger()
 
@@ -167,12 +167,14 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
 
 def clients(settings: Settings, kind: type[Reader]) -> dict[str, Reader]:
     """An API client for each account."""
+    return {name: client(settings, one, kind) for name, one in settings.accounts.items()}
+
+
+def client(settings: Settings, account: Account, kind: type[Reader]) -> Reader:
+    """An API client for one account."""
     timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
-    bundle = settings.ca_bundle
-    return {
-        name: kind(one.url, one.key.get_secret_value(), timeouts, ca_bundle=bundle, url_variable=one.url_variable)
-        for name, one in settings.accounts.items()
-    }
+    key, variable = account.key.get_secret_value(), account.url_variable
+    return kind(account.url, key, timeouts, ca_bundle=settings.ca_bundle, url_variable=variable)
 
 
 def cleaner(settings: Settings, ledger: Ledger, intake: Intake, sleep: Callable[[float], None]) -> Cleaner:

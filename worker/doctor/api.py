@@ -10,10 +10,11 @@ from urllib.parse import urlsplit
 
 from requests.adapters import DEFAULT_CA_BUNDLE_PATH
 
-from tasks.api.client import BflReader, Timeouts
+from tasks.api.client import BflReader
 from tasks.api.errors import ApiError, KeyRefused, NotFound, Unclear
 from tasks.api.incarnations import incarnation_of
 from tasks.durations import format_duration
+from worker.app import client
 from worker.doctor.server import Finding, judged
 from worker.settings import Account, Settings
 
@@ -33,7 +34,7 @@ def check_proxy() -> Iterator[Finding]:
 
 def check_api(settings: Settings, account: Account) -> Iterator[Finding]:
     """One finding at a time."""
-    reader, name = _reader(settings, account), f"api {account.name}"
+    reader, name = client(settings, account, BflReader), f"api {account.name}"
     yield from _certificate(settings, account)
     try:
         listing = reader.my_finetunes()
@@ -52,12 +53,6 @@ def check_api(settings: Settings, account: Account) -> Iterator[Finding]:
     yield from _other_hosts(settings, account)
 
 
-def _reader(settings: Settings, account: Account) -> BflReader:
-    timeouts = Timeouts(settings.connect_timeout, settings.read_timeout, settings.call_deadline)
-    key = account.key.get_secret_value()
-    return BflReader(account.url, key, timeouts, ca_bundle=settings.ca_bundle, url_variable=account.url_variable)
-
-
 def _other_hosts(settings: Settings, account: Account) -> Iterator[Finding]:
     """Which other hosts of BFL accept the key: a finetune lives in one region, and hosts are switched off."""
     if not f".{urlsplit(account.url).hostname}".endswith(".bfl.ai"):
@@ -65,7 +60,7 @@ def _other_hosts(settings: Settings, account: Account) -> Iterator[Finding]:
     found, advice = [], ""
     for url in [one for one in KNOWN_URLS if one != account.url]:
         try:
-            count = _reader(settings, account._replace(url=url)).my_finetunes().count
+            count = client(settings, account._replace(url=url), BflReader).my_finetunes().count
         except ApiError as error:
             found.append(f"{url}: {str(error).partition(': ')[0]}")
         else:
