@@ -284,7 +284,7 @@ class _Run:
         """The budget is used up: wait in the ledger, or end it if its deadline has passed."""
         deadline = from_ms(max(self.claim.due_at, self.claim.started_at)) + self.ledger.terms.give_up_after
         now, why = self.watch.now(), str(again)
-        if now <= deadline:
+        if now <= deadline or self.claim.kind == "observe":  # one that had no attempt is not given up
             return Finish(result="back", message=why, delay=long_delay(self.claim.backoffs, again.wait))
         if unsettled := self.known.unsettled_for(now):
             return Finish(result="back", message=why, delay=unsettled, last_try=True)

@@ -121,20 +121,21 @@ def _findings(
                 details += 1
                 if details > _MOST_DETAILS or not may_call():
                     continue  # the next round looks at it
-                is_same = _is_same(record, api)
+                is_same = _is_same(record, ledger, account, api)
             found.append(finding(record, now, listed=has if can_tell else None, is_same=is_same))
         return found
     finally:
         ledger.release(account, holder)
 
 
-def _is_same(record: Unverified, api: BflReader) -> bool:
+def _is_same(record: Unverified, ledger: Ledger, account: str, api: BflReader) -> bool:
     """Whether the details show the incarnation that was deleted; equal settings alone are no proof."""
     try:
         deleted = Incarnation.from_text(record.incarnation) or Incarnation()
         details = api.finetune_details(record.finetune_id)
-    except errors.Throttled:
-        raise
+    except errors.Throttled as error:
+        cool_down(ledger, account, error)  # so that no further call of this round is permitted
+        return False
     except (errors.ApiError, ValueError):
         return False
     seen = incarnation_of(details.fields, record.finetune_id)

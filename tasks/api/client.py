@@ -125,7 +125,7 @@ class BflReader:
             kind = errors.Unclear if reply.begun else errors.NotSent
             raise self._error(kind, reply, f"{reply.broken}: {self._where}")
         age = response.headers.get("Age", "")
-        if content is None and age.isdecimal() and int(age) > _FRESH_SECONDS:
+        if content is None and age.isdecimal() and float(age) > _FRESH_SECONDS:
             why = f"a cache answered, {age} s later than the API: {self._where}"
             raise self._error(errors.Unclear, reply, why)
         found = answers.parsed(reply.body)

@@ -13,6 +13,7 @@ _FRACTION = re.compile(r"(?<=:\d\d)[.,](\d{1,6})")
 _OFFSET = re.compile(r"(?:Z|[+-]\d\d:?\d\d(?::?\d\d)?)$")
 # BFL has no older finetunes; 0001 and 1970 are how software writes "no time".
 _FIRST_YEAR, _LAST_YEAR = 2024, 2099
+_LONGEST = 64  # characters
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ def read_created(value: object) -> Created | None:
     ISO 8601 with any offset, separator and number of digits, seconds or milliseconds since 1970 as number or text,
     RFC 2822. Without an offset it is read as UTC.
     """
-    return _read(str(value).strip().upper()) if isinstance(value, str | int | float) else None
+    # What is longer is no time: it would cost the patterns minutes, and the cache its size.
+    is_short = isinstance(value, int | float) or (isinstance(value, str) and len(value) <= _LONGEST)
+    return _read(str(value).strip().upper()) if is_short else None
 
 
 def is_same_moment(one: str, other: str) -> bool | None:

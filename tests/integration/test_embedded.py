@@ -242,8 +242,8 @@ def a_lock_that_is_a_link(folder):
 
 
 FOLDERS = [
-    (others_may_read, r"others may look into it: `chmod 700 .*`\): set JANITOR_STATE_DIR"),
-    (others_may_write, r"others may write to it: `chmod 700 .*`.*set JANITOR_STATE_DIR"),
+    (others_may_read, r"others may look into it, and it was not made by the janitor\): set JANITOR_STATE_DIR"),
+    (others_may_write, r"others may write to it\): set JANITOR_STATE_DIR"),
     (of_another_user, r"it belongs to another user\): set JANITOR_STATE_DIR"),
     (a_link_of_another_user, r"it belongs to another user\): set JANITOR_STATE_DIR"),
     (a_lock_that_is_a_link, r"Too many levels of symbolic links\): set JANITOR_STATE_DIR"),

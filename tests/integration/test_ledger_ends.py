@@ -364,6 +364,13 @@ class TestCancel:
         assert ledger.cancel(["r1"])[0] == ["requested"]
         assert claim(ledger).kind == "resolve"
 
+    def test_one_that_comes_while_the_call_is_out_waits_a_minute_at_most(self, ledger, clocked):
+        accept(ledger, asking(id="r1"))
+        claimed = claim_and_mark(ledger)
+        ledger.cancel(["r1"])
+        finish(ledger, claimed, "back", attempt=1, delay=HOUR, found={"unclear_at": clocked.at_ms})
+        assert get(ledger, "r1").next_try_at == NOW + timedelta(minutes=1)
+
     def test_the_worker_that_held_it_is_lost_and_nothing_is_unclear(self, ledger, clocked):
         accept(ledger, asking(id="r1"))
         claimed = claim(ledger)

@@ -289,6 +289,26 @@ class TestTries:
         finish(ledger, slow, "deleted", attempt=1)
         assert self.tries(ledger)[1] == [("r1", "deleted", True)]
 
+    def test_what_a_sibling_deleted_is_told_after_its_record_is_pruned(self, ledger, clocked):
+        # Given one that waits for longer than records are kept, and a sibling that was deleted long ago.
+        accept(ledger, asking(id="r2"), asking(id="r1", delay=timedelta(days=120)))
+        finish(ledger, claim_and_mark(ledger), "deleted", attempt=1)
+        clocked.after(days=91).housekeep([], HOUR)
+        assert states(ledger, "r2") == [None]
+        # When the first is claimed, then it is told all the same.
+        clocked.after(days=30)
+        assert self.tries(ledger)[1] == [("r2", "deleted", True)]
+
+    def test_what_was_not_deleted_after_all_is_told_no_longer(self, ledger, clocked):
+        # Given one that waits, and a sibling whose deletion turned out to be a false statement.
+        accept(ledger, asking(id="r2"), asking(id="r1", delay=HOUR))
+        finish(ledger, claim_and_mark(ledger), "deleted", attempt=1)
+        end = {"id": "r2", "finished_at": clocked.at_ms, "word": "still_there"}
+        assert ledger.verify("default", [end], "it is still there") == ["r2"]
+        # When the first is claimed, then it has to see for itself.
+        clocked.after(hours=1)
+        assert self.tries(ledger)[1] == []
+
     def test_an_end_changes_no_sibling(self, ledger):
         accept(ledger, *(asking(id=f"r{n}") for n in range(3)))
         finish(ledger, claim_and_mark(ledger), "deleted", attempt=1)
@@ -341,7 +361,7 @@ class TestCleanup:
     @pytest.fixture
     def clear(self, ledger, clocked):
         """No report of use waits in the broker."""
-        return lambda: ledger.redis.set(ledger.keys.reports_clear, clocked.at_ms + 1)
+        return lambda: ledger.redis.set(ledger.keys.reports_clear, clocked.after(milliseconds=1).now_ms())
 
     def test_it_runs_after_its_grace(self, ledger, clocked, clear):
         accept(ledger, self.cleaning(clocked, "c1"))

@@ -441,6 +441,11 @@ class TestDeadline:
         case = Case([], [RESET], rules=NO_BUDGET, due_ago=PAST_DEADLINE, **SETTLED)
         assert case.carried_out().result == ("review", 0)
 
+    def test_a_first_observation_gives_nothing_up(self):
+        # Given an account that was paused for longer than the deadline, so that no attempt could be made.
+        case = Case([], [REFUSED_CONNECTION], kind="observe", due_ago=PAST_DEADLINE).carried_out()
+        assert case.result == ("observed", 0)
+
     def test_before_it_a_used_up_budget_means_a_longer_wait(self):
         case = Case([REFUSED_CONNECTION], rules=NO_BUDGET, backoffs=3).carried_out()
         assert (case.result, case.finish.last_try, case.finish.counted) == (("back", 1), False, True)

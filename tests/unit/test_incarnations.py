@@ -118,11 +118,17 @@ def test_a_date_alone_can_only_tell_a_difference(one, other, verdict):
     "value",
     ["1970-01-01T00:00:00Z", "0001-01-01T00:00:00Z", "2023-12-31T23:59:59Z", "2100-01-01T00:00:00Z", 0, -1, 1,
      True, 1e300, float("nan"), float("inf"), 10**400, "yesterday", "", "2026", "10:00:00", None, [], {},
-     9999999999999, "9999-12-31T23:59:59-12:00", "2026-02-30T10:00:00Z", "02/01/2026 10:00", "\ud800"],
+     9999999999999, "9999-12-31T23:59:59-12:00", "2026-02-30T10:00:00Z", "02/01/2026 10:00", "\ud800",
+     "2026-02-01T10:00:00Z" + " " * 64 + "x"],
 )  # fmt: skip
 def test_an_unsound_time_counts_as_none(value):
     assert read_created(value) is None
     assert incarnation_of({"timestamp": value}, NAME).created is None
+
+
+def test_a_long_text_is_no_time_and_costs_nothing():
+    # Its blanks once cost hours, and no lease was renewed meanwhile.
+    assert read_created(f"a{' ' * 1_000_000}b") is None
 
 
 @given(

@@ -152,6 +152,16 @@ def test_a_round_asks_for_the_details_of_twenty_finetunes_at_most(verify):
     assert (len(verify(api, HOUR, *many)), api.calls.count("details")) == (20, 20)
 
 
+def test_an_api_that_is_throttled_for_one_finetune_verifies_the_others(verify, ledger):
+    # Given one that is still listed, whose details are refused for now, and two that are gone.
+    throttled = errors.Throttled("slow down", http_status=429)
+    others = [Unverified(f"d-{n}", f"ft-{n}", END, HERE, "", 0) for n in range(2)]
+    api = FakeApi("my-finetune", details=throttled)
+    # When a round is made, then the account cools down, and what the list told is kept.
+    assert sorted(words(verify(api, HOUR, record(hits=1), *others))) == ["again", "gone", "gone"]
+    assert ledger.redis.hget(ledger.keys.account("default"), "cool_until") is not None
+
+
 def test_one_process_asks_in_a_minute_and_nobody_if_nothing_is_due(verify, ledger):
     api: Any = FakeApi()
     assert (verify(api, -MINUTE, record()), api.calls) == ([], [])

@@ -22,17 +22,19 @@ def make_private(folder: Path, *, ours: str) -> None:
     check_owned(folder)
     if folder.stat().st_mode & 0o077:
         if any(folder.iterdir()) and not (folder / ours).exists():
-            raise NotPrivate(None, f"others may look into it: `chmod 700 {folder}`")
+            raise NotPrivate(None, "others may look into it, and it was not made by the janitor")
         folder.chmod(0o700)
 
 
 def check_owned(folder: Path) -> None:
     """Raise `OSError` if it is not a folder of this user's that only this user can write to."""
     link, found = folder.lstat(), folder.stat()
+    if not folder.is_dir():
+        raise NotPrivate(None, "it is not a folder")
     if not {link.st_uid, found.st_uid} == {os.getuid()}:
         raise NotPrivate(None, "it belongs to another user")
     if found.st_mode & 0o022:
-        raise NotPrivate(None, f"others may write to it: `chmod 700 {folder}` if you trust what is in it")
+        raise NotPrivate(None, "others may write to it")
 
 
 def opener(path: str, flags: int) -> int:

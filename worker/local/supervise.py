@@ -153,7 +153,7 @@ def _kept_up(child: Child, on_event: Callable[[str], None]) -> Iterator[Child]:
                 f"the last time with {code}{_tail(spec.log)}"
             )
         pause = min(_FIRST_PAUSE_SECONDS * 2 ** (quick_failures - 1), _LONGEST_PAUSE_SECONDS)
-        on_event(f"{spec.name} ended with {code}, starting it again in {pause:g}s")
+        on_event(f"{spec.name} ended with {code}, starting it again in {pause:g}s{_tail(spec.log)}")
         while time.monotonic() < ended_at + pause:
             yield child
         child = Child(spec)

@@ -43,7 +43,8 @@ local function tries_of_siblings(d)
   local tries = {}
   for _, try in ipairs(tries_of(name, d.name)) do
     local by = read(try.by) or {}
-    try.state, try.evidence = by.state or '', by.evidence or ''
+    -- The record of one that ended long ago may be gone.
+    try.state, try.evidence = by.state or try.result, by.evidence or ''
     if try.by ~= d.id then tries[#tries + 1] = try end
   end
   return tries[1] and tries or nil

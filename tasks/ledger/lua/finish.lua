@@ -36,7 +36,8 @@ end
 local function wait_again(d)
   if ended_by_cancel(d) then return end
   local delay = given(input.delay_ms)
-  if delay and d.unclear_at and call('EXISTS', key.siblings(d.account, d.name)) == 1 then delay = math.min(delay, LONGEST_HOLD) end
+  local others_wait = d.unclear_at and call('EXISTS', key.siblings(d.account, d.name)) == 1
+  if delay and (others_wait or d.cancel_requested_at) then delay = math.min(delay, LONGEST_HOLD) end
   if given(input.counted) then call('ZADD', key.retrying(d.account), d.due_at, d.id) end
   local backoffs = (tonumber(d.backoffs) or 0) + (given(input.counted) and 1 or 0)
   go_back(d, delay and now + delay or time_to_go_back(d), time_to_observe(d), {message = input.message, backoffs = backoffs})

@@ -14,7 +14,7 @@ end
 -- Write a final state. Everything that an unfinished deletion occupies is given back here: its place, its lease and so
 -- its permit, what the finetune's own fields say of it. outcome: {state, status, message, timestamp, evidence, deleted_by}.
 local function finish(d, outcome)
-  local was_final = is_final(d.state)
+  local was_final, was_deleted = is_final(d.state), d.state == 'deleted'
   local evidence = given(outcome.evidence)
   move(d, outcome.state, now, {
     status = outcome.status, message = outcome.message, timestamp = outcome.timestamp, evidence = evidence or '',
@@ -22,6 +22,7 @@ local function finish(d, outcome)
   })
   -- Back in review, it needs a person once more; what one found out before is in the audit log.
   if was_final and outcome.state == 'review' then set(d, {resolved_at = '', resolved_by = '', resolution = ''}) end
+  if was_deleted and outcome.state == 'review' then remember_try(d, nil) end
   if outcome.state == 'deleted' or outcome.state == 'not_found' then end_incarnation(d) end
   if outcome.state == 'deleted' then call('ZADD', key.verify(d.account), now, d.id) end
   if d.by_name then call('ZADD', key.results(), now + input.result_within_ms, d.id) end
