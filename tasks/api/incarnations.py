@@ -31,6 +31,7 @@ _SETTINGS = frozenset(
 )  # fmt: skip
 _FREE_TEXT = re.compile("comment|description|note", re.IGNORECASE)  # can hold personal data; never kept
 _NUMBER = re.compile(r"-?(?:0|[1-9]\d*)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?", re.ASCII)
+_MOST_DIGITS = 28  # of a number: `Decimal` compares so many exactly
 _DEEPEST = 3
 
 
@@ -165,7 +166,7 @@ def _plain(value: str | float) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = str(value)
-    if _NUMBER.fullmatch(text):
+    if len(text) <= _MOST_DIGITS and _NUMBER.fullmatch(text):
         number = Decimal(text).normalize() + 0  # + 0: no negative zero
         return f"{number:f}" if abs(number.adjusted()) < 30 else str(number)
     moment = read_created(text)

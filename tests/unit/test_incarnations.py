@@ -61,6 +61,13 @@ def test_a_lora_of_the_dashboard_is_told_apart_by_what_its_details_have(changed,
 # What broke: another notation, a number as text or a new field made another finetune of it.
 
 
+@pytest.mark.parametrize("digits", [30, 1_000_000])
+def test_long_numbers_that_differ_in_their_last_digit_are_told_apart(digits):
+    one, other = ({**AGELESS, "iterations": "9" * (digits - 1) + last} for last in "89")
+    assert compared(one, other) == OTHER
+    assert compared(one, one) == SAME
+
+
 @pytest.mark.parametrize("details", [TRAINED, AGELESS])
 @pytest.mark.parametrize(
     "same",
