@@ -280,6 +280,8 @@ def to_ms(moment: datetime) -> int:
 def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return iso(value)
+    if isinstance(value, Plain):
+        return value.to_json()
     if isinstance(value, tuple):
-        return [one.to_json() for one in value]
+        return [_plain(one) for one in value]
     return value.value if isinstance(value, StrEnum) else value

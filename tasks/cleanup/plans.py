@@ -45,9 +45,6 @@ class Plan(Plain):
     total: int = 0
     items: tuple[Item, ...] = ()
 
-    def to_json(self) -> dict[str, Any]:
-        return Plain.to_json(replace(self, warnings=())) | {"warnings": list(self.warnings)}
-
     def summary(self) -> dict[str, Any]:
         """The JSON form, without the items."""
         whole = replace(self, items=()).to_json()

@@ -12,12 +12,11 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from tasks.durations import iso
 from tasks.errors import InvalidRequest
 from tasks.ledger.queries import each
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
-from tasks.records import Moment, from_ms
+from tasks.records import Moment, Plain, from_ms
 from tasks.text import one_line
 
 _FIRST_YEAR = 2026  # no entry is older
@@ -25,7 +24,7 @@ _CHUNK = 500
 
 
 @dataclass(frozen=True)
-class Entry:
+class Entry(Plain):
     """One act. account: `*` stands for all of them. ids: at most 20 of the `count` that it was about."""
 
     at: Moment
@@ -37,9 +36,6 @@ class Entry:
     ids: tuple[str, ...] = ()
     count: int = 0
     why: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self) | {"at": iso(self.at), "ids": list(self.ids)}
 
 
 _ENTRIES = TypeAdapter(Entry)
