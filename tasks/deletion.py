@@ -26,7 +26,7 @@ from tasks.records import Evidence, State, from_ms
 
 log = structlog.get_logger()
 _MOST_NOT_FOUNDS = 3
-_WITHDRAWN = Finish(result=State.CANCELLED, message="withdrawn; the finetune is still there")
+_WITHDRAWN = Finish(State.CANCELLED, "withdrawn; the finetune is still there")
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,7 @@ def carry_out(
     try:
         known = Known.of(claim)
     except ValueError:
-        message = "what the record says of the finetune cannot be read"
-        return Finish(result=State.REVIEW, message=message), Progress(0, Findings())
+        return Finish(State.REVIEW, "what the record says of the finetune cannot be read"), Progress(0, Findings())
     run = _Run(claim, known, api, ledger, rules, sleep, on_mark, Watch(claim.now, clock), claim.not_founds)
     return run.finish(), run.progress()
 
@@ -79,16 +78,16 @@ class _Run:
         """How this claim ends; whatever goes wrong is an end, too."""
         found = self._ended()
         if self.claim.kind == "observe" and found.result == "back":
-            return Finish(result="observed", message=found.message, delay=SETTLED_AFTER)
+            return Finish("observed", found.message, delay=SETTLED_AFTER)
         return found
 
     def _ended(self) -> Finish:
         try:
             return self._by_kind()
         except (HandBack, LedgerUnavailable) as error:
-            return Finish(result="back", message=str(error), counted=False)
+            return Finish("back", str(error), counted=False)
         except NotNow as wait:
-            return Finish(result="back", message=str(wait), delay=wait.wait, counted=False)
+            return Finish("back", str(wait), delay=wait.wait, counted=False)
         except Again as again:
             return self._later(again)
         except Exception:
@@ -105,13 +104,13 @@ class _Run:
         if self.claim.kind == "observe":
             # While it waits: which finetune is meant? An API that does not answer is asked again later.
             found = self._look()
-            return found if isinstance(found, Finish) else Finish(result="observed")
+            return found if isinstance(found, Finish) else Finish("observed")
         if self.claim.kind == "resolve":
             return self._resolve()
         try:
             return retried(self._delete, self.rules.retry_budget, self.sleep)
         except Cancelled as end:
-            kept = Finish(result=State.CANCELLED, message=str(end))
+            kept = Finish(State.CANCELLED, str(end))
             return self._resolve(kept) if self.known.unclear_at else kept
 
     def _delete(self) -> Finish:
@@ -148,7 +147,7 @@ class _Run:
             raise
         self._note(at, answer)
         return Finish(
-            result=State.DELETED, evidence=Evidence.RESPONSE, status=answer.status, message=answer.message,
+            State.DELETED, answer.message, evidence=Evidence.RESPONSE, status=answer.status,
             timestamp=answer.timestamp,
         )  # fmt: skip
 
@@ -156,7 +155,7 @@ class _Run:
         """What an answer to a delete means: the rows of the table in docs/explanation/design.md."""
         match error:
             case errors.WrongFinetune():
-                return Finish(result=State.REVIEW, message=f"{error}; the account is paused", pause=str(error))
+                return Finish(State.REVIEW, f"{error}; the account is paused", pause=str(error))
             case errors.Unclear():
                 self.known = replace(self.known, unclear_at=self.watch.now())
                 return self._read_back(error)
@@ -187,7 +186,7 @@ class _Run:
             self.not_founds += 1
             if self.not_founds >= _MOST_NOT_FOUNDS and not self.known.unclear_at:
                 message = f"{error}, {self.not_founds} times, and it stays visible: this key may not delete it"
-                return Finish(result=State.FAILED, message=message)
+                return Finish(State.FAILED, message)
         raise Again(f"{error}; it is still there", error.retry_after)
 
     def _resolve(self, kept: Finish = _WITHDRAWN) -> Finish:
@@ -196,11 +195,10 @@ class _Run:
         if isinstance(found, Finish):
             return found
         if self.known.unclear_at:
-            message = "waits to see whether the last attempt was applied"
             delay = self.known.unsettled_for(self.watch.now())
-            return Finish(result="back", message=message, delay=delay, counted=False)
+            return Finish("back", "waits to see whether the last attempt was applied", delay=delay, counted=False)
         if self.claim.last_try:
-            return Finish(result=State.FAILED, message="given up at its deadline; the finetune is still there")
+            return Finish(State.FAILED, "given up at its deadline; the finetune is still there")
         return kept
 
     def _refused(self, error: errors.ApiError) -> Finish:
@@ -209,7 +207,7 @@ class _Run:
             self._probe(error)
         if self.known.unclear_at:
             raise Again(str(error), self.known.unsettled_for(self.watch.now()))
-        return Finish(result=State.FAILED, message=str(error))
+        return Finish(State.FAILED, str(error))
 
     def _probe(self, error: errors.KeyRefused) -> None:
         """Is the key refused, or only this finetune? `my_finetunes` tells; a refused key parks the account."""
@@ -285,13 +283,12 @@ class _Run:
         deadline = from_ms(max(self.claim.due_at, self.claim.started_at)) + self.ledger.terms.give_up_after
         now, why = self.watch.now(), str(again)
         if now <= deadline or self.claim.kind == "observe":  # one that had no attempt is not given up
-            return Finish(result="back", message=why, delay=long_delay(self.claim.backoffs, again.wait))
+            return Finish("back", why, delay=long_delay(self.claim.backoffs, again.wait))
         if unsettled := self.known.unsettled_for(now):
-            return Finish(result="back", message=why, delay=unsettled, last_try=True)
+            return Finish("back", why, delay=unsettled, last_try=True)
         if self.known.unclear_at:
-            message = f"given up at its deadline, the last attempt unclear: {why}"
-            return Finish(result=State.REVIEW, message=message)
-        return Finish(result=State.FAILED, message=f"given up at its deadline: {why}")
+            return Finish(State.REVIEW, f"given up at its deadline, the last attempt unclear: {why}")
+        return Finish(State.FAILED, f"given up at its deadline: {why}")
 
     def _note(self, at: datetime, result: Answer | errors.ApiError) -> None:
         self.lines.append(attempt_line(at, result, self.api.vantage))

@@ -112,14 +112,12 @@ def sibling_deleted(claim: Claim) -> Finish | None:
 def _absent(claim: Claim, known: Known, seen: Observation, now: datetime) -> Finish:
     if known.vantage and known.vantage != seen.vantage:
         why = f"not visible at {seen.vantage}, but it was last seen at {known.vantage}: key or host has changed"
-        return Finish(result=State.REVIEW, message=f"{why}, so whether it is deleted is not known")
+        return Finish(State.REVIEW, f"{why}, so whether it is deleted is not known")
     if known.unclear_at and not known.vantage:
-        return Finish(
-            result=State.REVIEW, message="not visible after an attempt, but it never was: the attempt is unclear"
-        )
+        return Finish(State.REVIEW, "not visible after an attempt, but it never was: the attempt is unclear")
     if known.unclear_at:
         message = "not visible any more after an attempt that was not clearly answered"
-        return Finish(result=State.DELETED, evidence=Evidence.READ_BACK, message=message)
+        return Finish(State.DELETED, message, evidence=Evidence.READ_BACK)
     # An attempt of a sibling that ended after this was accepted may have removed what was meant.
     for try_ in claim.tries:
         # One that is unclear may have been applied late, to whatever had the name then.
@@ -129,26 +127,24 @@ def _absent(claim: Claim, known: Known, seen: Observation, now: datetime) -> Fin
                 return _by_sibling(try_)
             tried = f"an attempt of deletion {try_.by} at {try_.vantage or 'another one'} may have removed it"
             why = f"not visible at {seen.vantage}, and {tried}: whether it has is not known"
-            return Finish(result=State.REVIEW, message=why)
+            return Finish(State.REVIEW, why)
     # Not in `observed_at` and `vantage`: these tell a retry where the finetune was last seen.
     where = f"{seen.host} with the key of account {claim.account}"
-    return Finish(result=State.NOT_FOUND, message=f"not visible at {where}, looked for at {iso(now)}")
+    return Finish(State.NOT_FOUND, f"not visible at {where}, looked for at {iso(now)}")
 
 
 def _first_seen(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:
     there_before = existed(seen, from_ms(claim.asked_at), now)
     if there_before is False:
         if known.unclear_at:
-            return Finish(
-                result=State.REVIEW, message="an attempt is unclear, and the name belongs to a newer finetune now"
-            )
+            return Finish(State.REVIEW, "an attempt is unclear, and the name belongs to a newer finetune now")
         why = "the name belongs to another finetune now: this one was created after the request"
-        return Finish(result=State.SUPERSEDED, message=why)
+        return Finish(State.SUPERSEDED, why)
     if there_before:
         return STAYS
     if any(try_.mark < claim.accepted < try_.finish for try_ in claim.tries):
         why = "it was asked for while another deletion of it was carried out, and the API tells no creation time"
-        return Finish(result=State.REVIEW, message=f"{why}: whether this finetune was meant is not known")
+        return Finish(State.REVIEW, f"{why}: whether this finetune was meant is not known")
     return _undecided(claim, known, now, within, "the API tells no creation time")
 
 
@@ -162,31 +158,29 @@ def _seen_again(claim: Claim, known: Known, seen: Observation, now: datetime, wi
     if verdict is Verdict.UNKNOWN:
         return _undecided(claim, known, now, within, why)
     if known.unclear_at is None:
-        return Finish(result=State.SUPERSEDED, message=f"the name belongs to another finetune now: {why}")
+        return Finish(State.SUPERSEDED, f"the name belongs to another finetune now: {why}")
     if existed(seen, known.unclear_at, now) is False:
         message = f"another finetune, created after the attempt, has the name now: {why}"
-        return Finish(result=State.DELETED, evidence=Evidence.READ_BACK, message=message)
+        return Finish(State.DELETED, message, evidence=Evidence.READ_BACK)
     message = f"an attempt is unclear, and another finetune that may be older has the name: {why}"
-    return Finish(result=State.REVIEW, message=message)
+    return Finish(State.REVIEW, message)
 
 
 def _undecided(claim: Claim, known: Known, now: datetime, within: timedelta, why: str) -> Finish | Stays:
     """Which finetune this is cannot be told: what is carried out right away goes on, nothing else does."""
     if known.unclear_at:
-        return Finish(result=State.REVIEW, message=f"an attempt is unclear, and {why}")
+        return Finish(State.REVIEW, f"an attempt is unclear, and {why}")
     if claim.cleanup:
-        return Finish(result=State.CANCELLED, message=f"kept: {why}")
+        return Finish(State.CANCELLED, f"kept: {why}")
     if now - from_ms(claim.asked_at) <= within:
         return Stays(is_same=known.incarnation is None)
-    return Finish(
-        result=State.REVIEW, message=f"it waited too long to tell whether this finetune was meant: {why}"
-    )
+    return Finish(State.REVIEW, f"it waited too long to tell whether this finetune was meant: {why}")
 
 
 def _by_sibling(try_: Try) -> Finish:
     return Finish(
-        result=State.DELETED, evidence=Evidence.SIBLING, deleted_by=try_.by, incarnation=try_.incarnation,
-        vantage=try_.vantage, message="another deletion of the same finetune has deleted it",
+        State.DELETED, "another deletion of the same finetune has deleted it", evidence=Evidence.SIBLING,
+        deleted_by=try_.by, incarnation=try_.incarnation, vantage=try_.vantage,
     )  # fmt: skip
 
 

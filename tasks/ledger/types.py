@@ -5,7 +5,7 @@ Pure data; times are milliseconds on Redis's clock unless they are datetimes.
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
 from typing import Any, Literal, NamedTuple
 
@@ -144,7 +144,7 @@ class Findings:
     born_after: int = 0
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Finish:
     """What came of a claim.
 
@@ -156,6 +156,7 @@ class Finish:
 
     result: State | Literal["back", "observed"]
     message: str = ""
+    _: KW_ONLY
     status: str | None = None
     timestamp: str | None = None
     evidence: Evidence | None = None
