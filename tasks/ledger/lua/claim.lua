@@ -65,9 +65,8 @@ local function start(d, kind, lane)
 end
 
 -- A first observation of one that waits; it goes back to its former state.
-local function take_first()
-  local queue = key.first(name)
-  for _, id in ipairs(call('ZRANGEBYSCORE', queue, '-inf', now, 'LIMIT', 0, budget)) do
+local function take_first(queue, limit)
+  for _, id in ipairs(call('ZRANGEBYSCORE', queue, '-inf', limit, 'LIMIT', 0, budget)) do
     budget = budget - 1
     local d = read(id)
     if not d then drop(id, queue)
@@ -78,9 +77,8 @@ local function take_first()
 end
 
 local function take_from(lane)
-  if lane == 'first' then return take_first() end
-  local queue = key.queue(name, lane)
-  local limit = lane == 'cleanup' and cleanup_limit() or '+inf'
+  local queue, limit = waiting_in(name, lane)
+  if lane == 'first' then return take_first(queue, limit) end
   for _, id in ipairs(call('ZRANGEBYSCORE', queue, '-inf', limit, 'LIMIT', 0, budget)) do
     budget = budget - 1
     local d = read(id)

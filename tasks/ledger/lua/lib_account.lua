@@ -26,16 +26,17 @@ local function in_flight(name)
   return n
 end
 
--- A cleanup may start only if it was due before the last moment at which the broker held no report of use. This answers
--- that moment, as an exclusive limit of a range. Until there was one, no cleanup starts.
-local function cleanup_limit()
-  return '(' .. digits(tonumber(call('GET', key.reports_clear()) or 0))
+-- Where deletions of a lane wait, and the end of the range of scores in it that may start now. A cleanup may start only if it
+-- was due before the last moment at which the broker held no report of use; until there was one, no cleanup starts.
+local function waiting_in(name, lane)
+  if lane == 'first' then return key.first(name), now end
+  local limit = lane == 'cleanup' and '(' .. digits(tonumber(call('GET', key.reports_clear()) or 0)) or '+inf'
+  return key.queue(name, lane), limit
 end
 
 local function count_waiting(name, lane)
-  if lane == 'first' then return call('ZCOUNT', key.first(name), '-inf', now) end
-  if lane == 'cleanup' then return call('ZCOUNT', key.queue(name, lane), '-inf', cleanup_limit()) end
-  return call('ZCARD', key.queue(name, lane))
+  local queue, limit = waiting_in(name, lane)
+  return call('ZCOUNT', queue, '-inf', limit)
 end
 
 local function is_open(lane, why)
