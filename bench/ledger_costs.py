@@ -85,7 +85,7 @@ def _accept(ledger: Ledger, finetunes: list[str]) -> None:
 
 def _claim(ledger: Ledger) -> list[Claim]:
     claims: list[Claim] = []
-    while len(claims) < GROUP and (claim := ledger.claim("default", "bench", next(_calls)).claim):
+    while len(claims) < GROUP and (claim := ledger.claim("default", f"bench:{next(_calls)}").claim):
         claims.append(claim)
     return claims
 

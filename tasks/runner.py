@@ -35,18 +35,6 @@ _EVENTS = {"back": "deletion.waits", "observed": "deletion.observed"}  # every o
 
 
 @dataclass
-class _Slot:
-    """The right to be a runner. Its name and the number of the call are the token of a claim."""
-
-    name: str
-    call: int = 0
-
-    def next_call(self) -> tuple[str, int]:
-        self.call += 1
-        return self.name, self.call
-
-
-@dataclass
 class _Held:
     """A claim in work. since: when it was claimed or last marked, on the monotonic clock."""
 
@@ -77,12 +65,10 @@ class Runners:
         self.write_results = write_results
         self._carry_out = carry_out
         self._clock = clock
-        # Unique across restarts: no claim of an earlier process is taken for ours.
-        nonce = uuid.uuid4().hex
-        self._free = [_Slot(f"{nonce}:{n}") for n in range(threads)]
+        self._free = list(range(threads))  # slots: each is the right to be a runner
         self._running: Counter[str] = Counter()  # runners by account
         self._waiting: dict[str, None] = {}  # accounts that found no slot free, in order
-        self._held: dict[str, _Held] = {}  # by the name of the slot
+        self._held: dict[int, _Held] = {}  # by slot
         self._lock = threading.Lock()
         self._say_no_key_at = 0.0
         self._give_up_at: float | None = None
@@ -132,12 +118,12 @@ class Runners:
             if held.claim.id in lost and held in self._held.values():
                 log.warning("lease.lost", deletion=held.claim.id)
 
-    def _work(self, slot: _Slot, account: str, *, begun: bool) -> list[str]:
+    def _work(self, slot: int, account: str, *, begun: bool) -> list[str]:
         """Carry out what can be claimed; the accounts to wake: none if nothing was left to claim."""
         if self.stopping.is_set():
             return []  # a wake-up from here could come back here; other workers' maintenance publishes one
         until = self._clock() + RUN_FOR.total_seconds()
-        claimed = self._held_now(slot, self.ledger.claim(account, *slot.next_call(), begun=begun))
+        claimed = self._held_now(slot, self.ledger.claim(account, _new_token(), begun=begun))
         while claimed.claim:
             claim = claimed.claim
             if claimed.more:
@@ -153,22 +139,22 @@ class Runners:
                 return [*waiting, account]
         return []
 
-    def _held_now(self, slot: _Slot, claimed: Claimed) -> Claimed:
+    def _held_now(self, slot: int, claimed: Claimed) -> Claimed:
         """Note what the runner of this slot holds, so that its lease is renewed."""
         for id_ in claimed.dropped:
             log.error("deletion.dropped", deletion=id_, message="it has no readable record")
         if claimed.claim is None:
-            self._held.pop(slot.name, None)
+            self._held.pop(slot, None)
             return claimed
-        self._held[slot.name] = _Held(claimed.claim, self._clock())
+        self._held[slot] = _Held(claimed.claim, self._clock())
         with self._lock:
             is_first, self._renewing = not self._renewing, True
         if is_first:
             threading.Thread(target=self._keep_renewing, name="leases", daemon=True).start()
         return claimed
 
-    def _carried_out(self, slot: _Slot, claim: Claim) -> tuple[Finish, Progress]:
-        began, held = self._clock(), self._held[slot.name]
+    def _carried_out(self, slot: int, claim: Claim) -> tuple[Finish, Progress]:
+        began, held = self._clock(), self._held[slot]
 
         def on_mark() -> None:
             held.since = self._clock()
@@ -186,26 +172,25 @@ class Runners:
         return finish, progress
 
     def _finish(
-        self, slot: _Slot, claim: Claim, finish: Finish, progress: Progress, *, claim_next: bool
+        self, slot: int, claim: Claim, finish: Finish, progress: Progress, *, claim_next: bool
     ) -> tuple[Finished | None, Claimed]:
         """Write what came of a claim, and claim the next deletion.
 
         However long Redis is away: a late confirmation or alarm still counts. A stopping worker waits for four
         seconds; then the deletion is reclaimed when its lease ends.
         """
-        name, call = slot.next_call()
-        is_away = False
+        token, is_away = _new_token(), False
         while True:
             try:
                 if not claim_next:
                     finished, claimed = self.ledger.finish(claim, finish, progress), Claimed(None)
                 else:
-                    finished, claimed = self.ledger.finish_and_claim(claim, finish, progress, name, call)
+                    finished, claimed = self.ledger.finish_and_claim(claim, finish, progress, token)
             except LedgerRefused:
                 log.exception("finish.refused")
-                self._held.pop(name, None)
+                self._held.pop(slot, None)
                 # The next claim may have been made; asked again, it is the same one.
-                again = self.ledger.claim(claim.account, name, call) if claim_next else Claimed(None)
+                again = self.ledger.claim(claim.account, token) if claim_next else Claimed(None)
                 return None, self._held_now(slot, again)
             except LedgerUnavailable as error:
                 if not is_away:
@@ -228,7 +213,7 @@ class Runners:
             self._give_up_at = self._give_up_at or self._clock() + _STOPPING_GRACE_SECONDS
         return self._clock() >= self._give_up_at
 
-    def _take_slot(self, account: str) -> _Slot | None:
+    def _take_slot(self, account: str) -> int | None:
         with self._lock:
             if not self._free:
                 self._waiting[account] = None
@@ -237,10 +222,10 @@ class Runners:
             self._running[account] += 1
             return self._free.pop()
 
-    def _give_back(self, slot: _Slot, account: str) -> list[str]:
+    def _give_back(self, slot: int, account: str) -> list[str]:
         """Make room; an account that waits for it, if there is one."""
         with self._lock:
-            self._held.pop(slot.name, None)
+            self._held.pop(slot, None)
             self._running[account] -= 1
             self._free.append(slot)
             waiting = [other for other in self._waiting if other != account][:1]
@@ -269,3 +254,8 @@ class Runners:
         if now >= self._say_no_key_at:
             self._say_no_key_at = now + _SAID_EVERY_SECONDS
             log.warning("runner.no_key", account=one_line(account))
+
+
+def _new_token() -> str:
+    """The name of a claim, asked for once or again. No claim of another process, or an earlier one, has it."""
+    return uuid.uuid4().hex

@@ -104,7 +104,7 @@ def accept(ledger, *requests):
 
 def claim(ledger, account="default", *, runner="worker-1"):
     """The deletion that a runner gets now, or None."""
-    return ledger.claim(account, runner, next(_numbers)).claim
+    return ledger.claim(account, f"{runner}:{next(_numbers)}").claim
 
 
 def claim_all(ledger, account="default", *, most=100):

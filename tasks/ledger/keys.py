@@ -50,7 +50,7 @@ _BELOW_PREFIX = {
     "maintained": "maintained",  # string: when maintenance last ran
     "tick": "tick",  # string: when beat was last heard of
     "reports_clear": "reports-clear",  # string: the last time when no report of use waited in the broker
-    "memo": "memo:{runner}",  # string: the last claim of a runner, to answer a repetition
+    "memo": "memo:{token}",  # string: the answer to a claim, to repeat it; until the finish or for one lease
     # cleanup
     "inventory": "inventory:{account}",  # hash: finetune -> what the last survey saw
     "used": "used:{account}",  # hash: finetune -> when its use was last reported

@@ -88,12 +88,12 @@ class Ledger:
             woken |= dict.fromkeys(found.get("wake", ()))
         return accepted, list(woken)
 
-    def claim(self, account: str, runner: str, call: int, *, begun: bool = False) -> Claimed:
-        """A deletion that can start now. runner, call: name this claim; asked again, it gives the same answer.
+    def claim(self, account: str, token: str, *, begun: bool = False) -> Claimed:
+        """A deletion that can start now. token: of this claim alone; asked again, it gives the same answer.
 
         begun: whether a wake-up led here.
         """
-        answer = self._scripts.run("claim", account=account, runner=runner, call=call, begun=begun)
+        answer = self._scripts.run("claim", account=account, token=token, begun=begun)
         return claimed_from(answer, account)
 
     def mark(self, claim: Claim, progress: Progress) -> Verdict:
@@ -108,12 +108,12 @@ class Ledger:
         return Finished(**self._json("finish", **finish_input(claim, finish, progress)))
 
     def finish_and_claim(
-        self, claim: Claim, finish: Finish, progress: Progress, runner: str, call: int
+        self, claim: Claim, finish: Finish, progress: Progress, token: str
     ) -> tuple[Finished, Claimed]:
-        """Both in one round trip; the next claim is for the same account."""
+        """Both in one round trip; the next claim, with this token, is for the same account."""
         finished, claimed = self._scripts.run_all(
             ("finish", finish_input(claim, finish, progress)),
-            ("claim", {"account": claim.account, "runner": runner, "call": call, "begun": False}),
+            ("claim", {"account": claim.account, "token": token, "begun": False}),
         )
         return Finished(**json.loads(finished)), claimed_from(claimed, claim.account)
 

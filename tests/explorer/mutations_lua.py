@@ -60,7 +60,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
      "    if d.state == 'superseded' then",
      "    if d.state == 'none' then"),
     ("a claim that does not remember", "claim.lua", "seed:1",
-     "  if tonumber(call_number) == input.call then return answer end",
+     "if memo then return memo end",
      ""),
     ("a claim in spite of a running sibling", "claim.lua", "named:a retry of an unclear one behind a sibling",
      "if ends and tonumber(ends) > now then return true end",

@@ -158,7 +158,7 @@ class Worker:
         call = 0
         while not self.is_stopping:
             call += 1
-            claimed = self._again(lambda number=call: self.ledger.claim(ACCOUNT, self.name, number, begun=True))
+            claimed = self._again(lambda n=call: self.ledger.claim(ACCOUNT, f"{self.name}:{n}", begun=True))
             while claimed and claimed.claim:
                 claim, call = claimed.claim, call + 1
                 self.held = claim
@@ -173,7 +173,7 @@ class Worker:
                     finished, claimed = self._again(lambda c=claim, d=done: self.ledger.finish(c, *d)), None
                 else:
                     both = self._again(
-                        lambda c=claim, d=done, n=call: self.ledger.finish_and_claim(c, *d, self.name, n)
+                        lambda c=claim, d=done, n=call: self.ledger.finish_and_claim(c, *d, f"{self.name}:{n}")
                     )
                     finished, claimed = both or (None, None)
                 self.held = None

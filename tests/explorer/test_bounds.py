@@ -44,7 +44,7 @@ def siblings(ledger, count, start=0):
 def test_a_script_does_no_more_work_for_more_siblings(ledger, name):
     """Given 100 siblings, then 400, when a script runs, then its commands stay within one bound."""
     scripts = {
-        "claim": lambda: ledger.claim(ACCOUNT, "a", next(calls)),
+        "claim": lambda: ledger.claim(ACCOUNT, f"a:{next(calls)}"),
         "hold": lambda: ledger.hold("hold", ACCOUNT, NAME, Act("test", "command", "test"), {"until_ms": 1}),
         "cancel": lambda: ledger.cancel(["r0003"]),
         "maintain": lambda: ledger.maintain(ACCOUNT, 8),
@@ -55,9 +55,9 @@ def test_a_script_does_no_more_work_for_more_siblings(ledger, name):
     }
     calls = iter(range(2, 100))
     siblings(ledger, MANY)
-    first = ledger.claim(ACCOUNT, "a", 1)
+    first = ledger.claim(ACCOUNT, "a:1")
     ends = int(ledger.redis.zscore(ledger.keys.leases(ACCOUNT, "single"), first.claim.id))
-    ledger.claim(ACCOUNT, "b", 1)
+    ledger.claim(ACCOUNT, "b:1")
     if name == "reclaim":
         assert commands(ledger, scripts[name]) <= MOST_COMMANDS
         return
@@ -70,9 +70,9 @@ def test_a_script_does_no_more_work_for_more_siblings(ledger, name):
 def test_what_can_run_behind_blocked_ones_is_claimed_soon(ledger, blocked):
     """Given m deletions of a busy finetune in front of another one, when it is claimed, then within m/20 + 1 claims."""
     siblings(ledger, blocked + 1)
-    ledger.claim(ACCOUNT, "a", 1)
+    ledger.claim(ACCOUNT, "a:1")
     ledger.accept([NewRequest("free", "another-finetune")])
-    claims = [ledger.claim(ACCOUNT, "b", n).claim for n in range(1, math.floor(blocked / 20) + 2)]
+    claims = [ledger.claim(ACCOUNT, f"b:{n}").claim for n in range(1, math.floor(blocked / 20) + 2)]
     assert [claim.id for claim in claims if claim] == ["free"]
 
 

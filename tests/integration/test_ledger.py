@@ -135,7 +135,7 @@ class TestWakeups:
 
     def test_a_begun_one_is_no_longer_on_its_way(self, ledger):
         ledger.accept([asking("a"), asking("b")])
-        assert ledger.claim("default", "w", 1, begun=True).more, "one more, as more is due"
+        assert ledger.claim("default", "w:1", begun=True).more, "one more, as more is due"
         assert ledger.accept([asking("c")])[1] == [], "that one is on its way now"
 
     @pytest.mark.parametrize("stop", ["pause", "park", "cool"])
@@ -154,7 +154,7 @@ class TestWakeups:
 
     def test_a_claim_asks_for_no_more_than_there_is(self, ledger):
         accept(ledger, asking("a"))
-        assert not ledger.claim("default", "w", 1, begun=True).more
+        assert not ledger.claim("default", "w:1", begun=True).more
 
 
 class TestClaim:
@@ -165,27 +165,27 @@ class TestClaim:
         def take(n):
             with redis.Redis.from_url(redis_url, decode_responses=True) as client:
                 theirs = Ledger(client, now_ms=ledger.now_ms)
-                return [theirs.claim("default", f"worker-{n}", call).claim for call in range(20)]
+                return [theirs.claim("default", f"worker-{n}:{call}").claim for call in range(20)]
 
         with ThreadPoolExecutor(8) as pool:
             taken = [one.id for claims in pool.map(take, range(8)) for one in claims if one]
         assert len(taken) == len(set(taken)) == 100
 
     def test_it_says_why_there_is_none(self, ledger):
-        assert ledger.claim("default", "w", 1).why == "idle"
+        assert ledger.claim("default", "w:1").why == "idle"
         accept(ledger, *(asking(f"ft-{n}") for n in range(PERMITS + 1)))
         claim_all(ledger)
-        assert ledger.claim("default", "w", 2).why == "full"
+        assert ledger.claim("default", "w:2").why == "full"
 
     def test_asked_again_for_the_same_call_it_gives_the_same_answer(self, ledger):
         accept(ledger, asking("a"), asking("b"))
-        first = ledger.claim("default", "w", 7)
-        assert ledger.claim("default", "w", 7) == first
-        assert ledger.claim("default", "w", 8).claim.id != first.claim.id
+        first = ledger.claim("default", "w:7")
+        assert ledger.claim("default", "w:7") == first
+        assert ledger.claim("default", "w:8").claim.id != first.claim.id
 
     def test_the_token_is_the_claims_own(self, ledger):
         accept(ledger, asking())
-        assert ledger.claim("default", "process:3", 7).claim.token == "process:3:7"
+        assert ledger.claim("default", "process:3:7").claim.token == "process:3:7"
 
     def test_what_is_scheduled_waits_for_its_time(self, ledger, clocked):
         accept(ledger, asking(delay=HOUR, incarnation="{}"))
@@ -203,9 +203,7 @@ class TestClaim:
         accept(ledger, asking(id="r1"))
         before = get(ledger, "r1")
         ledger.account("default", stop, reason="test", ms=60_000, most_ms=60_000, probe_ms=60_000)
-        assert (
-            ledger.claim("default", "w", 1).why == {"pause": "paused", "park": "parked", "cool": "cooling"}[stop]
-        )
+        assert ledger.claim("default", "w:1").why == {"pause": "paused", "park": "parked", "cool": "cooling"}[stop]
         assert get(ledger, "r1") == before
 
     def test_a_pause_of_everything_stops_every_account(self, ledger):

@@ -40,7 +40,7 @@ class TestAccountStops:
         ledger.account("default", "cool", reason="429", ms=600_000, step_ms=1_000, most_ms=60_000)
         accept(clocked.after(seconds=1), asking())
         assert ledger.account("default", "cool", reason="429", ms=ms, step_ms=1_000, most_ms=60_000) == 599_000
-        assert ledger.claim("default", "w", 1).why == "cooling"
+        assert ledger.claim("default", "w:1").why == "cooling"
         assert claim(clocked.after(seconds=500)) is None
 
     @pytest.mark.parametrize("back", [timedelta(minutes=10), timedelta(days=1)])
@@ -54,7 +54,7 @@ class TestAccountStops:
         ledger.account("default", "cool", reason="429", ms=5_000, step_ms=1_000, most_ms=60_000)
         accept(clocked.after(hours=-1), asking())
         assert ledger.account("default", "cool", reason="429", ms=7_000, step_ms=1_000, most_ms=60_000) == 7_000
-        assert ledger.claim("default", "w", 1).why == "cooling"
+        assert ledger.claim("default", "w:1").why == "cooling"
         assert claim(clocked.after(seconds=8))
 
     def test_a_parked_account_is_probed_by_one_at_a_time(self, ledger, clocked):

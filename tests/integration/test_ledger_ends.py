@@ -158,7 +158,7 @@ class TestFinish:
     def test_it_and_the_next_claim_take_one_round_trip(self, ledger):
         accept(ledger, asking("a", id="r1"), asking("b", id="r2"))
         first = claim(ledger)
-        finished, claimed = ledger.finish_and_claim(first, FAILED, progress(first), "worker-1", 10**6)
+        finished, claimed = ledger.finish_and_claim(first, FAILED, progress(first), "worker-1:next")
         assert (finished.word, claimed.claim.id, claimed.claim.account) == ("done", "r2", "default")
 
     def test_results_are_due_for_requests_by_name_only(self, ledger):

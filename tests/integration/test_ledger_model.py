@@ -118,9 +118,9 @@ class Model(RuleBasedStateMachine):
     @rule(runner=st.sampled_from(["a", "b"]), repeated=st.booleans())
     def claim(self, runner, repeated):
         self.number += 1
-        claimed = self.ledger.claim("default", runner, self.number)
+        claimed = self.ledger.claim("default", f"{runner}:{self.number}")
         if repeated:
-            assert self.ledger.claim("default", runner, self.number) == claimed
+            assert self.ledger.claim("default", f"{runner}:{self.number}") == claimed
         if claimed.claim is None:
             return
         deletion = get(self.ledger, claimed.claim.id)
@@ -269,7 +269,7 @@ class Model(RuleBasedStateMachine):
             self.clock.after(minutes=10)
             self.no_report_waits()
             self.ledger.maintain("default", PERMITS)
-            while claimed := self.ledger.claim("default", "last", self.number).claim:
+            while claimed := self.ledger.claim("default", f"last:{self.number}").claim:
                 self.number += 1
                 finish(self.ledger, claimed, "observed" if claimed.kind == "observe" else State.FAILED)
             self.number += 1

@@ -105,7 +105,7 @@ class TestForgery:
         assert words == ["go"] * (PERMITS // 2)
         assert len(claim_all(ledger)) == PERMITS // 2
         ledger.release("default", id_)
-        assert ledger.claim("default", "w", 1).why == "full"
+        assert ledger.claim("default", "w:1").why == "full"
 
     def test_callbacks_run_once_and_only_for_our_own_message(self, ledger):
         accept(ledger, asking(id="r1", source="name", callbacks={"link": ["theirs"]}))
@@ -122,7 +122,7 @@ class TestForgery:
 REPEATED = {
     "accept": lambda ledger, claimed: accept(ledger, asking("new", id="n1", digest="d"))[1:],
     "mark": lambda ledger, claimed: mark(ledger, claimed, 2, unclear_at=5),
-    "claim": lambda ledger, claimed: ledger.claim("default", "w", 1),
+    "claim": lambda ledger, claimed: ledger.claim("default", "w:1"),
     "deleted": lambda ledger, claimed: finish(ledger, claimed, "deleted", attempt=1, lines=("{}",)),
     "handed back": lambda ledger, claimed: finish(ledger, claimed, "back", delay=HOUR, lines=("{}",)),
     "cancel": lambda ledger, claimed: ledger.cancel([claimed.id, "r2"], nonce="n")[0],

@@ -1,18 +1,15 @@
 -- needs: record order siblings finish account cleanup
 -- Give a runner one deletion to carry out.
--- Input: {account, runner, call, begun, lease_ms, wakeup_ms, result_within_ms, first_after_ms}. runner and call name this claim: asked again because
---   the answer was lost, it gets the same answer. Together they are the token of the claim. begun: a wake-up led here.
+-- Input: {account, token, begun, lease_ms, wakeup_ms, result_within_ms, first_after_ms}. token: of this claim alone: asked again because
+--   the answer was lost, it gets the same answer. begun: a wake-up led here.
 -- Answer: {now, why, more, claim?, dropped?}. why: '' | 'full' | 'parked' | 'cooling' | 'paused' | 'idle'. more: publish one more wake-up.
 --   claim: fields of the record as text, with kind (delete | resolve | observe), id, token, lane, started_at, and tries: what
 --   attempts of siblings came to. dropped: ids without a readable record.
 -- Work: at most SCAN deletions are promoted, and SCAN passed over.
 
-local name, token = input.account, input.runner .. ':' .. input.call
-local memo = call('GET', key.memo(input.runner))
-if memo then
-  local call_number, answer = string.match(memo, '^(%d+)\n(.*)$')
-  if tonumber(call_number) == input.call then return answer end
-end
+local name, token = input.account, input.token
+local memo = call('GET', key.memo(token))
+if memo then return memo end
 if given(input.begun) then call('HDEL', key.account(name), 'wakeup_until') end
 
 local account = account_of(name)
@@ -130,5 +127,5 @@ local more = claim and free > 1 and should_wake(account) or false
 local answer = cjson.encode({
   now = now, why = reason, wait_ms = wait_ms, more = more, claim = claim, dropped = dropped[1] and dropped or nil,
 })
-if claim then call('SET', key.memo(input.runner), input.call .. '\n' .. answer, 'PX', input.lease_ms) end
+if claim then call('SET', key.memo(token), answer, 'PX', input.lease_ms) end
 return answer

@@ -65,6 +65,7 @@ if d.state ~= 'running' or d.token ~= input.token then
   return cjson.encode({word = 'late', due = changed and d.by_name and true or false})
 end
 
+call('DEL', key.memo(input.token))
 add_attempts(d, input.attempts, input.counts)
 -- A failover may have rolled the mark back: then siblings are told nothing.
 if given(input.attempt) and not note_made(d, attempt) then set(d, {made = '', made_of = ''}) end
