@@ -1,14 +1,12 @@
 """Stops of a whole account that follow from an answer of the API."""
 
 from datetime import timedelta
-from typing import Any
 
 from tasks.api.errors import KeyRefused, Throttled
 from tasks.api.retry import COOL_DOWN
 from tasks.ledger import Ledger
 
 PROBE_EVERY = timedelta(seconds=30)  # how often a parked account is asked again
-_MS = timedelta(milliseconds=1)
 
 
 def cool_down(ledger: Ledger, account: str, error: Throttled) -> timedelta:
@@ -18,11 +16,10 @@ def cool_down(ledger: Ledger, account: str, error: Throttled) -> timedelta:
     Raises `LedgerUnavailable`.
     """
     first, longest = COOL_DOWN.get(error.http_status or 0, COOL_DOWN[429])
-    asked_ms = None if error.retry_after is None else round(error.retry_after / _MS)
-    steps: dict[str, Any] = {"step_ms": round(first / _MS), "most_ms": round(longest / _MS)}
-    return ledger.account(account, "cool", reason=str(error), ms=asked_ms, **steps) * _MS
+    ms = ledger.account(account, "cool", reason=str(error), ms=error.retry_after, step_ms=first, most_ms=longest)
+    return timedelta(milliseconds=ms)
 
 
 def park(ledger: Ledger, account: str, error: KeyRefused) -> None:
     """Start nothing more for the account until its key is accepted again. Raises `LedgerUnavailable`."""
-    ledger.account(account, "park", reason=str(error), probe_ms=PROBE_EVERY // _MS)
+    ledger.account(account, "park", reason=str(error), probe_ms=PROBE_EVERY)

@@ -166,7 +166,7 @@ class Maintenance:
     def _probe(self, account: str, api: BflReader) -> None:
         """Ask whether a parked account's key is accepted again, if it is this process's turn."""
         holder = f"probe:{account}"
-        if not self.ledger.account(account, "probe", probe_ms=PROBE_EVERY // timedelta(milliseconds=1)):
+        if not self.ledger.account(account, "probe", probe_ms=PROBE_EVERY):
             return
         if self.ledger.permit(account, holder, self.max_concurrent, probe=True).word != "go":
             return

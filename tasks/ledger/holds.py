@@ -14,7 +14,7 @@ from tasks.errors import InvalidRequest
 from tasks.ledger.queries import known_accounts
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
-from tasks.records import DEFAULT_ACCOUNT, Plain, check_account, check_finetune_id, from_ms, moment, to_ms
+from tasks.records import DEFAULT_ACCOUNT, Plain, check_account, check_finetune_id, from_ms, moment
 from tasks.text import finetune_key, in_command
 
 
@@ -56,9 +56,7 @@ def hold(ledger: Ledger, account: str, finetune_id: str, until: datetime | None,
     if not (act.why and act.why.strip()):
         raise InvalidRequest("a hold needs a reason: say why with --reason, over HTTP with ?reason=")
     made = Hold(name, account, from_ms(ledger.now_ms()), act.who, act.why, checked_until(ledger, until))
-    told = {"since": to_ms(made.since), "by": made.by, "reason": made.reason, "message": str(made)}
-    if until:
-        told["until_ms"] = to_ms(until)
+    told = {"since": made.since, "by": made.by, "reason": made.reason, "message": str(made), "until_ms": until}
     if longer := ledger.hold("hold", account, name, act, told).get("longer"):
         there = _read(name, account, longer)
         end = f"until {iso(there.until)}" if there.until else "for good"

@@ -1,10 +1,7 @@
-"""What the scripts take, as JSON-compatible objects: see the top of each script in `lua/`.
-
-Durations and moments are ms.
-"""
+"""What the scripts take: see the top of each script in `lua/`. A moment or a duration is sent as milliseconds."""
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.ledger.types import Act, Claim, Finish, Progress
@@ -31,20 +28,14 @@ def act_input(name: str, act: Act | None, plan: str | None = None) -> dict[str, 
 
 def request_input(request: NewRequest) -> dict[str, Any]:
     """What `accept.lua` takes; `record` are fields that it writes as they are."""
-    plain = ("id", "finetune_id", "account", "lane", "source", "digest", "incarnation", "vantage", "retry_of")
-    times = ("requested_at", "due_at", "observed_at")
-    given = {name: getattr(request, name) for name in plain} | {
-        name: to_ms(at) for name in times if (at := getattr(request, name))
-    }
-    given |= {
-        "name": finetune_key(request.finetune_id), "digest": request.digest or "-",
-        "delay_ms": to_milliseconds(request.delay or timedelta(0)), "by_name": request.source == "name",
-        "cleanup": request.is_cleanup, "callbacks": json.dumps(request.callbacks) if request.callbacks else None,
+    return vars(request) | {
+        "name": finetune_key(request.finetune_id), "lane": request.lane, "digest": request.digest or "-",
+        "delay_ms": request.delay, "by_name": request.source == "name", "cleanup": request.is_cleanup,
+        "callbacks": json.dumps(request.callbacks) if request.callbacks else None,
         "record": {"requested_by": request.requested_by, "reason": request.reason,
                    "labels": json.dumps(request.labels) if request.labels else None,
                    "missing_ok": "1" if request.missing_ok else None},
     }  # fmt: skip
-    return given
 
 
 def finish_input(claim: Claim, finish: Finish, progress: Progress) -> dict[str, Any]:
@@ -52,14 +43,14 @@ def finish_input(claim: Claim, finish: Finish, progress: Progress) -> dict[str, 
     given = {
         "result": finish.result, "message": finish.message, "status": finish.status, "timestamp": finish.timestamp,
         "evidence": finish.evidence, "deleted_by": finish.deleted_by, "counted": finish.counted,
-        "delay_ms": None if finish.delay is None else to_milliseconds(finish.delay), "pause": finish.pause,
-        "last_try": finish.last_try and "1", "not_founds": progress.not_founds or "",
+        "delay_ms": finish.delay, "pause": finish.pause, "last_try": finish.last_try and "1",
+        "not_founds": progress.not_founds or "",
     }  # fmt: skip
     taken_over = {"incarnation": finish.incarnation, "vantage": finish.vantage}
     kept = {name: value for name, value in taken_over.items() if value is not None}
     return progress_input(claim, progress) | given | kept
 
 
-def to_milliseconds(duration: timedelta) -> int:
-    """A duration as scripts take it."""
-    return round(duration.total_seconds() * 1000)
+def in_milliseconds(value: datetime | timedelta) -> int:
+    """A moment or a duration as scripts take it."""
+    return to_ms(value) if isinstance(value, datetime) else round(value.total_seconds() * 1000)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from tasks.durations import iso
 from tasks.errors import InvalidRequest, UnknownDeletion
-from tasks.ledger.inputs import to_milliseconds
+from tasks.ledger.inputs import in_milliseconds
 from tasks.ledger.redis_errors import unavailable
 from tasks.ledger.store import Ledger
 from tasks.records import DEFAULT_ACCOUNT, Deletion, State, is_final, moment, to_ms
@@ -103,7 +103,7 @@ def get(ledger: Ledger, deletion_id: str) -> Deletion:
 
 def get_many(ledger: Ledger, ids: Sequence[str]) -> list[Deletion | None]:
     """A deletion for each id, None if it has no readable record; two round trips."""
-    keys, give_up_ms = ledger.keys, to_milliseconds(ledger.terms.give_up_after)
+    keys, give_up_ms = ledger.keys, in_milliseconds(ledger.terms.give_up_after)
     answers = each(
         ledger, ids, lambda pipe, id_: pipe.hgetall(keys.deletion(id_)).lrange(keys.attempts(id_), 0, -1)
     )

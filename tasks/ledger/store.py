@@ -10,7 +10,7 @@ import redis
 from pydantic import TypeAdapter
 
 from tasks.errors import NotInReview, UnknownDeletion
-from tasks.ledger.inputs import act_input, finish_input, progress_input, request_input, to_milliseconds
+from tasks.ledger.inputs import act_input, finish_input, in_milliseconds, progress_input, request_input
 from tasks.ledger.keys import keys
 from tasks.ledger.redis_errors import Client
 from tasks.ledger.scripts import Scripts
@@ -56,12 +56,11 @@ class Ledger:
         self.keys = keys
         self.terms = terms or Terms()
         self._now_ms = now_ms
-        durations = {
+        constants = {
             "lease_ms": self.terms.lease, "permit_ms": self.terms.call_deadline, "wakeup_ms": _WAKEUP,
             "retention_ms": self.terms.retention, "first_after_ms": self.terms.first_observation_after,
             "result_within_ms": _RESULT_WITHIN, "again_ms": _RESULT_AGAIN,
         }  # fmt: skip
-        constants = {name: to_milliseconds(duration) for name, duration in durations.items()}
         self._scripts = Scripts(client, constants, now_ms)
 
     def check_schema(self) -> None:
@@ -201,8 +200,7 @@ class Ledger:
 
         And how many records were pruned.
         """
-        alive_ms = to_milliseconds(alive_for)
-        found = self._json("housekeep", processes=list(processes), alive_ms=alive_ms, most=most)
+        found = self._json("housekeep", processes=list(processes), alive_ms=alive_for, most=most)
         return list(found.get("due", ())), int(found["pruned"])
 
     def verify(self, account: str, findings: Sequence[Mapping[str, Any]], message: str) -> list[str]:
@@ -218,7 +216,7 @@ class Ledger:
 
     def result_due_again(self, id_: str) -> None:
         """Look at this result again in a minute: its callbacks have yet to run."""
-        self.redis.zadd(self.keys.results, {id_: self.now_ms() + to_milliseconds(_RESULT_AGAIN)}, xx=True)
+        self.redis.zadd(self.keys.results, {id_: self.now_ms() + in_milliseconds(_RESULT_AGAIN)}, xx=True)
 
     def callbacks(self, id_: str) -> dict[str, Any] | None:
         """The Celery callbacks stored with a request by name; None if there are none, or they ran."""

@@ -311,9 +311,9 @@ class TestCoolDown:
     @pytest.mark.parametrize(
         ("answer", "asked"),
         [
-            (BUSY, {"ms": 3_000, "step_ms": 1_000, "most_ms": 60_000}),
-            (Throttled("slow down", http_status=503, retry_after=timedelta(0)), {"ms": 0, "step_ms": 1_000}),
-            (NO_CREDITS, {"ms": None, "step_ms": 30_000, "most_ms": 300_000}),
+            (BUSY, {"ms": timedelta(seconds=3), "step_ms": timedelta(seconds=1), "most_ms": timedelta(minutes=1)}),
+            (Throttled("slow down", http_status=503, retry_after=timedelta(0)), {"ms": timedelta(0)}),
+            (NO_CREDITS, {"ms": None, "step_ms": timedelta(seconds=30), "most_ms": timedelta(minutes=5)}),
         ],
     )
     def test_a_short_one_is_waited_out_for_as_long_as_the_ledger_says(self, answer, asked):
