@@ -1,21 +1,15 @@
 """The command `audit`: who did what, when and why."""
 
-from collections.abc import Iterator
 from datetime import datetime
-from itertools import chain, islice
 
 import click
 
 from tasks.ledger.audit import Entry, Wanted, prune, read
 from tasks.ledger.types import Act
 from worker.cli import options
-from worker.cli.options import as_json
-from worker.cli.output import note, print_record, print_table, some
+from worker.cli.output import note, print_table, some
 from worker.cli.session import Session
 from worker.cli.times import local
-
-_HEADINGS = ("WHEN", "WHO", "ACT", "WHAT", "WHY")
-_AT_ONCE = 1000  # rows of one table
 
 
 @click.command()
@@ -42,23 +36,10 @@ def audit(
         note(f"dropped: {some(months)}" if months else "no month is old enough to be dropped")
         return
     entries = (one for _, one in read(ledger, Wanted(since, until, who, act)) if one)
-    if as_json():
-        for one in entries:
-            print_record(one.to_json(), "")
-        return
-    for part in _parts(entries):
-        print_table(part, Entry.to_json, _HEADINGS, _cells, never_fold={"WHEN"})
-
-
-def _parts(entries: Iterator[Entry]) -> Iterator[list[Entry]]:
-    """In parts, so that any number can be shown; a note if there are none."""
-    first = next(entries, None)
-    if first is None:
-        note("no act is in the audit log, or none fits")
-        return
-    entries = chain([first], entries)
-    while part := list(islice(entries, _AT_ONCE)):
-        yield part
+    print_table(
+        entries, Entry.to_json, ("WHEN", "WHO", "ACT", "WHAT", "WHY"), _cells, never_fold={"WHEN"},
+        if_empty="no act is in the audit log, or none fits",
+    )  # fmt: skip
 
 
 def _cells(one: Entry) -> tuple[str, ...]:

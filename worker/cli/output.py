@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from datetime import datetime
+from itertools import islice
 from typing import Any, TypeVar
 
 import click
@@ -31,6 +32,7 @@ _WIDE, _WIDTH_OF_FILES, _NARROWEST = 120, 160, 40
 _NOT_IN_CSV = {"incarnation", "attempts"}  # they have parts of their own
 _ONLY_IN_EXPORT = ("incarnation", "attempts", "last_answer")
 _MOST_WARNED_OF = 5
+_LONGEST_TABLE = 10_000  # rows; what has more, as the audit log may, comes in several tables
 # What makes a spreadsheet calculate a cell; the last four are the wide forms of the first four.
 _FORMULA = tuple("=+-@\t\r\n\uff1d\uff0b\uff0d\uff20")
 
@@ -60,23 +62,27 @@ def print_record(record: Record, text: str) -> None:
 
 
 def print_table(
-    items: Sequence[T], record: Callable[[T], Record], headings: Sequence[str],
+    items: Iterable[T], record: Callable[[T], Record], headings: Sequence[str],
     cells: Callable[[T], Iterable[str | Text]], *, never_fold: Container[str] = (), if_empty: str = "",
 ) -> None:  # fmt: skip
-    """The records with --json, else a table that fits the terminal: long cells fold. if_empty: a note instead."""
+    """The records with --json, else tables that fit the terminal: long cells fold. if_empty: a note instead."""
     if as_json():
         for item in items:
             click.echo(_json(record(item)))
-    elif items:
+        return
+    left = iter(items)
+    part = list(islice(left, _LONGEST_TABLE))
+    if not part and if_empty:
+        note(if_empty)
+    while part:
         table = Table(box=None, header_style="bold", pad_edge=False)
         for heading in headings:
             # An id that is cut off names no finetune, or another one.
             table.add_column(heading, overflow="fold", no_wrap=heading in never_fold)
-        for item in items:
+        for item in part:
             table.add_row(*(_cell(cell) for cell in cells(item)))
         _console().print(table)
-    elif if_empty:
-        note(if_empty)
+        part = list(islice(left, _LONGEST_TABLE))
 
 
 def with_reasons(ledger: Ledger, deletions: Sequence[Deletion]) -> list[Deletion]:
