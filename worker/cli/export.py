@@ -38,7 +38,7 @@ def export(*, form: str, **where: Any) -> None:
     parts = (explained(ledger, page) for page in pages(ledger, Filter(**where)))
     deletions = chain.from_iterable(_counted(parts))
     if form == "csv":
-        print_csv(deletions, in_full=True)
+        print_csv(deletions)
     else:
         print_lines(deletions)
 

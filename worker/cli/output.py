@@ -29,8 +29,7 @@ Record = Mapping[str, Any]
 _STYLES = {"deleted": "green", "failed": "red", "review": "bold red", "running": "cyan", "cancelled": "dim"}
 _LABELS = {"finetune_id": "finetune", "created_at": "accepted at"}
 _WIDE, _WIDTH_OF_FILES, _NARROWEST = 120, 160, 40
-_NOT_IN_CSV = {"incarnation", "attempts"}  # they have parts of their own
-_ONLY_IN_EXPORT = ("incarnation", "attempts", "last_answer")
+_LAST_IN_CSV = ("incarnation", "attempts", "last_answer")
 _MOST_WARNED_OF = 5
 _LONGEST_TABLE = 10_000  # rows; what has more, as the audit log may, comes in several tables
 # What makes a spreadsheet calculate a cell; the last four are the wide forms of the first four.
@@ -118,21 +117,11 @@ def print_in_full(deletions: Sequence[Deletion]) -> None:
         print_deletions(deletions)
 
 
-def print_csv(deletions: Iterable[Deletion], *, in_full: bool = False) -> None:
-    """The fields of the records, with a heading; no cell is a formula.
-
-    in_full: also the incarnation, the number of attempts and the answer to the last one.
-    """
-    columns = [field.name for field in fields(Deletion) if field.name not in _NOT_IN_CSV]
-    rows = (
-        deletion.to_json()
-        | {
-            "attempts": len(deletion.attempts),
-            "last_answer": _answer(deletion.attempts[-1]) if deletion.attempts else "",
-        }
-        for deletion in deletions
-    )
-    print_rows([*columns, *(_ONLY_IN_EXPORT if in_full else ())], rows)
+def print_csv(deletions: Iterable[Deletion]) -> None:
+    """The fields of the records, with a heading; of attempts their number and the answer to the last one."""
+    columns = [field.name for field in fields(Deletion) if field.name not in _LAST_IN_CSV]
+    rows = (one.to_json() | {"attempts": len(one.attempts), "last_answer": _last(one)} for one in deletions)
+    print_rows([*columns, *_LAST_IN_CSV], rows)
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Record]) -> None:
@@ -158,6 +147,10 @@ def _facts(deletion: Deletion) -> Iterator[tuple[str, str]]:
             yield _LABELS.get(name) or name.replace("_", " "), _in_words(value)
     for attempt in attempts:
         yield "attempt", f"{local(attempt.at)} {_answer(attempt)}"
+
+
+def _last(deletion: Deletion) -> str:
+    return _answer(deletion.attempts[-1]) if deletion.attempts else ""
 
 
 def _answer(attempt: Attempt) -> str:
