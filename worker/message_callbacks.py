@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from worker.message_fields import EMBEDDED, NESTED, OPTIONS, PARTS, QUEUES, SIGNATURE, RefusedMessage, shown
+from tasks.text import shown
+from worker.message_fields import EMBEDDED, NESTED, OPTIONS, PARTS, QUEUES, SIGNATURE, RefusedMessage
 
 _MOST = 1000
 # Keys that belong to the ledger, to kombu and to Celery's result backend: a message pushed there breaks them.

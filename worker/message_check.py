@@ -18,8 +18,9 @@ from kombu.utils.json import loads
 
 from tasks.celery_tasks import ETA_HEADER
 from tasks.durations import iso, parse_time
+from tasks.text import shown
 from worker.message_callbacks import check_signatures
-from worker.message_fields import BODY, ENVELOPE, HEADERS, PROPERTIES, TASKS, RefusedMessage, shown
+from worker.message_fields import BODY, ENVELOPE, HEADERS, PROPERTIES, TASKS, RefusedMessage
 
 DEFERRABLE = ("finetunes.delete", "finetunes.delete_many")  # may have an eta
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from tasks.celery_tasks import ETA_HEADER, ROUTES
 from tasks.durations import ACCEPTED_TIME, parse_time
 from tasks.ledger.dead_letters import SEEN_HEADER
+from tasks.text import is_line, shown
 
 TASKS = tuple(ROUTES)
 QUEUES = tuple(dict.fromkeys(route["queue"] for route in ROUTES.values()))
@@ -62,19 +63,10 @@ class Fields(NamedTuple):
         return given
 
 
-def shown(value: Any) -> str:
-    text = ascii(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-def _is_line(text: str, most: int) -> bool:
-    return 0 < len(text) <= most and text.isprintable()
-
-
 _ENCODINGS = ("utf-8", "utf8", "us-ascii", "ascii", "binary")
 # 155 is what Celery's own result tables hold.
-ID = Kind("an id of 1 to 155 printable characters", str, lambda text: _is_line(text, 155))
-NAME = Kind("a name of 1 to 255 printable characters", str, lambda text: _is_line(text, 255))
+ID = Kind("an id of 1 to 155 printable characters", str, lambda text: text and is_line(text, 155))
+NAME = Kind("a name of 1 to 255 printable characters", str, lambda text: text and is_line(text, 255))
 TEXT, FLAG = Kind("text", str), Kind("true or false", bool)
 LIST, OBJECT = Kind("a list", list), Kind("an object", dict)
 COUNT = Kind("a whole number from 0 to 1,000,000", int, lambda count: 0 <= count <= 1_000_000)
