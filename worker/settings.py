@@ -57,7 +57,7 @@ Duration = Annotated[timedelta, BeforeValidator(_duration)]
 
 
 def _default(default: str, description: str) -> Any:
-    return Field(parse_duration(default), description=description)
+    return Field(parse_duration(default), description=description, gt=timedelta(0))
 
 
 class Settings(BaseSettings):
@@ -86,7 +86,8 @@ class Settings(BaseSettings):
     call_deadline: Duration = _default("20s", "total time of one API call")
     connect_timeout: Duration = _default("5s", "time to connect to the API")
     read_timeout: Duration = _default("15s", "longest silence while an answer is read")
-    retry_budget: Duration = _default("5s", "total time of a deletion's short waits; longer ones free the worker")
+    retry_budget: Duration = Field(timedelta(seconds=5),
+        description="total time of a deletion's short waits; longer ones free the worker")  # fmt: skip
     give_up_after: Duration = _default("7d", "the first try later than this after the due time is the last")
     observe_within: Duration = _default("1h", "a deletion that waited longer needs a creation time from the API "
         "or two observations that can be compared")  # fmt: skip
@@ -117,9 +118,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        for name, value in self:
-            if isinstance(value, timedelta) and not value and name != "retry_budget":
-                raise SettingsError(f"{_variable(name)} must be longer than 0s")
         for shorter, longer in pairwise(_EACH_LONGER):
             low, high = getattr(self, shorter), getattr(self, longer)
             if low >= high:
