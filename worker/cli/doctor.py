@@ -8,11 +8,17 @@ from typing import NamedTuple
 import click
 
 from tasks.durations import format_duration
+from tasks.errors import LedgerUnavailable
+from tasks.ledger.redis_errors import unavailable
+from tasks.ledger.statistics import statistics
 from worker.cli import UNREACHABLE, options
 from worker.cli.output import print_record
 from worker.cli.session import Session
-from worker.doctor.checks import check
-from worker.settings import DEFAULT_API_URL, Settings
+from worker.doctor.api import check_api, check_proxy
+from worker.doctor.ledger import check_ledger
+from worker.doctor.retries import retries
+from worker.doctor.server import Finding, check_server
+from worker.settings import DEFAULT_API_URL, Settings, SettingsError
 
 
 class Setting(NamedTuple):
@@ -45,10 +51,37 @@ def doctor(*, show_settings: bool) -> int:
             print_record(one._asdict(), _in_words(one))
         return 0
     levels = set()
-    for finding in check(session.settings, lambda: session.ledger):
+    for finding in _findings(session):
         levels.add(finding.level)
         print_record(finding._asdict(), f"{finding.level:<11} {finding.check:<19} {finding.message}")
     return UNREACHABLE if "unreachable" in levels else int("error" in levels)
+
+
+def _findings(session: Session) -> Iterator[Finding]:
+    """Everything that can be known from here, one finding at a time. Raises `WrongLedger`."""
+    settings = session.settings
+    try:
+        accounts = settings.accounts
+        yield Finding("settings", "ok", "no setting contradicts another (--settings lists them)")
+    except SettingsError as error:
+        accounts = {}
+        yield Finding("settings", "error", str(error))
+    try:
+        ledger = session.ledger
+        with unavailable():
+            yield from check_server(ledger.client)
+        found = statistics(ledger)
+        yield from check_ledger(ledger, settings.tick_every, found, retries(ledger, found.accounts))
+    except SettingsError as error:
+        yield Finding("redis", "error", str(error))
+    except LedgerUnavailable as error:
+        yield Finding("redis", "unreachable", str(error))
+    if not accounts:
+        yield Finding("api", "warning", "no key here: set BFL_API_KEY where workers run; producers need none")
+        return
+    yield from check_proxy()
+    for account in accounts.values():
+        yield from check_api(settings, account)
 
 
 def _in_words(one: Setting) -> str:
