@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import structlog
 from celery import Celery
-from kombu import Exchange, Queue
+from kombu import Connection, Exchange, Queue, pools
 
 from tasks import celery_tasks
 from tasks.api.client import BflClient, BflReader, Timeouts
@@ -27,17 +27,39 @@ from tasks.ledger.store import Ledger
 from tasks.maintenance import Maintenance
 from tasks.runner import Runners
 from worker import redis_url
-from worker.callbacks import App, callbacks_url
 from worker.doctor.work import entry
 from worker.kombu_transport import install
 from worker.lifecycle import follow, slots
-from worker.message_fields import QUEUES
+from worker.message_fields import QUEUES, TASKS
 from worker.settings import Account, Settings, terms
 
 log = structlog.get_logger()
 
 _PREFORK = re.compile(r" (-P ?|--pool[ =])prefork\b")  # the option of `celery worker`
 Reader = TypeVar("Reader", bound=BflReader)
+
+
+class App(Celery):
+    """Celery's app. callbacks_url: where tasks that are not ours are published; None if like all others.
+
+    The queues of callbacks are chosen by strangers. `worker.message_callbacks` refuses the names of the ledger's
+    keys, and a user of Redis who cannot write there (`JANITOR_CALLBACKS_URL`) makes sure of it.
+    """
+
+    callbacks_url: str | None = None
+
+    def send_task(self, name: str, *arguments: Any, **options: Any) -> Any:
+        if self.callbacks_url is None or name in TASKS:
+            return super().send_task(name, *arguments, **options)
+        # Instead of a producer that is given: Celery takes it from its own pool for all tasks of a group.
+        with pools.producers[self._callbacks].acquire(block=True) as producer:
+            return super().send_task(name, *arguments, **{**options, "producer": producer})
+
+    @cached_property
+    def _callbacks(self) -> Connection:
+        url = self.callbacks_url or ""
+        place, options = redis_url.celery_url(url), redis_url.celery_options(url)
+        return self.connection_for_write(place, transport_options=options)
 
 
 @dataclass
@@ -100,7 +122,7 @@ def create_app(settings: Settings, url: str | None = None) -> Celery:
     install()
     place = redis_url.celery_url(url)
     app = App("finetunes", broker=place, backend=place, set_as_current=False)
-    app.callbacks_url = callbacks_url(settings)
+    app.callbacks_url = redis_url.callbacks_url(settings)
     app.conf.update(configuration(settings, url))
     services = Services(settings, url, app)
     celery_tasks.register(app, lambda: services)

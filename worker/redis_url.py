@@ -78,6 +78,17 @@ def redis_url(settings: Settings) -> str:
     return url
 
 
+def callbacks_url(settings: Settings) -> str | None:
+    """`JANITOR_CALLBACKS_URL` with its password, None if it is not set; raises `SettingsError`."""
+    if settings.callbacks_url is None:
+        return None
+    try:
+        return with_password(settings.callbacks_url.get_secret_value(), settings.callbacks_password_file)
+    except SettingsError as error:
+        # The form is that of REDIS_URL.
+        raise SettingsError(str(error).replace("REDIS_", "JANITOR_CALLBACKS_")) from None
+
+
 def with_password(url: str, file: Path | None) -> str:
     """`url` with the password that `file` holds, so that a secret stays a file.
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from worker.callbacks import callbacks_url
+from worker.redis_url import callbacks_url
 from worker.settings import Settings, SettingsError
 
 SECRET = "s3cret"
