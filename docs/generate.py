@@ -115,7 +115,7 @@ def _default(name: str, field: FieldInfo) -> str:
 
 def http() -> Iterator[str]:
     """Each operation of the service, then each shape of a body."""
-    described = create_api(Mock(), Mock(), Mock(), "0").openapi()
+    described = create_api(Mock(), Mock(), Mock(), Mock()).openapi()
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             yield f"## `{method.upper()} {path}`\n"
@@ -211,7 +211,7 @@ def metrics() -> Iterator[str]:
         calls={"200": Counter({"none": 1})}, call_seconds={"200": 0}, verifications_failed=0,
         oldest_due_seconds=0, permits=0, permits_limit=0, cool_down_seconds=0, parked=False, paused=False,
     )  # fmt: skip
-    policy = ScheduledPolicy("tests", "0 3 * * *", from_ms(0), None)
+    policy = ScheduledPolicy("tests", "default", "0 3 * * *", from_ms(0), None)
     with (
         patch("worker.metrics.statistics", return_value=Statistics({"default": account}, 0, 0, 0.0, 0.0, 0)),
         patch("worker.metrics.scheduled_policies", return_value=[policy]),

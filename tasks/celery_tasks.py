@@ -26,6 +26,7 @@ from tasks.ledger.store import Ledger
 from tasks.maintenance import TOUCHES
 from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, check_request_id
 from tasks.runner import Runners
+from tasks.text import one_line
 
 log = structlog.get_logger()
 
@@ -95,7 +96,10 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         id_, nonce, (eta, seen) = self.request.id, _header(self.request, AGAIN_HEADER), _times(self.request)
         runs_callbacks.discard(id_)
         with _accepting(app, services(), self.request):
-            if nonce and services().ledger.take_callbacks_nonce(id_, nonce):
+            if nonce:
+                # Never a request: it may come after its record is gone, and another finetune has the name.
+                if not services().ledger.take_callbacks_nonce(id_, nonce):
+                    raise Ignore
                 runs_callbacks.add(id_)
                 return outcome(services().ledger, id_)
             request = by_name(id_, only("finetune_id", given, options), options, eta=eta, seen=seen)
@@ -129,11 +133,13 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         return answer
 
     @app.task(name="finetunes.touch", bind=True, **{**_ANSWERING, "ignore_result": True})
-    def touch(self: Any, finetune_ids: Any, account: str = DEFAULT_ACCOUNT, **_: Any) -> None:
+    def touch(self: Any, finetune_ids: Any, account: str | None = None, **odd: Any) -> None:
         # Whatever else was given: a use that is not noted may cost a finetune.
+        if odd:
+            log.warning("use.odd_arguments", names=one_line(", ".join(odd)))
         ids = finetune_ids if isinstance(finetune_ids, list | tuple) else [finetune_ids]
         with _accepting(app, services(), self.request):
-            report_use(services().ledger, account, ids)
+            report_use(services().intake, account, ids)
 
     @app.task(name="finetunes.work", acks_late=True, **_INNER)
     def work(account: Any) -> None:

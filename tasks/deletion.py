@@ -116,6 +116,7 @@ class _Run:
     def _delete(self) -> Finish:
         """Observe, mark, attempt. The attempt starts while the observation is fresh, or not at all."""
         for is_last in (False, False, True):
+            before = self.known
             try:
                 seen = self._observe()
             except (errors.KeyRefused, errors.Refused) as error:
@@ -125,9 +126,12 @@ class _Run:
             found = self._judged(seen)
             if isinstance(found, Finish):
                 return found
-            if self.watch.is_fresh(is_last=is_last):
-                self._mark()
-                if self.watch.is_fresh(is_last=is_last):
+            until = self.watch.fresh_until(is_last=is_last)
+            if self.watch.now() <= until:
+                if not self._mark(until):
+                    # Our clock stood still, so what was observed may mean something else.
+                    self.known = before
+                elif self.watch.now() <= until:
                     return self._attempt(seen)
         raise Again(f"{self.api.host} answers too slowly: the observation was too old for a safe delete")
 
@@ -223,7 +227,11 @@ class _Run:
     def _look(self) -> Finish | Stays:
         """An observation that no delete follows."""
         try:
-            return self._judged(self._observe())
+            seen = self._observe()
+            self.watch.compare(self.ledger.now_ms())
+            if self.watch.now() > self.watch.fresh_until(is_last=True):
+                seen = self._observe()  # our clock stood still meanwhile
+            return self._judged(seen)
         except errors.KeyRefused as error:
             self._probe(error)
             raise Again(str(error)) from None
@@ -242,7 +250,7 @@ class _Run:
         return seen
 
     def _judged(self, seen: Observation) -> Finish | Stays:
-        began, ended = self.watch.observed()
+        began, ended = self.watch.observation_began, self.watch.observation_ended
         found = judge(self.claim, self.known, seen, began, self.rules.observe_within)
         # The answer was made at some moment between these two: a slow one must mean the same at both.
         if ended - began > FRESH:
@@ -253,14 +261,17 @@ class _Run:
             self.known = self.known.with_seen(seen, began)
         return found
 
-    def _mark(self) -> None:
+    def _mark(self, fresh_until: datetime) -> bool:
+        """Whether the call may start; False if the observation is too old by Redis's clock. Otherwise it raises."""
         self.marks += 1
-        verdict = self.ledger.mark(self.claim, replace(self.progress(), attempt=self.marks, made=self.made))
+        progress = replace(self.progress(), attempt=self.marks, made=self.made)
+        verdict = self.ledger.mark(self.claim, progress, fresh_until)
         self.on_mark()
+        self.watch.compare(verdict.now)
         if verdict.word == "go":
             self.lines, self.counts = [], Counter()
-            self.watch.compare(verdict.now)
-            return
+        if verdict.word in ("go", "stale"):
+            return verdict.word == "go"
         if verdict.word in ("cancelled", "held"):
             raise Cancelled(verdict.why or _WITHDRAWN.message)
         if verdict.word == "cooling":

@@ -19,40 +19,36 @@ class Watch:
     """Times of one claim. Our clock may stand still or jump, so Redis's is compared with it whenever it is known.
 
     claimed_at_ms: when the claim was made, on Redis's clock. clock: seconds. lag: how far Redis's clock has run
-    ahead of ours since the claim, in seconds.
+    ahead of ours since the claim, in seconds. What it answers are moments on Redis's clock, as far as it is known.
     """
 
     def __init__(self, claimed_at_ms: int, clock: Callable[[], float]) -> None:
         self.clock = clock
         self.claimed_at_ms = claimed_at_ms
-        self.claimed_at = self.observation_began = self.observation_ended = clock()
+        self.claimed_at = clock()
         self.lag = 0.0
+        self.observation_began = self.observation_ended = self.now()
 
-    def now(self, *, at: float | None = None) -> datetime:
-        """Redis's clock, carried on from the claim by ours. at: a moment on our clock instead of now."""
-        seconds = (self.clock() if at is None else at) - self.claimed_at + self.lag
+    def now(self) -> datetime:
+        """Redis's clock, carried on from the claim by ours."""
+        seconds = self.clock() - self.claimed_at + self.lag
         return from_ms(self.claimed_at_ms) + timedelta(seconds=seconds)
 
     @contextmanager
     def observing(self) -> Iterator[None]:
         """An observation is made inside; one that fails did not happen."""
-        began = self.clock()
+        began = self.now()
         yield
-        self.observation_began, self.observation_ended = began, self.clock()
-
-    def observed(self) -> tuple[datetime, datetime]:
-        """When the last observation began and ended, on Redis's clock."""
-        return self.now(at=self.observation_began), self.now(at=self.observation_ended)
+        self.observation_began, self.observation_ended = began, self.now()
 
     def compare(self, redis_ms: int) -> None:
         """Redis's clock has just said this."""
         ours = self.clock() - self.claimed_at
         self.lag = max(self.lag, (redis_ms - self.claimed_at_ms) / 1000 - ours)
 
-    def is_fresh(self, *, is_last: bool) -> bool:
-        """Whether a delete may start now. The last observation that is made may itself have taken its time."""
-        since = self.observation_ended if is_last else self.observation_began
-        return self.clock() - since + self.lag <= FRESH.total_seconds()
+    def fresh_until(self, *, is_last: bool) -> datetime:
+        """Until when a delete may start. The last observation that is made may itself have taken its time."""
+        return (self.observation_ended if is_last else self.observation_began) + FRESH
 
     def since_claim(self) -> timedelta:
         """How long ago the claim was made, on our clock."""

@@ -66,13 +66,16 @@ class Intake:
 
     def note_refused(self, request_id: str, account: object, error: InvalidRequest) -> None:
         """Log and count a refused request whose sender may not wait for an answer."""
+        self.count_refused(account, "conflict" if isinstance(error, IdConflict) else None)
+        log.warning("request.refused", deletion=one_line(request_id), error=one_line(str(error)))
+
+    def count_refused(self, account: object, why: str | None = None) -> None:
+        """Count what is refused. why: by default `request`, or `account` if that is not known."""
         with suppress(LedgerUnavailable):
             is_known = isinstance(account, str) and account in self._known({account})
-            why = "conflict" if isinstance(error, IdConflict) else "request" if is_known else "account"
             # A sender's name for an account makes no key of its own.
             stats = self.ledger.keys.stats(account if is_known else DEFAULT_ACCOUNT)
-            self.ledger.redis.hincrby(stats, f"refused:{why}", 1)
-        log.warning("request.refused", deletion=one_line(request_id), error=one_line(str(error)))
+            self.ledger.redis.hincrby(stats, f"refused:{why or ('request' if is_known else 'account')}", 1)
 
     def _known(self, asked: set[str]) -> set[str]:
         known = {DEFAULT_ACCOUNT, *self.accounts}

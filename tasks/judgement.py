@@ -134,6 +134,9 @@ def _absent(claim: Claim, known: Known, seen: Observation, now: datetime) -> Fin
 
 
 def _first_seen(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:
+    age, ahead = seen.age(now), from_ms(claim.asked_at) - now
+    if age is not None and age < within and ahead > seen.tolerance:
+        return _undecided(claim, known, None, within, "Redis's clock was set back since it was asked for")
     there_before = existed(seen, from_ms(claim.asked_at), now)
     if there_before is False:
         if known.unclear_at:
@@ -166,13 +169,16 @@ def _seen_again(claim: Claim, known: Known, seen: Observation, now: datetime, wi
     return Finish(State.REVIEW, message)
 
 
-def _undecided(claim: Claim, known: Known, now: datetime, within: timedelta, why: str) -> Finish | Stays:
-    """Which finetune this is cannot be told: what is carried out right away goes on, nothing else does."""
+def _undecided(claim: Claim, known: Known, now: datetime | None, within: timedelta, why: str) -> Finish | Stays:
+    """Which finetune this is cannot be told: what is carried out right away goes on, nothing else does.
+
+    now: None if that cannot be told either.
+    """
     if known.unclear_at:
         return Finish(State.REVIEW, f"an attempt is unclear, and {why}")
     if claim.cleanup:
         return Finish(State.CANCELLED, f"kept: {why}")
-    if now - from_ms(claim.asked_at) <= within:
+    if now and abs(now - from_ms(claim.asked_at)) <= within:
         return Stays(is_same=known.incarnation is None)
     return Finish(State.REVIEW, f"it waited too long to tell whether this finetune was meant: {why}")
 

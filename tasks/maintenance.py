@@ -33,6 +33,7 @@ TOUCHES = "touches"  # the queue of reports of use
 # acknowledged.
 _REPORTS = (TOUCHES, *(f"{TOUCHES}\x06\x16{priority}" for priority in (3, 6, 9)))
 _UNACKNOWLEDGED = "unacked"
+_CLEAR_FOR = timedelta(seconds=5)  # if nobody looks for so long, no cleanup starts
 _PRUNE_AUDIT_EVERY = timedelta(days=1).total_seconds()
 
 
@@ -115,10 +116,11 @@ class Maintenance:
             threading.Thread(target=self.run, args=(account,), name="runner", daemon=True).start()
 
     def _look_for_reports(self) -> None:
-        """Let cleanups go on that were due before a moment at which no report of use was in the broker.
+        """Let cleanups start that were due before a moment at which no report of use was in the broker.
 
-        kombu takes a message from its queue and notes it in `unacked` a moment later, so one look can miss it. If
-        two looks in a row see no report, the moment before the first of them counts.
+        A report that is seen takes this back: it may be about any of those that have not started yet. kombu takes
+        a message from its queue and notes it in `unacked` a moment later, so one look can miss it. If two looks in
+        a row see no report, the moment before the first of them counts.
         """
         keys = [self.ledger.keys.queue(account, "cleanup") for account in self.readers]
         if not any(each(self.ledger, keys, lambda pipe, key: pipe.zcard(key))):
@@ -126,10 +128,11 @@ class Maintenance:
             return
         before = self.ledger.now_ms()
         if self._has_reports():
+            self.ledger.redis.delete(self.ledger.keys.reports_clear)
             self._clear_since = None
             return
         if self._clear_since is not None:
-            self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since)
+            self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since, px=_CLEAR_FOR)
         self._clear_since = before
 
     def _has_reports(self) -> bool:

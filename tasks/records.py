@@ -158,8 +158,8 @@ class NewRequest:
     """A request on its way into the ledger; `checked()` says whether it can be accepted.
 
     source: name | http | command | cleanup:<plan>. bulk: one of many, so that single requests go first.
-    incarnation, observed_at, vantage: for a cleanup, what its plan saw. retry_of: an old deletion that this
-    continues.
+    incarnation, observed_at, vantage, known_use: for a cleanup, what its plan saw; known_use is when it was last
+    used, ms (0: never). retry_of: an old deletion that this continues.
     digest: of the arguments as given; the same id with another digest is a conflict. callbacks: of a Celery
     producer.
     """
@@ -179,6 +179,7 @@ class NewRequest:
     incarnation: str | None = None
     observed_at: datetime | None = None
     vantage: str | None = None
+    known_use: int | None = None
     retry_of: str | None = None
     digest: str = ""
     callbacks: Mapping[str, Any] | None = None

@@ -137,7 +137,7 @@ class Runners:
                 self.write_results([claim.id])
             if ends:
                 return [*waiting, account]
-        return []
+        return [account] if claimed.more else []
 
     def _held_now(self, slot: int, claimed: Claimed) -> Claimed:
         """Note what the runner of this slot holds, so that its lease is renewed."""

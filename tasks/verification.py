@@ -26,7 +26,7 @@ FIRST_AFTER = timedelta(minutes=10)  # a list may lag behind for so long
 SECOND_AFTER = timedelta(minutes=50)
 AGAIN_AFTER = timedelta(hours=1)
 GIVE_UP_AFTER = timedelta(days=1)
-STILL_THERE = "the API said it was deleted, but the same finetune is still there after an hour"
+STILL_THERE = "it was recorded as deleted, but the same finetune is still there after an hour"
 _ROUND_EVERY = timedelta(seconds=55)
 _MOST_DETAILS = 20  # calls in one round
 _FIELDS = ("finetune_id", "finished_at", "vantage", "incarnation", "verify_hits")

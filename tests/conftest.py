@@ -16,6 +16,7 @@ from tasks.records import Evidence, NewRequest, from_ms, to_ms
 from worker.local import embedded
 
 NOW = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LATER = NOW + timedelta(days=365)  # no observation is too old
 PERMITS = 8
 
 # Celery's results unsubscribe when they are collected, which may be after their test's server has ended.
@@ -120,7 +121,7 @@ def progress(claimed, attempt=0, found=None, **given):
 
 def mark(ledger, claimed, attempt=1, *, made=0, **found):
     """The word of the ledger just before an attempt. made: the last attempt before it whose call was made."""
-    return ledger.mark(claimed, progress(claimed, attempt, found, made=made)).word
+    return ledger.mark(claimed, progress(claimed, attempt, found, made=made), LATER).word
 
 
 def finish(ledger, claimed, result="deleted", *, attempt=0, found=None, lines=(), not_founds=0, **given):

@@ -7,11 +7,10 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-import structlog
 from celery import Celery
 from kombu import Connection, Exchange, Queue, pools
 
@@ -21,7 +20,6 @@ from tasks.celery_tasks import DELETIONS
 from tasks.cleanup.policies import read_policies
 from tasks.cleanup.schedule import Cleaner
 from tasks.deletion import Rules
-from tasks.errors import InvalidRequest
 from tasks.intake import Intake
 from tasks.ledger.store import Ledger
 from tasks.maintenance import Maintenance
@@ -32,8 +30,6 @@ from worker.kombu_transport import install
 from worker.lifecycle import follow, slots
 from worker.message_fields import QUEUES, TASKS
 from worker.settings import Account, Settings, terms
-
-log = structlog.get_logger()
 
 _PREFORK = re.compile(r" (-P ?|--pool[ =])prefork\b")  # the option of `celery worker`
 Reader = TypeVar("Reader", bound=BflReader)
@@ -95,12 +91,8 @@ class Services:
 
     def tick(self) -> None:
         """What a minute brings: scheduled cleanups."""
-        try:
-            policies = read_policies(self.settings.policy_file) if self.settings.policy_file else ()
-        except InvalidRequest as error:
-            log.error("cleanup.policies_refused", error=str(error))
-            policies = ()
-        self.cleaner.tick(policies)
+        file = self.settings.policy_file
+        self.cleaner.tick(partial(read_policies, file) if file else None)
 
     def maintenance(self, consume: Callable[[bool], None]) -> Maintenance:
         return Maintenance(
@@ -178,8 +170,8 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
                 "schedule": settings.tick_every,
                 # Long ago, so that beat ticks as soon as it starts and is seen.
                 "last_run_at": datetime.fromtimestamp(0, UTC),
-                # The next one says the same: what waited longer is not worth having.
-                "options": {"expires": settings.tick_every.total_seconds()},
+                # Without a worker they do not pile up. Their end is by beat's clock, which may be far off.
+                "options": {"expires": (settings.tick_every + timedelta(hours=1)).total_seconds()},
             }
         },
         "result_backend_transport_options": {**options, "retry_policy": {"timeout": 3.0}},

@@ -45,7 +45,9 @@ class Heart:
         folder = self.state_dir / "health"
         file = folder / f"{_prefix(self.kind)}{pid}"
         if not file.exists():
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # Each closed to others: `mode` counts for the last part alone, and `janitor up` may use the first.
+            self.state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
             _forget_the_dead(folder, self.kind)
         until = time.monotonic() + self.counts.total_seconds()
         said = {"pid": pid, "started": _started(pid), "at": time.monotonic(), "until": until, "trouble": trouble}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import structlog
@@ -76,12 +77,15 @@ def follow(services: Services) -> None:
 
     def on(signal: Any, receive: Callable[..., None]) -> None:
         def received(**given: Any) -> None:
-            """One line and exit code 2; Celery swallows any other error of a signal's receiver."""
+            """Celery swallows any error of a signal's receiver, and would start without what it checks or makes."""
             try:
                 receive(services, **given)
             except JanitorError as error:
                 print(f"Error: {error}", file=sys.stderr)
                 raise SystemExit(2) from None
+            except Exception as error:
+                log.exception("start.failed")
+                raise SystemExit(2) from error
 
         signal.connect(received, weak=False)
 
@@ -91,9 +95,9 @@ def follow(services: Services) -> None:
     heart = Heart("beat", services.settings.state_dir, services.settings.tick_every * 2 + timedelta(seconds=30))
     signals.after_task_publish.connect(lambda **_: heart.beat(), sender="finetunes.tick", weak=False)
     on(signals.worker_ready, _start_maintenance)
-    on(signals.task_unknown, _set_aside)
-    on(signals.task_rejected, _set_aside)
-    on(signals.worker_shutting_down, _stop_waiting)
+    for signal in (signals.task_unknown, signals.task_rejected):
+        signal.connect(partial(_set_aside, services), weak=False)
+    signals.worker_shutting_down.connect(partial(_stop_waiting, services), weak=False)
 
 
 def _check_worker(services: Services, *, instance: Any, **_: Any) -> None:

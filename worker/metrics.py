@@ -49,7 +49,7 @@ _OF_POLICY: list[tuple[str, str, Callable[[ScheduledPolicy, datetime], float]]] 
 _COUNTED: list[tuple[_Kind, str, str, str, Callable[[AccountStatistics], Mapping[Any, float]]]] = [
     (GaugeMetricFamily, "deletions", "Deletions on record", "state", lambda one: one.states),
     (CounterMetricFamily, "requests", "Requests accepted", "source", lambda one: one.requests),
-    (CounterMetricFamily, "refused", "Requests by name refused", "reason", lambda one: one.refused),
+    (CounterMetricFamily, "refused", "Requests and reports of use refused", "reason", lambda one: one.refused),
     (CounterMetricFamily, "finished", "Deletions that ended so", "outcome", lambda one: one.finished),
     (CounterMetricFamily, "observations", "Observations, by what was seen, or by HTTP status or error", "answer",
      lambda one: one.observations),

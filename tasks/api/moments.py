@@ -14,6 +14,7 @@ _OFFSET = re.compile(r"(?:Z|[+-]\d\d:?\d\d(?::?\d\d)?)$")
 # BFL has no older finetunes; 0001 and 1970 are how software writes "no time".
 _FIRST_YEAR, _LAST_YEAR = 2024, 2099
 _LONGEST = 64  # characters
+ANY_ZONE = timedelta(hours=14)  # how far a time whose zone is not told can be from UTC
 
 
 @dataclass(frozen=True)
@@ -51,20 +52,25 @@ def read_created(value: object) -> Created | None:
 
 
 def is_same_moment(one: str, other: str) -> bool | None:
-    """Whether two creation times can be one; None if that stays open: one is a date alone, or unreadable."""
+    """Whether two creation times can be one; None if that stays open.
+
+    It does if one is a date alone, or unreadable, or if only one tells its zone and they differ by less than a day.
+    """
     here, there = read_created(one), read_created(other)
     if here is None or there is None:
         return None
-    # Another notation may drop digits, and a date may be in any zone.
+    # Another notation may drop digits, a date may be in any zone, and so may a time if only one of the two tells its zone.
     unit = max(here.unit, there.unit) * (1 if here.is_date == there.is_date else 2)
-    if abs(here.moment - there.moment) >= unit:
+    apart = abs(here.moment - there.moment)
+    if apart >= (unit if here.has_offset == there.has_offset else max(unit, ANY_ZONE)):
         return False
-    return None if here.is_date or there.is_date else True
+    return None if here.is_date or there.is_date or apart >= unit else True
 
 
 def http_date(text: str) -> datetime | None:
-    """A `Date` header (RFC 9110, 5.6.7) in UTC; None if it is none."""
-    return _in_utc(parsedate_to_datetime, text)
+    """A `Date` header (RFC 9110, 5.6.7) in UTC; None if it is none, or not sound."""
+    moment = _in_utc(parsedate_to_datetime, text)
+    return moment if moment and moment.year < 3000 else None  # so that ages can be taken from other moments
 
 
 def _in_utc(read: Callable[[str], datetime], text: str) -> datetime | None:

@@ -11,10 +11,10 @@ from enum import StrEnum
 from tasks.api import errors
 from tasks.api.client import BflReader
 from tasks.api.incarnations import Incarnation, incarnation_of
+from tasks.api.moments import ANY_ZONE
 
 TOLERANCE_WITH_DATE = timedelta(seconds=5)
 TOLERANCE_WITHOUT_DATE = timedelta(seconds=60)
-ANY_ZONE = timedelta(hours=14)  # how far a time whose zone is not told can be from UTC
 
 
 class Presence(StrEnum):

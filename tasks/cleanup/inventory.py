@@ -1,7 +1,7 @@
 """What an account has, as the last survey saw it; its use and protection, as they are reported."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
@@ -10,18 +10,20 @@ import structlog
 
 from tasks.api.client import Details
 from tasks.api.incarnations import Incarnation, Verdict, compare, incarnation_of
-from tasks.api.observations import ANY_ZONE, TOLERANCE_WITHOUT_DATE
+from tasks.api.moments import ANY_ZONE
+from tasks.api.observations import TOLERANCE_WITHOUT_DATE
 from tasks.cleanup.about import About
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.rules import Finetune, Item, select, to_read
 from tasks.durations import LONGEST
 from tasks.errors import InvalidRequest
+from tasks.intake import Intake
 from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, checked_until, holds
 from tasks.ledger.queries import each, known_accounts
-from tasks.ledger.types import Act
-from tasks.records import State, check_account, check_finetune_id, from_ms, moment, to_ms
-from tasks.text import finetune_key, is_same_name
+from tasks.ledger.types import Act, Withdrawn
+from tasks.records import DEFAULT_ACCOUNT, State, check_account, check_finetune_id, from_ms, moment, to_ms
+from tasks.text import finetune_key
 
 log = structlog.get_logger()
 
@@ -55,8 +57,8 @@ class Seen(NamedTuple):
 class Inventory:
     """An account at `now`. use_since: use is reported without a gap since then; use_last: when it last was.
 
-    seen: by the id as listed. used, protected: as Redis has them. requested: those with an unfinished deletion.
-    held: by name. about: what the details tell of those that were read now.
+    seen: by the id as listed; by name as long as no list was read. used, protected, held: by name, as Redis has
+    them. requested: those with an unfinished deletion. about: what the details tell of those that were read now.
     listed_at, listed_count: the last list that was believed; shrunk_since: since when lists have been half of it.
     """
 
@@ -96,40 +98,46 @@ class Inventory:
         return [self._finetune(id_, seen) for id_, seen in self.seen.items()]
 
     def _finetune(self, id_: str, seen: Seen) -> Finetune:
-        used, until, hold = self.used.get(id_), self.protected.get(id_), self.held.get(finetune_key(id_))
-        if used is not None and seen.created is not None and used < seen.created:
-            used = None  # of a finetune that had the name before
+        name = finetune_key(id_)
+        until, hold = self.protected.get(name), self.held.get(name)
         return Finetune(
             id_, seen.incarnation, created=moment(seen.created), unsound=seen.unsound,
             first_seen=from_ms(seen.first_seen), observed_at=from_ms(seen.observed_at), vantage=seen.vantage,
-            is_requested=id_ in self.requested, last_used=moment(used),
+            is_requested=id_ in self.requested, last_used=moment(self.used.get(name)),
             protected=moment(until) if until is None or until < _FOR_GOOD_MS else "for good",
             held=hold.short if hold else None, about=self.about.get(id_),
         )  # fmt: skip
 
 
-def touch(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
+def touch(ledger: Ledger, account: str, ids: Sequence[str]) -> Withdrawn:
     """Report use, now; answers the cleanup deletions that are withdrawn by it. Raises `InvalidRequest`."""
     return _keep(ledger, "touch", account, ids)
 
 
-def report_use(ledger: Ledger, account: str, ids: Sequence[object]) -> None:
-    """`touch` if nobody waits for an answer: what cannot be noted is logged, and all else noted."""
-    fine: list[str] = []
+def report_use(intake: Intake, account: str | None, ids: Iterable[object]) -> None:
+    """`touch` if nobody waits for an answer: what cannot be noted is logged and counted, and all else noted.
+
+    account: None for the default one.
+    """
+    account = DEFAULT_ACCOUNT if account is None else account
+    fine, refused = [], []
     for id_ in ids:
         try:
             fine.append(check_finetune_id(id_, allow_org_ids=True))
         except InvalidRequest as error:
-            log.warning("use.refused", account=account, error=str(error))
+            refused.append(error)
     try:
-        touch(ledger, account, fine)
+        touch(intake.ledger, account, fine)
     except InvalidRequest as error:
-        log.warning("use.refused", account=account, error=str(error))
+        refused.append(error)
+    for why in refused:
+        log.warning("use.refused", account=account, error=str(why))
+        intake.count_refused(account)
 
 
 def protect(
     ledger: Ledger, account: str, ids: Sequence[str], until: datetime | None = None, act: Act | None = None
-) -> list[str]:
+) -> Withdrawn:
     """Keep from every cleanup, for good unless `until` is given; answers like `touch`.
 
     What is protected for longer stays so. Raises `InvalidRequest`, also if `until` has passed.
@@ -146,18 +154,11 @@ def unprotect(ledger: Ledger, account: str, ids: Sequence[str], act: Act | None 
 def _keep(
     ledger: Ledger, action: str, account: str, ids: Sequence[str], act: Act | None = None,
     *, until_ms: int | None = None,
-) -> list[str]:  # fmt: skip
+) -> Withdrawn:  # fmt: skip
     for id_ in ids:
         check_finetune_id(id_, allow_org_ids=True)
     check_account(account, known_accounts(ledger))
-    spellings = [spelling for id_ in ids for spelling in _spellings(id_)]
-    return ledger.keep(action, account, spellings, until_ms, act)
-
-
-def _spellings(finetune_id: str) -> list[str]:
-    """Both spellings of a UUID: use and protection are found by the id as the API lists it."""
-    lower, upper = finetune_id.lower(), finetune_id.upper()
-    return sorted({lower, upper}) if is_same_name(lower, upper) else [finetune_id]
+    return ledger.keep(action, account, ids, until_ms, act)
 
 
 def protected_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
@@ -170,8 +171,8 @@ def protected_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[st
 def unknown_among(ledger: Ledger, account: str, ids: Sequence[str]) -> list[str]:
     """Those of `ids` that the last survey did not see; all of them if there was none."""
     key = ledger.keys.inventory(account)
-    found = each(ledger, ids, lambda pipe, id_: pipe.hmget(key, [id_, *_spellings(id_)]))
-    return [id_ for id_, seen in zip(ids, found, strict=True) if not any(seen)]
+    found = each(ledger, ids, lambda pipe, id_: pipe.hexists(key, finetune_key(id_)))
+    return [id_ for id_, seen in zip(ids, found, strict=True) if not seen]
 
 
 def load(ledger: Ledger, account: str) -> Inventory:
@@ -203,8 +204,8 @@ def save(ledger: Ledger, before: Inventory, inventory: Inventory, *, believed: b
     account = keys.account(inventory.account)
     with ledger.redis.pipeline(transaction=True) as pipe:
         for id_, seen in inventory.seen.items():
-            if before.seen.get(id_) != seen:
-                pipe.hset(keys.inventory(inventory.account), id_, json.dumps(seen._asdict()))
+            if before.seen.get(name := finetune_key(id_)) != seen:
+                pipe.hset(keys.inventory(inventory.account), name, json.dumps(seen._asdict()))
         if believed:
             pipe.hset(account, mapping={"listed_at": now, "listed_count": len(inventory.seen)})
             pipe.hdel(account, "shrunk_since")
@@ -220,9 +221,10 @@ def _forget(ledger: Ledger, inventory: Inventory) -> None:
     long_ago = to_ms(inventory.now - LONGEST)  # longer than any `unused_for`
     kept, used = ledger.keys.inventory(inventory.account), ledger.keys.used(inventory.account)
     known: Any = ledger.redis.hkeys(kept)
-    unused = [id_ for id_, at in inventory.used.items() if at < long_ago]
-    for key, ids in {kept: known, used: unused}.items():
-        if gone := [id_ for id_ in ids if id_ not in inventory.seen]:
+    unused = [name for name, at in inventory.used.items() if at < long_ago]
+    there = set(map(finetune_key, inventory.seen))
+    for key, names in {kept: known, used: unused}.items():
+        if gone := [name for name in names if name not in there]:
             ledger.redis.hdel(key, *gone)
 
 
@@ -282,9 +284,10 @@ def _creation(found: Incarnation, details: Details | None, at: int) -> tuple[int
     if created is None or created.is_date:
         told = details and not created and any(details.fields.get(name) not in (None, "") for name in _CREATED)
         return None, "not readable, or before 2024" if told else None
-    by_api = (details and details.date) or now
+    # Both clocks, and a cache between them, can be wrong: what makes it younger counts.
+    by_api = min((details and details.date) or now, now)
     if created.moment > by_api + TOLERANCE_WITHOUT_DATE:
         return None, "in the future"
-    # Its age is what the API's clock says. Only a clock that is clearly off moves the time on ours.
-    ahead = by_api - now if abs(by_api - now) > TOLERANCE_WITHOUT_DATE else timedelta(0)
+    # Only if ours is clearly ahead, the time moves on it.
+    ahead = by_api - now if now - by_api > TOLERANCE_WITHOUT_DATE else timedelta(0)
     return to_ms(created.moment - ahead + (timedelta(0) if created.has_offset else ANY_ZONE)), None

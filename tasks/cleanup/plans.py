@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.rules import Item, blocked, unfitting
-from tasks.durations import format_duration
+from tasks.durations import format_duration, iso
 from tasks.errors import PlanRefused, UnknownPlan
 from tasks.intake import Intake
 from tasks.ledger import Accepted, Ledger
@@ -22,6 +22,7 @@ from tasks.ledger.types import Act
 from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, moment, to_ms
 
 APPLY_WITHIN = timedelta(hours=24)
+_CLOCKS_DIFFER = timedelta(minutes=5)  # at most: Redis's, and that of who applies a plan
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,12 +126,14 @@ def check_plan(plan: Plan, now: datetime, policies: Sequence[Policy] | None = No
             f"policy {plan.policy} is not in the policies file as it was when plan {plan.id} was made, "
             "nothing was written: make a new plan with `janitor cleanup plan`"
         )
-    age = now - plan.created_at
+    age, again = now - plan.created_at, f"`janitor cleanup plan --policy {plan.policy}` makes a new one"
+    if age < -_CLOCKS_DIFFER:
+        # Its ages are too great, and it would stay fresh for too long.
+        raise PlanRefused(f"plan {plan.id} is of {iso(plan.created_at)}, and it is {iso(now)}: {again}")
     if age > APPLY_WITHIN:
         old = format_duration(timedelta(minutes=age // timedelta(minutes=1)))
         raise PlanRefused(
-            f"plan {plan.id} is {old} old, and the limit is {format_duration(APPLY_WITHIN)}: "
-            f"`janitor cleanup plan --policy {plan.policy}` makes a new one"
+            f"plan {plan.id} is {old} old, and the limit is {format_duration(APPLY_WITHIN)}: {again}"
         )
 
 
@@ -159,6 +162,7 @@ def _request(plan: Plan, item: Item, requested_by: str | None) -> NewRequest:
         delay=timedelta(seconds=plan.grace_seconds), requested_at=plan.created_at,
         incarnation=json.dumps(item.incarnation, separators=(",", ":"), sort_keys=True),
         observed_at=item.observed_at, vantage=item.vantage,
+        known_use=to_ms(item.last_used) if item.last_used else 0,
         # Not `requested_by`: the same plan applied by another person is the same request.
         digest=f"{source} {plan.account} {item.finetune_id}",
     )  # fmt: skip

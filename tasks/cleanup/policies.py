@@ -27,6 +27,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 # read as plain text, fit nothing and so protect nothing.
 _PATTERN = re.compile(r"(?:[A-Za-z0-9_/.?*-]|\[[A-Za-z0-9_-]+\])+")
 _TEXT = re.compile(r"(?:[^\[\]]|\[[A-Za-z0-9_-]+\])+")  # no `[!a]`, which would fit nearly all
+_LEAST_UNUSED = timedelta(days=2)
 
 
 class PolicyError(InvalidRequest):
@@ -90,6 +91,9 @@ def _policy(table: Mapping[str, Any], n: int, places: _Places) -> Policy:
     selects = any(not _fits_all(patterns) for patterns in (policy.match, *policy.about.values()))
     if not selects and policy.older_than is None and policy.unused_for is None:
         raise places.error(n, None, f"{policy.name!r} matches all and names no age: give older_than or unused_for")
+    if policy.unused_for is not None and policy.unused_for < _LEAST_UNUSED:
+        why = f"unused_for: {table['unused_for']!r} is not accepted: give 2d or more"
+        raise places.error(n, "unused_for", f"{why}, since reports of use may pause for a day")
     return policy
 
 

@@ -86,7 +86,7 @@ def select(
     now: datetime,
 ) -> list[Item]:  # fmt: skip
     """Every finetune with keep or delete and the reason, in the order given."""
-    newest = _newest(policy, finetunes)
+    newest = _newest(policy, [one for one in finetunes if not one.is_requested])  # those will soon be gone
     return [_item(Case(policy, finetune, newest, use_since, use_last, now)) for finetune in finetunes]
 
 
@@ -113,17 +113,18 @@ def blocked(
     janitor has deleted since.
     """
     deletions, total = sum(item.action == "delete" for item in items), len(items)
+    own = sum(_can_be_asked_for(item.finetune_id) for item in items)
     if not total:
         return "the list is empty: is this the right account?"
     if seen_before is not None and total < (seen_before - deleted_by_us) / 2:
         return f"the list has shrunk from {seen_before} to {total} since the last survey, and not by our deletions"
-    if deletions == total:
-        return f"all {total} finetunes would be deleted"
+    if deletions and deletions == own:
+        return f"all {own} finetunes would be deleted"
     if deletions > policy.max_deletions:
         return f"{deletions} would be deleted, and max_deletions is {policy.max_deletions}"
-    most = max(1, total * policy.max_percent // 100)
+    most = max(1, own * policy.max_percent // 100)
     if deletions > most:
-        return f"{deletions} of {total} would be deleted, and max_percent is {policy.max_percent} ({most})"
+        return f"{deletions} of {own} would be deleted, and max_percent is {policy.max_percent} ({most})"
     return None
 
 
@@ -166,12 +167,10 @@ def _not_matched(case: Case) -> str | None:
 
 
 def _not_to_be_asked_for(case: Case) -> str | None:
-    try:
-        check_finetune_id(case.finetune.id)
-    except InvalidRequest:
-        is_path = "/" in case.finetune.id
-        return "it belongs to another organisation" if is_path else "no deletion of such an id can be asked for"
-    return None
+    id_ = case.finetune.id
+    if _can_be_asked_for(id_):
+        return None
+    return "it belongs to another organisation" if "/" in id_ else "no deletion of such an id can be asked for"
 
 
 def _protected_by_pattern(case: Case) -> str | None:
@@ -248,6 +247,13 @@ KEEP: tuple[Callable[[Case], str | None], ...] = (
     _age_unknown, _incarnation_unknown, _too_young, _use_not_reported, _used_lately, _newer_than_its_use,
     _described_otherwise, _among_the_newest,
 )  # fmt: skip
+
+
+def _can_be_asked_for(finetune_id: str) -> bool:
+    try:
+        return bool(check_finetune_id(finetune_id))
+    except InvalidRequest:
+        return False
 
 
 def _matches(finetune_id: str, patterns: Sequence[str]) -> bool:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeVar
 
+import structlog
+
 from tasks.account_stops import cool_down
 from tasks.api import errors
 from tasks.api.client import BflReader, Details
@@ -20,6 +22,8 @@ from tasks.cleanup.policies import Policy
 from tasks.ledger import Ledger
 from tasks.records import check_account
 from tasks.text import finetune_key
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 Advance = Callable[[int, int], None]  # told how many finetunes are read, and of how many
@@ -90,10 +94,10 @@ class Surveyor:
         self, before: Inventory, ids: Sequence[str], seen: Mapping[str, Seen], advance: Advance
     ) -> dict[str, tuple[Seen, About | None]]:
         account, within = before.account, self.observe_within
-        vantage = self.readers[account].vantage
+        vantage, broken = self.readers[account].vantage, list[str]()
 
         def read_one(id_: str) -> tuple[Seen, About | None]:
-            at, details = self.ledger.now_ms(), self._details(account, id_)
+            at, details = self.ledger.now_ms(), self._details(account, id_, broken, most=max(3, len(ids) // 10))
             one = read(id_, details, seen.get(id_), at=at, began=before.now, vantage=vantage, within=within)
             return one, about(details.fields) if details else None
 
@@ -104,8 +108,11 @@ class Surveyor:
                 advance(len(found), len(ids))
         return found
 
-    def _details(self, account: str, finetune_id: str) -> Details | None:
-        """None if the details of this one are not to be had: which finetune it is stays unknown, so it is kept."""
+    def _details(self, account: str, finetune_id: str, broken: list[str], *, most: int) -> Details | None:
+        """None if the details of this one are not to be had: which finetune it is stays unknown, so it is kept.
+
+        broken: those whose details are given up. If they are more than `most`, it is the API: this raises.
+        """
         api = self.readers[account]
         try:
             return self._call(account, lambda: api.finetune_details(finetune_id))
@@ -113,6 +120,14 @@ class Surveyor:
             return None
         except errors.KeyRefused:
             self._call(account, api.my_finetunes)  # raises if the key is refused, and not only this finetune
+            return None
+        except errors.Unclear as error:
+            self._call(account, api.my_finetunes)  # raises if the API is away
+            broken.append(finetune_id)
+            if len(broken) > most:
+                where = f"{error.detail} (the details of {finetune_id!r})"
+                raise errors.Unclear(where, http_status=error.http_status) from error
+            log.warning("survey.unreadable", account=account, finetune=finetune_id, error=str(error))
             return None
 
     def _call(self, account: str, call: Callable[[], T]) -> T:

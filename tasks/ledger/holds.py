@@ -13,7 +13,7 @@ from tasks.durations import iso
 from tasks.errors import InvalidRequest
 from tasks.ledger.queries import known_accounts
 from tasks.ledger.store import Ledger
-from tasks.ledger.types import Act
+from tasks.ledger.types import Act, Withdrawn
 from tasks.records import DEFAULT_ACCOUNT, Plain, check_account, check_finetune_id, from_ms, moment
 from tasks.text import finetune_key, in_command
 
@@ -46,7 +46,7 @@ class Hold(Plain):
         return f"{since}: {self.reason}; {self.release}, then ask again"
 
 
-def hold(ledger: Ledger, account: str, finetune_id: str, until: datetime | None, act: Act) -> list[str]:
+def hold(ledger: Ledger, account: str, finetune_id: str, until: datetime | None, act: Act) -> Withdrawn:
     """Hold a finetune until `until`, for good if that is None; the deletions that are withdrawn by it.
 
     It replaces a hold that ends earlier. Raises `InvalidRequest`, also if the act has no reason, `until` has
@@ -64,7 +64,8 @@ def hold(ledger: Ledger, account: str, finetune_id: str, until: datetime | None,
     ids: Any = ledger.redis.smembers(ledger.keys.unfinished(account, name))
     # From now on the mark stops them all; they are withdrawn so that none goes on after a release.
     answers, _ = ledger.cancel(sorted(ids), Act(act.who, act.via, str(made)), message=str(made))
-    return [id_ for id_, answer in zip(sorted(ids), answers, strict=True) if answer in {"cancelled", "requested"}]
+    found = list(zip(sorted(ids), answers, strict=True))
+    return Withdrawn(*([id_ for id_, answer in found if answer == word] for word in ("cancelled", "requested")))
 
 
 def checked_until(ledger: Ledger, until: datetime | None) -> datetime | None:

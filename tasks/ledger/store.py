@@ -3,7 +3,7 @@
 import json
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 import redis
@@ -26,6 +26,7 @@ from tasks.ledger.types import (
     Progress,
     Terms,
     Verdict,
+    Withdrawn,
     claimed_from,
 )  # fmt: skip
 from tasks.records import NewRequest
@@ -95,9 +96,12 @@ class Ledger:
         answer = self._scripts.run("claim", account=account, token=token, begun=begun)
         return claimed_from(answer, account)
 
-    def mark(self, claim: Claim, progress: Progress) -> Verdict:
-        """Just before a delete: renew the lease and note the attempt, or say why the call may not start."""
-        found = self._json("mark", **progress_input(claim, progress))
+    def mark(self, claim: Claim, progress: Progress, fresh_until: datetime) -> Verdict:
+        """Just before a delete: renew the lease and note the attempt, or say why the call may not start.
+
+        fresh_until: how long the observation before it counts, on Redis's clock.
+        """
+        found = self._json("mark", **progress_input(claim, progress), fresh_until=fresh_until)
         return Verdict(
             found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]), found.get("why", "")
         )
@@ -160,13 +164,14 @@ class Ledger:
 
     def keep(
         self, action: str, account: str, ids: Sequence[str], until_ms: int | None = None, act: Act | None = None
-    ) -> list[str]:
+    ) -> Withdrawn:
         """`touch`, `protect` or `unprotect` finetunes; the cleanup deletions that were withdrawn by it."""
-        withdrawn: list[str] = []
+        withdrawn = Withdrawn([], [])
         given = {"action": action, "account": account, "until_ms": until_ms, "act": act_input(action, act)}
-        for part in _parts(ids):
-            found = self._json("keep", finetunes=[[id_, finetune_key(id_)] for id_ in part], **given)
-            withdrawn += found.get("withdrawn", ())
+        for part in _parts(list(dict.fromkeys(map(finetune_key, ids)))):
+            found = self._json("keep", finetunes=part, **given)
+            withdrawn.withdrawn.extend(found.get("cancelled", ()))
+            withdrawn.under_way.extend(found.get("requested", ()))
         return withdrawn
 
     def hold(self, action: str, account: str, name: str, act: Act, told: Mapping[str, Any] | None = None) -> Any:

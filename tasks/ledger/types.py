@@ -45,6 +45,13 @@ class Accepted(NamedTuple):
     answer: Literal["accepted", "known", "conflict"]
 
 
+class Withdrawn(NamedTuple):
+    """Deletions that are withdrawn. under_way: withdrawn too, but a call may be under way that still deletes."""
+
+    withdrawn: list[str]
+    under_way: list[str]
+
+
 @dataclass(frozen=True)
 class Try:
     """What the last attempt of a sibling came to.
@@ -122,7 +129,7 @@ class Claimed:
 
 
 class Verdict(NamedTuple):
-    """Whether a call may start: `go`, or lost, cancelled, held, paused, parked, cooling, full.
+    """Whether a call may start: `go`, or lost, cancelled, held, paused, parked, cooling, full, stale.
 
     now: Redis's clock, ms. why: if it is held, since when, who holds it and why.
     """

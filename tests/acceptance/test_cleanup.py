@@ -9,6 +9,8 @@ from datetime import UTC, datetime, timedelta
 import pytest
 import redis
 
+from tasks.cleanup.policies import parse_policies
+from tasks.cleanup.schedule import noted
 from tests.processes import environment, janitor, janitor_here, producer, records, started, until, worker
 from worker.local import embedded
 from worker.local.supervise import Spec
@@ -125,7 +127,7 @@ def test_what_is_used_protected_or_reborn_in_the_grace_is_kept(env, api, stale, 
     assert {record["due_at"] for record in waiting} == {record["due_at"] for record in applied}
     producer(env["REDIS_URL"]).send_task("finetunes.touch", [[used]], queue="touches")
     done = janitor_here(env, "protect", protected, "--until", "2999-01-01")
-    assert (done.returncode, "a cleanup's deletion was withdrawn" in done.stderr) == (0, True)
+    assert (done.returncode, "withdrawn before anything was deleted: " in done.stderr) == (0, True)
     api.create(reborn, timestamp=ago(1))
     ids = [record["id"] for record in applied]
     assert ended(env, ids) == {used: "cancelled", protected: "cancelled", reborn: "superseded"}
@@ -166,8 +168,9 @@ def test_a_hold_keeps_a_finetune_from_people_too(env, api, stale):
 
 
 def test_a_name_that_no_survey_has_seen_is_warned_of_and_protected(env, stale):
-    done = janitor_here(env, "protect", "mistyped")
-    assert (done.returncode, "warning: mistyped: not in the last survey" in done.stderr) == (0, True)
+    for command in ("touch", "protect"):
+        done = janitor_here(env, command, "mistyped")
+        assert (done.returncode, "warning: mistyped: not in the last survey" in done.stderr) == (0, True)
     janitor_here(env, "finetunes")
     done = janitor_here(env, "protect", stale[5])
     assert (done.returncode, "warning" in done.stderr) == (0, False)
@@ -269,6 +272,10 @@ def test_a_worker_with_a_policy_file_that_is_wrong_does_not_start(env, policies)
 class TestSchedule:
     """A clock of seconds, on a Redis of its own; a run that was missed is due at once."""
 
+    def missed(self, text):
+        """The note of a policy whose last run was due in 1970."""
+        return noted(*parse_policies(text), datetime.fromtimestamp(0, UTC))
+
     @pytest.mark.parametrize("mode", ["plan", "apply"])
     def test_two_beats_run_what_is_due_once(self, api, stale, tmp_path, policies, mode):
         schedule = f"schedule = '0 0 1 1 *'\nmode = '{mode}'\n"
@@ -278,7 +285,7 @@ class TestSchedule:
                 url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_POLICY_FILE=file, JANITOR_TICK_EVERY="500ms"
             )
             store = redis.Redis.from_url(url, decode_responses=True)
-            store.hset("janitor:2:policy-runs", "old", "0 0 0 1 1 *")
+            store.hset("janitor:2:policy-runs", "old", self.missed(OLD + schedule))
             argv = [sys.executable, "-m", "worker.cli"]
             for name in ("worker", "beat", "beat"):
                 log = tmp_path / f"{name}.log"
@@ -295,8 +302,8 @@ class TestSchedule:
         assert "cleanup.planned" in (tmp_path / "worker.log").read_text()
 
     def test_a_file_that_is_wrong_by_now_stops_the_cleanups_and_nothing_else(self, api, stale, tmp_path, policies):
-        missed = "0 0 0 1 1 *"
-        _, file = policies(OLD + "schedule = '0 0 1 1 *'\n")
+        text = OLD + "schedule = '0 0 1 1 *'\n"
+        missed, (_, file) = self.missed(text), policies(text)
         with embedded.running(tmp_path / "redis") as url:
             env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_POLICY_FILE=file)
             store = redis.Redis.from_url(url, decode_responses=True)
@@ -309,7 +316,7 @@ class TestSchedule:
                 done = janitor_here(env, "delete", stale[0], "--wait", "--timeout", "20", "--json")
                 # Corrected, the policy is a new one: the run that was missed is not made up for.
                 until(lambda: not store.exists("janitor:2:policy-runs"), seconds=60, what="the end of the tick")
-                policies(OLD + "schedule = '0 0 1 1 *'\n")
+                policies(text)
                 producer(url).send_task("finetunes.tick", queue="wakeups")
                 known = lambda: store.hget("janitor:2:policy-runs", "old") not in (None, missed)  # noqa: E731 -- short
                 until(known, seconds=60, what="the corrected policy")

@@ -333,6 +333,22 @@ def test_cleanup_check_says_what_each_policy_would_do(env):
     assert unused.endswith("never prod-*, demo; at most 10 and 10 % at once, after 7d; when asked")
 
 
+def test_cleanup_check_warns_of_an_account_that_nobody_has_a_key_of_if_the_ledger_can_tell(env, tmp_path):
+    # Given a policy of a mistyped account, and one whose key is here
+    file = tmp_path / "policies.toml"
+    file.write_text(
+        "".join(f"[[policy]]\nname='{n}'\naccount='{n}'\nolder_than='30d'\n" for n in ("emae", "emea"))
+    )
+    here = {**env, "BFL_API_KEY_EMEA": "a-key"}
+    # When the file is checked, then only the first is warned of, and the file is fine;
+    done = janitor_here(here, "cleanup", "check", "--file", str(file))
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, "account emae" in line, "BFL_API_KEY_EMAE" in line) == (0, True, True)
+    # without Redis nobody can tell.
+    done = janitor_here({**here, "REDIS_URL": "redis://127.0.0.1:1/0"}, "cleanup", "check", "--file", str(file))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_closed_pipe_and_ctrl_c_end_without_a_traceback(env, finetune):
     argv = [sys.executable, "-m", "worker.cli", "delete", finetune, "--in", "1h", "--wait"]
     with subprocess.Popen(argv, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as waiting:

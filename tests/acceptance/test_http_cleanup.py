@@ -67,15 +67,25 @@ def test_what_is_touched_or_protected_is_kept(boss, billing, env, api, stale, pl
     touched, protected, _ = stale
     # when use is reported of one and another is protected, then their deletions are withdrawn at once,
     used = billing.post(f"/v1/finetunes/{touched}/touch")
-    assert (used.status_code, used.json()) == (200, {"withdrawn": [ids[touched]]})
+    assert (used.status_code, used.json()) == (
+        200,
+        {"withdrawn": [ids[touched]], "under_way": [], "known": True},
+    )
     kept = boss.post(f"/v1/finetunes/{protected}/protect?until=2999-01-01")
-    assert (kept.status_code, kept.json()) == (200, {"withdrawn": [ids[protected]], "known": True})
+    assert (kept.status_code, kept.json()) == (
+        200,
+        {"withdrawn": [ids[protected]], "under_way": [], "known": True},
+    )
     states = [boss.get(f"/v1/deletions/{ids[name]}").json()["state"] for name in stale]
     assert states == ["cancelled", "cancelled", "scheduled"]
     # and the next plan keeps the protected one, until it is no longer.
     reasons = {item["finetune_id"]: item["reason"] for item in plan()["items"]}
     assert reasons[protected].startswith("protected until 2999")
-    assert boss.post(f"/v1/finetunes/{protected}/unprotect").json() == {"withdrawn": []}
+    assert boss.post(f"/v1/finetunes/{protected}/unprotect").json() == {
+        "withdrawn": [],
+        "under_way": [],
+        "known": True,
+    }
     assert [item["action"] for item in plan()["items"] if item["finetune_id"] == protected] == ["delete"]
 
 
@@ -91,7 +101,10 @@ def test_what_is_held_is_deleted_by_nobody_until_it_is_released(boss, api):
     waiting = ask(boss, name, delay_seconds=3600)
     # when it is held, then that is withdrawn, and one that is asked for now ends cancelled.
     held = boss.post(f"/v1/finetunes/{name}/hold", params={"reason": "a lawsuit"})
-    assert (held.status_code, held.json()) == (200, {"withdrawn": [waiting], "known": False})
+    assert (held.status_code, held.json()) == (
+        200,
+        {"withdrawn": [waiting], "under_way": [], "known": False},
+    )
     (listed,) = [one for one in boss.get("/v1/holds").json()["holds"] if one["finetune_id"] == name]
     assert (listed["account"], listed["by"], listed["reason"], listed["until"]) == (
         "default",
@@ -151,6 +164,16 @@ def test_a_mistake_is_told(base, name, method, path, status, words):
     with Client(base, name) as client:
         refused = client.request(method, path)
     assert (refused.status_code, words in refused.json()["detail"]) == (status, True), refused.text
+
+
+@pytest.mark.parametrize(
+    "call", ["finetunes/a/touch", "finetunes/a/protect", "finetunes/a/hold?reason=x", "finetunes/a/release"]
+)
+def test_what_is_given_in_a_body_is_not_passed_over(boss, call):
+    # Else the account that is meant there would be another one.
+    refused = boss.post(f"/v1/{call}", json={"account": "emea"})
+    assert (refused.status_code, "give all in the query" in refused.json()["detail"]) == (422, True)
+    assert boss.post(f"/v1/{call}", json={}).status_code == 200
 
 
 def test_a_token_sees_the_plans_of_its_accounts_alone(base, plan):

@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from tasks.ledger import Ledger
-from tests.conftest import asking
+from tests.conftest import asking, claim, mark
 from tests.processes import ROOT, janitor_here, records
 from worker.redis_url import connect
 
@@ -247,6 +247,20 @@ def test_a_plan_is_applied_once_a_person_agrees_and_withdrawn_whole(env, plan, t
     twice = janitor_here(env, "cancel", "--plan", plan["id"], "--json")
     assert (twice.returncode, twice.stdout) == (0, "")
     assert twice.stderr == "0 of the plan's 2 deletions can still be withdrawn\n"
+
+
+def test_a_hold_tells_of_a_call_under_way_that_it_may_come_too_late(env, redis_url, finetune):
+    # Given two deletions of a finetune, of which one is calling the API,
+    ledger = Ledger(connect(redis_url))
+    ledger.maintain("calling", 8)
+    for id_ in (f"{finetune}-calls", f"{finetune}-waits"):
+        ledger.accept([asking(finetune, id=id_, account="calling")])
+    assert mark(ledger, claim(ledger, "calling")) == "go"
+    # when the finetune is held, then each is told as it is.
+    done = janitor_here(env, "hold", finetune, "--account", "calling", "--reason", "a lawsuit")
+    assert done.returncode == 0
+    assert f"withdrawn before anything was deleted: {finetune}-waits\n" in done.stderr
+    assert f"withdrawn, perhaps too late: {finetune}-calls: a call may be under way" in done.stderr
 
 
 def test_deletions_are_cancelled_by_a_file_of_ids(env, finetune, tmp_path):

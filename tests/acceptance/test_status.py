@@ -7,6 +7,8 @@ import pytest
 import redis
 
 from tasks.cleanup.plans import Plan, store
+from tasks.cleanup.policies import Policy
+from tasks.cleanup.schedule import noted
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
 from tasks.ledger.holds import hold
@@ -83,6 +85,11 @@ def missed_run(ledger):
     ledger.redis.hset(ledger.keys.policy_runs, "stale", f"{ledger.now_ms() - 7_200_000} 0 * * * *")
 
 
+def policy_without_key(ledger):
+    note = noted(Policy("stale", account="emae", schedule="0 3 * * *"), datetime.now(UTC))
+    ledger.redis.hset(ledger.keys.policy_runs, "stale", note)
+
+
 def dead_letters(ledger):
     for _ in range(3):
         keep(ledger.redis, "deletions", "finetune_id is missing: give it", "{}")
@@ -128,6 +135,7 @@ NEEDS = [
     (paused_by_an_alarm, 1, "paused", "default", "says it deleted 'other'", "`janitor resume --account default`"),
     (parked, 1, "parked", "default", "HTTP 403", "correct it"),
     (blocked_policy, 1, "policy", "stale", "max_percent is 20", "`janitor cleanup show "),
+    (policy_without_key, 0, "policy", "stale", "account emae", "set BFL_API_KEY_EMAE"),
     (missed_run, 0, "policy", "stale", "did not run", "a worker's log says why"),
     (dead_letters, 0, "dead letters", "3 messages", "finetune_id is missing", "`janitor dead-letters list`"),
     (no_worker, 0, "workers", "no worker", "is seen", "`janitor worker`"),

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import uuid
@@ -13,7 +14,8 @@ import pytest
 
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
-from tests.processes import KEY, ROOT, environment, janitor, producer, records, started, until
+from tests.processes import KEY, ROOT, environment, janitor, janitor_here, producer, records, started, until
+from worker.http.tokens import new_token
 from worker.local import embedded
 from worker.local.supervise import Spec
 from worker.redis_url import celery_url, connect
@@ -106,6 +108,25 @@ def test_up_without_a_key_says_which_variable_to_set(tmp_path):
     assert "no API key: set BFL_API_KEY" in done.stderr
     assert "`janitor demo` needs none" in done.stderr
     assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize("variable", ["REDIS_URL", "REDIS_PASSWORD_FILE", "JANITOR_CALLBACKS_URL"])
+def test_up_is_refused_if_other_commands_would_use_another_redis(home, variable):
+    done = janitor_here(home | {variable: "redis://127.0.0.1:1/0"}, "up")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert f"{variable} is set" in done.stderr
+    assert "unset it" in done.stderr
+    assert not Path(home["JANITOR_STATE_DIR"]).exists()
+
+
+def test_up_says_at_once_that_its_port_is_taken(home, tmp_path):
+    (tmp_path / "tokens.toml").write_text(new_token("billing")[1], encoding="utf-8")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        env = home | {"JANITOR_TOKENS_FILE": str(tmp_path / "tokens.toml")}
+        done = janitor_here(env, "up", "--http", "--http-port", str(port))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert f"port {port} cannot be used" in done.stderr
 
 
 def test_up_prints_the_url_for_by_name_producers(home, api, tmp_path):

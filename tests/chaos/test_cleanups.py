@@ -7,6 +7,8 @@ from datetime import UTC, datetime
 
 import pytest
 
+from tasks.cleanup.policies import parse_policies
+from tasks.cleanup.schedule import noted
 from tests.chaos.harness import LEASE_SECONDS, create, wait_final
 from tests.processes import janitor_here, producer, records, until
 from worker.local.supervise import Child, Spec
@@ -63,7 +65,8 @@ def test_a_worker_killed_while_it_applies_a_scheduled_plan_leaves_it_to_the_next
     names = create(api, "ft", 5)
     policies(SCHEDULED, grace="0s")
     store, keys = system.store, system.ledger.keys
-    store.hset(keys.policy_runs, "old", "0 0 0 1 1 *")
+    (policy,) = parse_policies(SCHEDULED.format(grace="0s"))
+    store.hset(keys.policy_runs, "old", noted(policy, datetime.fromtimestamp(0, UTC)))
     crashing = system.start_worker(crash_at="in the midst of a plan")
     tick = lambda: producer(system.url).send_task("finetunes.tick", queue="wakeups", ignore_result=True)  # noqa: E731
     tick()

@@ -18,6 +18,7 @@ from ruamel.yaml import YAML
 from tasks.api.client import BflClient
 from tasks.cleanup.plans import empty_plan, store
 from tasks.cleanup.policies import Policy
+from tasks.cleanup.schedule import noted
 from tasks.deletion import Rules, carry_out
 from tasks.errors import InvalidRequest
 from tasks.intake import Intake
@@ -198,7 +199,7 @@ def test_alerts_fire_in_a_real_prometheus_that_scrapes_a_real_exporter(redis_cli
         ledger.accept([asking()])
         carry_out_one(ledger, "review")
         store(ledger, empty_plan(POLICY, from_ms(ledger.now_ms()), "plan-1", blocked="too many"))
-        ledger.redis.hset(ledger.keys.policy_runs, POLICY.name, f"{ledger.now_ms()} {POLICY.schedule}")
+        ledger.redis.hset(ledger.keys.policy_runs, POLICY.name, noted(POLICY, from_ms(ledger.now_ms())))
         # an account is paused, a producer mistypes one, and nobody waits for that answer,
         register(ledger, "third").account("third", "pause", Act("ann@laptop", "command"), reason="a complaint")
         mistyped = InvalidRequest("the account 'defalt' is not known")

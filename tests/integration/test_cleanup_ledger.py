@@ -11,6 +11,7 @@ from tasks.account_stops import cool_down
 from tasks.api.errors import Throttled
 from tasks.cleanup.inventory import load, protect, protected_among, report_use, touch, unprotect
 from tasks.errors import InvalidRequest
+from tasks.intake import Intake
 from tasks.ledger.queries import get
 from tasks.records import State, to_ms
 from tests.conftest import accept, asking, carry_out_one, claim, finish, mark
@@ -19,6 +20,7 @@ PLAN = "cleanup:7a9f3a52-0f7e-4e0b-8f0c-3f4b8c1f5a01"
 HOUR = timedelta(hours=1)
 WHICH = '{"identity":{"id":"u-1"}}'
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+MIXED = "0F8fad5b-D9cb-469f-A165-70867728950e"
 
 
 def cleaning(clocked, id_="c1", **fields):
@@ -36,9 +38,13 @@ def cleaning(clocked, id_="c1", **fields):
     return asking(**{**usual, **fields})
 
 
+def intake_of(ledger):
+    return Intake(ledger, lambda account: None)
+
+
 def no_report_waits(ledger, clocked):
     """As maintenance notes it: whatever is due by now may start."""
-    ledger.redis.set(ledger.keys.reports_clear, clocked.at_ms + 1)
+    ledger.redis.set(ledger.keys.reports_clear, clocked.after(milliseconds=1).now_ms())
 
 
 def claim_cleanup(ledger, clocked):
@@ -52,6 +58,7 @@ def seen_since(ledger, clocked, **fields):
     ledger.redis.hset(ledger.keys.inventory("default"), "my-finetune", json.dumps(seen))
 
 
+NONE = ([], [])
 USED = "kept: it was used after the plan was made"
 KEEPING = {
     "touch": (lambda ledger, clocked: touch(ledger, "default", ["my-finetune"]), USED),
@@ -68,14 +75,14 @@ class TestKept:
     def test_a_waiting_cleanup_is_withdrawn_at_once(self, ledger, clocked, how):
         keep, why = KEEPING[how]
         accept(ledger, cleaning(clocked))
-        assert keep(ledger, clocked) == ["c1"]
+        assert keep(ledger, clocked) == (["c1"], [])
         deletion = get(ledger, "c1")
         assert (deletion.state, deletion.message, deletion.cancelled_by) == (State.CANCELLED, why, "cleanup")
-        assert keep(ledger, clocked) == [], "it is withdrawn once"
+        assert keep(ledger, clocked) == NONE, "it is withdrawn once"
 
     def test_what_was_kept_before_it_is_accepted_is_withdrawn_at_once(self, ledger, clocked, how):
         keep, why = KEEPING[how]
-        assert keep(ledger, clocked) == []
+        assert keep(ledger, clocked) == NONE
         assert accept(ledger, cleaning(clocked)) == ["accepted"]
         assert (get(ledger, "c1").state, get(ledger, "c1").message) == (State.CANCELLED, why)
         assert accept(ledger, cleaning(clocked)) == ["known"], "what was withdrawn stays so"
@@ -83,7 +90,7 @@ class TestKept:
     def test_the_deletion_of_somebody_else_goes_on(self, ledger, clocked, how):
         accept(ledger, cleaning(clocked), asking(id="r1", delay=3 * HOUR), asking(id="r2"))
         before = get(ledger, "r1")
-        assert KEEPING[how][0](ledger, clocked) == ["c1"]
+        assert KEEPING[how][0](ledger, clocked) == (["c1"], [])
         assert get(ledger, "r1") == before
         assert get(ledger, "r2").state == State.QUEUED
 
@@ -92,9 +99,10 @@ class TestKept:
         accept(ledger, cleaning(clocked, delay=None))
         claimed = claim_cleanup(ledger, clocked)
         assert mark(ledger, claimed) == "go"
-        # When its finetune is kept
-        assert KEEPING[how][0](ledger, clocked) == ["c1"]
-        # Then the call cannot be taken back, and what it did is on record
+        # When its finetune is kept, then it is told each time that the call cannot be taken back,
+        for _ in range(2):
+            assert KEEPING[how][0](ledger, clocked) == ([], ["c1"])
+        # and what it did is on record.
         assert get(ledger, "c1").state == State.RUNNING
         assert get(ledger, "c1").cancel_requested_at is not None
         finish(ledger, claimed, "deleted", attempt=1)
@@ -108,8 +116,8 @@ class TestKept:
         assert mark(ledger, claimed) != "go"
 
 
-@pytest.mark.parametrize("spelling", [UUID, UUID.upper()])
-@pytest.mark.parametrize("listed", [UUID, UUID.upper()])
+@pytest.mark.parametrize("spelling", [UUID, UUID.upper(), MIXED])
+@pytest.mark.parametrize("listed", [UUID, UUID.upper(), MIXED])
 @pytest.mark.parametrize("keep", [touch, protect])
 @pytest.mark.parametrize("first", ["kept", "accepted"])
 def test_two_spellings_of_a_uuid_are_one_finetune(ledger, clocked, spelling, listed, keep, first):
@@ -170,6 +178,21 @@ def test_use_before_the_plan_is_no_reason(ledger, clocked):
     assert get(later, "c1").state == State.SCHEDULED
 
 
+@pytest.mark.parametrize("known_use", [None, 0])
+@pytest.mark.parametrize("back", [timedelta(0), timedelta(minutes=20)])
+def test_use_after_the_plan_is_seen_by_its_value_whatever_the_clock_says(ledger, clocked, known_use, back):
+    # Given a use that the plan knows, if there is one, when the clock is set back and another use is reported,
+    if known_use is None:
+        touch(ledger, "default", ["my-finetune"])
+        known_use = clocked.at_ms
+        clocked.after(hours=1)
+    request = cleaning(clocked, known_use=known_use)
+    touch(clocked.after(seconds=-back.total_seconds()), "default", ["my-finetune"])
+    # then the finetune is kept, even if the clock has caught up since.
+    accept(clocked.after(hours=1), request)
+    assert get(ledger, "c1").message == USED
+
+
 def test_use_is_reported_since_the_first_after_a_day_without(ledger, clocked):
     assert load(ledger, "default").use_since is None
     start = clocked.now
@@ -197,16 +220,20 @@ def test_a_bad_id_changes_nothing(ledger, ids):
 @pytest.mark.parametrize("ids", [["fine", ""], [7, "fine"], ["fine", "a b"], [["fine"], "fine"]])
 def test_one_bad_id_does_not_lose_the_use_of_the_others_if_nobody_waits_for_an_answer(ledger, ids):
     with capture_logs() as logs:
-        report_use(ledger, "default", ids)
+        report_use(intake_of(ledger), None, ids)
     assert load(ledger, "default").used.keys() == {"fine"}
     assert [line["event"] for line in logs] == ["use.refused"]
 
 
-@pytest.mark.parametrize(("account", "ids"), [("nobody", ["fine"]), (None, ["fine"]), ("default", [None])])
-def test_use_that_cannot_be_noted_at_all_is_logged(ledger, account, ids):
+@pytest.mark.parametrize(
+    ("account", "ids", "reason"),
+    [("nobody", ["fine"], "account"), (7, ["fine"], "account"), ("default", [None], "request")],
+)
+def test_use_that_cannot_be_noted_at_all_is_logged_and_counted(ledger, account, ids, reason):
     with capture_logs() as logs:
-        report_use(ledger, account, ids)
-    assert "use.refused" in [line["event"] for line in logs]
+        report_use(intake_of(ledger), account, ids)
+    assert [line["event"] for line in logs] == ["use.refused"]
+    assert ledger.redis.hget(ledger.keys.stats("default"), f"refused:{reason}") == "1"
     assert load(ledger, "default").used == {}
 
 

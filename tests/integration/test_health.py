@@ -95,7 +95,8 @@ def test_a_file_that_cannot_be_read_does_not_count(tmp_path, text):
 def test_only_its_user_can_read_it(tmp_path):
     Heart("beat", tmp_path / "state", MINUTE).beat()
     (file,) = (tmp_path / "state" / "health").iterdir()
-    assert [oct(one.stat().st_mode)[-3:] for one in (file.parent, file)] == ["700", "600"]
+    made = (tmp_path / "state", file.parent, file)
+    assert [oct(one.stat().st_mode)[-3:] for one in made] == ["700", "700", "600"]
 
 
 def test_a_folder_that_cannot_be_written_stops_no_work(tmp_path):

@@ -18,7 +18,7 @@ import redis
 from celery import signature
 from kombu import Connection
 
-from tasks.ledger.keys import PREFIX, keys
+from tasks.ledger.keys import keys
 from tests.integration.small_app import SLOTS, create
 from tests.unit.test_kombu_transport import MESSAGES, encoded, plain
 from worker.kombu_transport import Transport
@@ -26,7 +26,7 @@ from worker.local.embedded import find_servers
 from worker.message_check import MOST_BYTES
 from worker.redis_url import connect
 
-DEAD = keys(PREFIX).dead_letters
+DEAD = keys.dead_letters
 ROOT = Path(__file__).parents[2]
 SERVERS = find_servers()
 RAW = [

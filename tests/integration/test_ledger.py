@@ -231,9 +231,9 @@ class TestLanes:
 
     def test_with_one_permit_the_lanes_take_turns(self, ledger, clocked):
         register(ledger, permits=1)
-        ledger.redis.set(ledger.keys.reports_clear, clocked.at_ms + 1)
         for n in range(6):
             accept(ledger, asking(f"s-{n}"), asking(f"b-{n}", bulk=True), cleaning(f"c-{n}"))
+        ledger.redis.set(ledger.keys.reports_clear, clocked.after(milliseconds=1).now_ms())
         lanes = [carry_out_one(ledger).lane for _ in range(6)]
         assert lanes == lanes[:3] * 2
         assert set(lanes) == {"single", "bulk", "cleanup"}
@@ -310,15 +310,29 @@ class TestFirstObservation:
         assert states(ledger, "r1") == [State.SCHEDULED]
         assert claim(clocked.after(seconds=31)).kind == "observe"
 
-    def test_while_the_finetune_is_busy_it_is_put_off_for_five_seconds(self, ledger, clocked):
+    def test_while_the_finetune_is_busy_it_is_put_off_for_half_a_minute(self, ledger, clocked):
         accept(ledger, asking(id="runs"), asking(id="waits", delay=HOUR))
         running = claim(ledger)
         clocked.after(seconds=31)
         ledger.renew([running])
         assert claim(ledger) is None
         finish(ledger, running, State.FAILED)
-        assert claim(clocked.after(seconds=4)) is None
+        assert claim(clocked.after(seconds=29)) is None
         assert claim(clocked.after(seconds=2)).id == "waits"
+
+    def test_many_of_one_busy_finetune_keep_no_other_waiting(self, ledger, clocked):
+        # Given 200 requests for a finetune that is held by an unclear attempt, which are all to be observed first,
+        accept(ledger, *(asking(id=f"r{n}") for n in range(200)))
+        finish(ledger, claim_and_mark(ledger), "back", attempt=1, delay=HOUR, found={"unclear_at": clocked.at_ms})
+        accept(clocked.after(seconds=31), asking("another", id="free"))
+        # when a runner asks, as often as it is told that there is more, then the other finetune is claimed.
+        claims = []
+        for n in range(20):
+            claimed = ledger.claim("default", f"w:{n}")
+            claims += [claimed.claim.id] if claimed.claim else []
+            if not claims and not claimed.more:
+                break
+        assert "free" in claims
 
     def test_gone_at_the_first_observation_ends_it(self, ledger, clocked):
         accept(ledger, asking(id="r1", delay=HOUR))

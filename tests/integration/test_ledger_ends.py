@@ -12,6 +12,7 @@ from tasks.ledger.scripts import script_text
 from tasks.ledger.types import Act, Finish
 from tasks.records import FINAL, TRANSITIONS, UNFINISHED, Evidence, State
 from tests.conftest import (
+    LATER,
     NOW,
     PERMITS,
     accept,
@@ -49,7 +50,7 @@ class TestMark:
         accept(ledger, asking())
         claimed = claim(ledger)
         ledger.account("default", action, reason="test", ms=5_000, most_ms=60_000, probe_ms=5_000)
-        verdict = ledger.mark(claimed, progress(claimed, 1))
+        verdict = ledger.mark(claimed, progress(claimed, 1), LATER)
         assert verdict.word == word
         assert verdict.wait == (timedelta(seconds=5) if word == "cooling" else timedelta(0))
 
@@ -59,6 +60,17 @@ class TestMark:
         assert mark(ledger, unclear, unclear_at=clocked.at_ms) == "go"
         assert ledger.cancel(["nothing sent", "unclear"])[0] == ["cancelled", "requested"]
         assert (mark(ledger, nothing_sent), mark(ledger, unclear, 2)) == ("lost", "cancelled")
+
+    def test_an_observation_that_is_too_old_by_redis_clock_notes_nothing(self, ledger, clocked):
+        # Given a worker whose own clock stood still for three seconds,
+        accept(ledger, asking(id="r1"))
+        claimed = claim(ledger)
+        noted = ledger.redis.hgetall(ledger.keys.deletion("r1"))
+        found = progress(claimed, 1, {"incarnation": '{"settings":{"mode":"style"}}'}, lines=(ATTEMPT,))
+        # when it marks, then nothing is kept of what it observed, and no call is noted.
+        verdict = clocked.after(seconds=3).mark(claimed, found, NOW + timedelta(seconds=2))
+        assert (verdict.word, verdict.now) == ("stale", clocked.at_ms)
+        assert ledger.redis.hgetall(ledger.keys.deletion("r1")) == noted
 
     def test_an_earlier_holder_is_fenced_off(self, ledger, clocked):
         accept(ledger, asking())
@@ -72,7 +84,7 @@ class TestMark:
         claimed = claim(ledger)
         sent = progress(claimed, 1, lines=(ATTEMPT,))
         before = ledger.redis.get(ledger.keys.sequence)
-        assert [ledger.mark(claimed, sent).word for _ in range(2)] == ["go", "go"]
+        assert [ledger.mark(claimed, sent, LATER).word for _ in range(2)] == ["go", "go"]
         assert int(ledger.redis.get(ledger.keys.sequence)) == int(before) + 1
         assert len(get(ledger, "r1").attempts) == 1, "nor is an earlier attempt noted twice"
 
@@ -231,6 +243,13 @@ class TestLateFinish:
         finish(ledger, slow, State.REVIEW, pause="the API deleted another one")
         assert states(ledger, "r1") == [State.REVIEW]
         assert stopped_accounts(ledger)["default"].paused == "the API deleted another one"
+
+    def test_an_alarm_that_comes_twice_ends_no_resumption(self, ledger, slow):
+        alarm = {"pause": "the API deleted another one"}
+        finish(ledger, slow, State.REVIEW, **alarm)
+        ledger.account("default", "resume")
+        finish(ledger, slow, State.REVIEW, **alarm)
+        assert stopped_accounts(ledger) == {}
 
     def test_its_result_is_due_again(self, ledger, clocked):
         accept(ledger, asking(source="name"))

@@ -109,8 +109,9 @@ class Model(RuleBasedStateMachine):
     def keep(self, name, action):
         until = None if action == "touch" else self.clock.at_ms + 60_000
         withdrawn = self.ledger.keep(action, "default", [name], until)
-        assert all(id_.startswith("c") for id_ in withdrawn)
-        self.cancelled |= set(withdrawn)
+        told = {*withdrawn.withdrawn, *withdrawn.under_way}
+        assert all(id_.startswith("c") for id_ in told)
+        self.cancelled |= told
         waiting = [id_ for id_ in self.unfinished(name) if id_.startswith("c")]
         if action != "unprotect":
             assert all(get(self.ledger, id_).cancel_requested_at for id_ in waiting)

@@ -3,6 +3,7 @@
 from datetime import timedelta
 
 import pytest
+import redis
 
 from tasks.errors import LedgerFull, LedgerRefused, LedgerUnavailable, WrongLedger
 from tasks.ledger.queries import Filter, get, known_accounts, list_deletions, stopped_accounts
@@ -77,7 +78,7 @@ class TestFullRedis:
 
     def test_surveys_verification_and_keeping_go_on(self, full, clocked):
         assert full.permit("default", "survey:0", PERMITS).word == "go"
-        assert full.keep("protect", "default", ["a"], clocked.at_ms) == []
+        assert full.keep("protect", "default", ["a"], clocked.at_ms) == ([], [])
         finding = {
             "id": "old",
             "finished_at": to_ms(get(full, "old").finished_at or NOW),
@@ -171,6 +172,19 @@ class TestServerTrouble:
         finally:
             ledger.redis.config_set("min-replicas-to-write", 0)
         assert not isinstance(raised.value, LedgerRefused)
+
+    def test_a_right_that_a_script_lacks_is_waited_for(self, ledger):
+        # Given a user of Redis that may run scripts, but not all of what they do: it would be so for every request.
+        ledger.redis.acl_setuser(
+            "narrow", enabled=True, nopass=True, keys=["janitor:*"], categories=["+@all"], commands=["-hset"]
+        )
+        path = ledger.redis.connection_pool.connection_kwargs["path"]
+        narrow = redis.Redis(unix_socket_path=path, username="narrow", password="x", decode_responses=True)
+        # When a request is written with it, then that is no refusal of this request alone.
+        with narrow, pytest.raises(LedgerUnavailable, match="can't") as raised:
+            accept(Ledger(narrow), asking())
+        assert not isinstance(raised.value, LedgerRefused)
+        ledger.redis.acl_deluser("narrow")
 
     def test_a_key_of_another_type_is_a_lasting_refusal(self, ledger):
         ledger.redis.lpush(ledger.keys.paused, "a message")

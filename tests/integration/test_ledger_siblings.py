@@ -387,15 +387,15 @@ class TestCleanup:
     @pytest.mark.parametrize("action", ["touch", "protect"])
     def test_use_and_protection_withdraw_it_and_nothing_else(self, ledger, clocked, action):
         accept(ledger, self.cleaning(clocked, "c1"), asking(id="r1", delay=HOUR))
-        assert ledger.keep(action, "default", ["my-finetune"], clocked.at_ms + 10**9) == ["c1"]
+        assert ledger.keep(action, "default", ["my-finetune"], clocked.at_ms + 10**9) == (["c1"], [])
         assert states(ledger, "c1", "r1") == [State.CANCELLED, State.SCHEDULED]
         assert str(get(ledger, "c1").message).startswith("kept: ")
-        assert ledger.keep(action, "default", ["my-finetune"], clocked.at_ms + 10**9) == []
+        assert ledger.keep(action, "default", ["my-finetune"], clocked.at_ms + 10**9) == ([], [])
 
     @pytest.mark.parametrize("action", ["touch", "protect"])
     def test_they_withdraw_it_under_another_spelling_too(self, ledger, clocked, action):
         accept(ledger, self.cleaning(clocked, "c1", finetune_id=UPPER))
-        assert ledger.keep(action, "default", [UPPER.lower()], clocked.at_ms + 10**9) == ["c1"]
+        assert ledger.keep(action, "default", [UPPER.lower()], clocked.at_ms + 10**9) == (["c1"], [])
 
     def test_what_is_protected_is_not_accepted_for_a_cleanup(self, ledger, clocked):
         ledger.keep("protect", "default", ["my-finetune"], clocked.at_ms + 10**9)
@@ -425,8 +425,8 @@ class TestCleanup:
         accept(ledger, self.cleaning(clocked, "c1", delay=None))
         clear()
         claimed = claim_and_mark(ledger)
-        assert ledger.keep("touch", "default", ["my-finetune"]) == ["c1"]
-        assert (get(ledger, "c1").state, get(ledger, "c1").cancel_requested_at) == (State.RUNNING, NOW)
+        assert ledger.keep("touch", "default", ["my-finetune"]) == ([], ["c1"])
+        assert (get(ledger, "c1").state, get(ledger, "c1").cancel_requested_at) == (State.RUNNING, clocked.now)
         finish(ledger, claimed, "deleted", attempt=1)
         assert states(ledger, "c1") == [State.DELETED]
 

@@ -1,5 +1,6 @@
 """Metrics: what a scrape says is what the ledger holds."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -9,12 +10,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from tasks.api.client import BflClient
 from tasks.cleanup.plans import empty_plan, store
 from tasks.cleanup.policies import Policy
+from tasks.cleanup.schedule import noted
 from tasks.deletion import Rules, carry_out
 from tasks.errors import InvalidRequest
 from tasks.intake import Intake
 from tasks.ledger import Finish, Ledger
 from tasks.ledger.dead_letters import keep
-from tasks.records import State, to_ms
+from tasks.records import State
 from tests.conftest import asking, carry_out_one, claim, claim_all, finish, progress, register
 from worker.metrics import registry
 from worker.redis_url import connect
@@ -236,12 +238,13 @@ def test_what_waits_for_verification_is_seen_and_for_how_long(ledger, clocked):
 
 
 def test_a_scheduled_cleanup_that_is_blocked_or_overdue_is_seen(ledger, clocked):
-    # Given a policy that runs each night, ran last night, and whose newest plan is blocked,
+    # Given a policy that runs each night, ran last night, and whose newest plan is blocked; and a newer plan of
+    # somebody's draft of it,
     policy = Policy(name="tests", schedule="0 3 * * *")
-    for n, blocked in enumerate((None, "too many")):
-        store(ledger, empty_plan(policy, clocked.now + timedelta(minutes=n), f"plan-{n}", blocked=blocked))
-    ran = to_ms(clocked.now.replace(hour=3))
-    ledger.redis.hset(ledger.keys.policy_runs, "tests", f"{ran} {policy.schedule}")
+    draft = replace(policy, max_deletions=100)
+    for n, (by, blocked) in enumerate([(policy, None), (policy, "too many"), (draft, None)]):
+        store(ledger, empty_plan(by, clocked.now + timedelta(minutes=n), f"plan-{n}", blocked=blocked))
+    ledger.redis.hset(ledger.keys.policy_runs, "tests", noted(policy, clocked.now.replace(hour=3)))
     # when metrics are read, then it is blocked; and from the next night on its run is overdue.
     assert counted(ledger, "policy_blocked") == {("tests",): 1}
     assert counted(ledger, "policy_overdue_seconds") == {}

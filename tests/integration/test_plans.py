@@ -23,12 +23,14 @@ from tasks.ledger.queries import get
 from tasks.ledger.types import Act
 from tasks.records import State, to_ms
 from tests.conftest import accept, asking, carry_out_one, claim_all, finish, mark
+from worker.doctor.policies import scheduled_policies
 from worker.sandbox.api import Sandbox
 
 DAY = timedelta(days=1)
 OLD = Policy("old", older_than=30 * DAY, max_percent=100)
 KEY = "sandbox-key"
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
+MIXED = "0F8fad5b-D9cb-469f-A165-70867728950e"
 
 
 class Stopping(errors.JanitorError):
@@ -66,6 +68,18 @@ def cleaner(ledger, api):
 def cleaner_of(ledger, api, budget=timedelta(seconds=0)):
     intake = Intake(ledger, lambda account: None)
     return Cleaner(ledger, {"default": BflReader(api.url, KEY)}, 8, budget, no_sleep, intake=intake)
+
+
+def tick(ledger, api, policies):
+    """One tick of another process, whose file has these policies, or cannot be read."""
+    cleaner_of(ledger, api).tick(lambda: said(policies))
+
+
+def said(policies):
+    """What reading the file does."""
+    if isinstance(policies, Exception):
+        raise policies
+    return policies
 
 
 def applied(cleaner, plan, by=None, policies=None):
@@ -156,10 +170,20 @@ def test_a_held_finetune_is_kept_with_who_and_why(cleaner, ledger):
 
 def test_names_that_no_survey_has_seen_are_told(cleaner, ledger, api):
     assert unknown_among(ledger, "default", ["a"]) == ["a"]
-    api.create(UUID, timestamp=ago(days=1))
+    api.create(MIXED, timestamp=ago(days=1))
     cleaner.plan(OLD)
-    assert unknown_among(ledger, "default", ["a", "A", UUID.upper(), UUID, "nothing"]) == ["A", "nothing"]
+    assert unknown_among(ledger, "default", ["a", "A", MIXED, UUID.upper(), UUID, "nothing"]) == ["A", "nothing"]
     assert unknown_among(ledger, "default", []) == []
+
+
+@pytest.mark.parametrize("listed", [UUID, UUID.upper(), MIXED])
+@pytest.mark.parametrize("given", [UUID, UUID.upper(), MIXED])
+def test_a_uuid_is_protected_and_used_in_whatever_way_it_is_spelled(cleaner, ledger, api, listed, given):
+    api.create(listed, timestamp=ago(days=45))
+    protect(ledger, "default", [given])
+    touch(ledger, "default", [given])
+    (item,) = [one for one in cleaner.plan(OLD).items if one.finetune_id == listed]
+    assert (item.action, item.reason, bool(item.last_used)) == ("keep", "protected for good", True)
 
 
 def test_a_name_used_again_is_another_finetune_though_the_inventory_still_knows_the_old_one(cleaner, ledger, api):
@@ -224,16 +248,22 @@ def test_nothing_to_compare_means_keep(cleaner, api):
     assert kept["x"] == kept["day"] == "which finetune it is could not be read"
 
 
-WRONG_CLOCKS = [timedelta(days=-400), timedelta(days=400), timedelta(minutes=-30), timedelta(0)]
+WRONG_CLOCKS = {
+    timedelta(days=400): [45, 31, 29, 3, 2, 1],
+    timedelta(minutes=30): [45, 31, 29, 3, 2, 1],
+    timedelta(0): [45, 31, 29, 3, 2, 1],
+    timedelta(days=-2, minutes=-2): [42, 28, 26, 0, None, None],
+    timedelta(days=-400): [None] * 6,
+}
 
 
 @pytest.mark.parametrize("ahead", WRONG_CLOCKS)
-def test_an_age_is_what_the_clock_of_the_api_says(ledger, api, clocked, ahead):
-    # Given a Redis whose clock is off, and the API's own
+def test_of_two_clocks_the_one_counts_that_makes_a_finetune_younger(ledger, api, clocked, ahead):
+    # Given a Redis whose clock is off, or an API's; nobody can tell which
     clocked.at_ms += ahead // timedelta(milliseconds=1)
     plan = cleaner_of(ledger, api).plan(OLD)
-    assert proposed(plan) == ["a", "b"]
-    assert [item.age_days for item in plan.items] == [45, 31, 29, 3, 2, 1]
+    assert [item.age_days for item in plan.items] == WRONG_CLOCKS[ahead]
+    assert proposed(plan) == [item.finetune_id for item in plan.items if (item.age_days or 0) > 30]
 
 
 UNSOUND = {
@@ -265,10 +295,48 @@ def test_what_answers_in_another_shape_is_kept_and_the_others_go(cleaner, api):
     assert (proposed(plan), plan.items[0].reason) == (["b"], "which finetune it is could not be read")
 
 
+BROKEN = [
+    {"kind": "status", "status": 500},
+    {"kind": "status", "status": 200, "body": "x" * 2_000_000},
+    {"kind": "reset"},
+]
+
+
+@pytest.mark.parametrize("fault", BROKEN, ids=["500", "too large", "reset"])
+def test_one_whose_details_always_break_is_kept_and_the_others_go(cleaner, api, fault):
+    api.fault(**fault, call="finetune_details", finetune_id="a", times=None)
+    with capture_logs() as logs:
+        plan = cleaner.plan(OLD)
+    assert (proposed(plan), plan.items[0].reason) == (["b"], "which finetune it is could not be read")
+    assert {(line["event"], line["finetune"]) for line in logs if line["log_level"] == "warning"} == {
+        ("survey.unreadable", "a")
+    }
+
+
+@pytest.mark.parametrize(("broken", "is_made"), [(3, True), (4, False)])
+def test_if_the_details_of_many_break_it_is_the_api_and_one_of_them_is_named(cleaner, api, broken, is_made):
+    for name in "cdef"[:broken]:
+        api.fault(
+            "status", call="finetune_details", finetune_id=name, times=None, status=500, body={"detail": "no"}
+        )
+    if is_made:
+        assert proposed(cleaner.plan(OLD)) == ["a", "b"]
+        return
+    with pytest.raises(api_errors.Unclear, match=r"HTTP 500: no \(the details of '[c-f]'\)"):
+        cleaner.plan(OLD)
+
+
+def test_details_that_break_with_the_list_make_no_plan(cleaner, api):
+    api.fault("status", call="finetune_details", finetune_id="a", times=None, status=500)
+    api.fault("status", call="my_finetunes", times=None, skip=1, status=502)
+    with pytest.raises(api_errors.Unclear, match="HTTP 502"):
+        cleaner.plan(OLD)
+
+
 FAILURES = {
     "a list that does not answer": ({"kind": "status", "call": "my_finetunes", "status": 500}, api_errors.Unclear),
     "a list that throttles": ({"kind": "status", "call": "my_finetunes", "status": 429}, api_errors.Throttled),
-    "details that break midway": ({"kind": "reset", "call": "finetune_details", "skip": 3}, api_errors.Unclear),
+    "details that break midway": ({"kind": "reset", "call": "finetune_details", "skip": 2}, api_errors.Unclear),
     "a refused key": ({"kind": "status", "call": "my_finetunes", "status": 403}, api_errors.KeyRefused),
 }
 
@@ -336,7 +404,7 @@ def test_two_spellings_of_a_uuid_are_one_finetune(cleaner, ledger, api, clocked,
     # Given a finetune that was seen
     api.create(UUID.upper(), timestamp=None, id="unique-1")
     cleaner.plan(OLD)
-    first = load(ledger, "default").seen[UUID.upper()]
+    first = load(ledger, "default").seen[UUID]
     # When the list spells it differently, and twice
     clocked.after(days=2)
     api.remove(UUID.upper())
@@ -473,6 +541,21 @@ class TestApply:
             applied(late, plan)
         assert ledger.redis.keys(ledger.keys.deletion("*")) == []
 
+    @pytest.mark.parametrize("back", [timedelta(minutes=6), timedelta(days=10)])
+    def test_a_plan_of_a_clock_that_was_ahead_is_refused(self, cleaner, api, clocked, back):
+        plan = cleaner.plan(OLD)
+        put_right = cleaner_of(clocked.after(seconds=-back.total_seconds()), api)
+        with pytest.raises(errors.PlanRefused, match="and it is .*: `janitor cleanup plan --policy old` makes"):
+            applied(put_right, plan)
+
+    def test_a_use_since_the_plan_keeps_its_finetune_even_if_the_clock_was_set_back(
+        self, cleaner, ledger, clocked
+    ):
+        plan = cleaner.plan(OLD)
+        touch(clocked.after(seconds=-20), "default", ["a"])
+        clocked.after(minutes=1)
+        assert [one.kept for one in applied(cleaner, plan)] == ["kept: it was used after the plan was made", None]
+
     @pytest.mark.parametrize(
         "now",
         [[], [replace(OLD, protect=("a",))], [replace(OLD, name="other"), replace(OLD, grace=timedelta(0))]],
@@ -524,63 +607,139 @@ class TestTick:
         three = now.replace(hour=3, minute=0, second=1, microsecond=0)
         return clocked.after(seconds=(three - now).total_seconds() + (86_400 if three <= now else 0), **more)
 
+    def never_ran(self, ledger, policy):
+        """Its last run was due in 1970."""
+        ledger.redis.hset(
+            ledger.keys.policy_runs, policy.name, schedule.noted(policy, datetime.fromtimestamp(0, UTC))
+        )
+
     def test_a_new_policy_waits_for_its_time(self, ledger, api, clocked):
         for _ in range(3):
-            cleaner_of(ledger, api).tick([self.DAILY])
+            tick(ledger, api, [self.DAILY])
         assert list_plans(ledger) == []
         assert int(ledger.redis.get(ledger.keys.tick)) == clocked.at_ms
-        cleaner_of(self.next_window(clocked), api).tick([self.DAILY])
+        tick(self.next_window(clocked), api, [self.DAILY])
         assert len(list_plans(ledger)) == 1
 
     def test_two_beats_or_a_restart_run_a_window_once(self, ledger, api, clocked):
-        cleaner_of(ledger, api).tick([self.DAILY])
+        tick(ledger, api, [self.DAILY])
         due = self.next_window(clocked)
         for _ in range(4):
-            cleaner_of(due, api).tick([self.DAILY])
+            tick(due, api, [self.DAILY])
         assert len(list_plans(ledger)) == 1
         # Missed for days, it runs once, late.
         late = self.next_window(clocked, days=5)
         for _ in range(3):
-            cleaner_of(late, api).tick([self.DAILY])
+            tick(late, api, [self.DAILY])
         assert len(list_plans(ledger)) == 2
 
-    def test_a_schedule_edited_to_an_earlier_time_of_today_does_not_run_at_once(self, ledger, api, clocked):
-        # Given a policy that applies its plans, late in the day
-        late = replace(self.DAILY, schedule="0 23 * * *", mode="apply")
-        cleaner_of(ledger, api).tick([late])
+    @pytest.mark.parametrize(
+        "before", [{"schedule": "0 23 * * *"}, {"protect": ("a",)}, {"keep_newest": 9}, {"mode": "plan"}]
+    )
+    def test_a_policy_that_reads_otherwise_than_before_waits_for_its_next_time(self, ledger, api, clocked, before):
+        # Given a policy that was seen, and a tick after its time
+        edited = replace(self.DAILY, mode="apply")
+        tick(ledger, api, [replace(edited, **before)])
         due = self.next_window(clocked, hours=9)
-        # When its schedule is edited to a time that has passed today
-        edited = replace(late, schedule="0 3 * * *")
+        # When it reads otherwise then, because it was edited, or because its file is only half written,
         with capture_logs() as logs:
             for _ in range(3):
-                cleaner_of(due, api).tick([edited])
+                tick(due, api, [edited])
         # Then nothing runs
         assert list_plans(ledger) == []
-        assert [line["event"] for line in logs] == ["cleanup.schedule_changed"]
+        assert [line["event"] for line in logs] == ["cleanup.policy_changed"]
         # And its first run is the next one.
-        cleaner_of(self.next_window(clocked), api).tick([edited])
+        tick(self.next_window(clocked), api, [edited])
         assert [plan.applied_at is not None for plan in list_plans(ledger)] == [True]
 
     @pytest.mark.parametrize(
-        "meanwhile", [[], [replace(OLD, name="other", schedule="0 4 * * *")], [replace(OLD, schedule=None)]]
-    )
+        "meanwhile",
+        [
+            [], [replace(OLD, name="other", schedule="0 4 * * *")], [replace(OLD, schedule=None)],
+            errors.InvalidRequest("not TOML"),
+        ],
+    )  # fmt: skip
     def test_a_policy_that_was_out_of_the_file_waits_for_its_time_again(self, ledger, api, clocked, meanwhile):
-        # Given a policy that applies its plans, and a file without it (or one that is refused) at its time
+        # Given a policy that applies its plans, and a file at its time that is without it, or cannot be read
         policy = replace(self.DAILY, mode="apply")
-        cleaner_of(ledger, api).tick([policy])
+        tick(ledger, api, [policy])
         due = self.next_window(clocked)
-        cleaner_of(due, api).tick(meanwhile)
+        tick(due, api, meanwhile)
         # When it is put back unchanged
         for _ in range(3):
-            cleaner_of(due, api).tick([policy])
+            tick(due, api, [policy])
         # Then the run that it missed is not made up for
         assert list_plans(ledger) == []
         # And its first run is the next one.
-        cleaner_of(self.next_window(clocked), api).tick([policy])
+        tick(self.next_window(clocked), api, [policy])
         assert [plan.applied_at is not None for plan in list_plans(ledger)] == [True]
 
+    def test_a_worker_without_a_policies_file_takes_no_policy_away(self, ledger, api, clocked):
+        tick(ledger, api, [self.DAILY])
+        due = self.next_window(clocked)
+        # Given a tick that a worker without the file gets
+        cleaner_of(due, api).tick(None)
+        assert int(ledger.redis.get(ledger.keys.tick)) == clocked.at_ms, "beat is heard of"
+        # When one with it gets the next, then the run that is due is made.
+        tick(due, api, [self.DAILY])
+        assert len(list_plans(ledger)) == 1
+
+    def test_a_tick_while_the_clock_is_ahead_does_not_end_the_runs_until_then(self, ledger, api, clocked):
+        # Given a tick while Redis's clock is a month ahead
+        tick(clocked.after(days=30), api, [self.DAILY])
+        clocked.after(days=-30)
+        # When it is right again, then the next run is made, and the month is not made up for.
+        with capture_logs() as logs:
+            tick(ledger, api, [self.DAILY])
+        assert [line["event"] for line in logs] == ["cleanup.clock_stepped"]
+        for _ in range(2):
+            tick(self.next_window(clocked), api, [self.DAILY])
+        assert len(list_plans(ledger)) == 2
+
+    @pytest.mark.parametrize(
+        "now",
+        [[], [replace(OLD, schedule="0 3 * * *", mode="apply", protect=("a",))], errors.InvalidRequest("no")],
+    )
+    def test_what_the_file_says_when_the_survey_has_ended_decides_whether_a_plan_is_applied(
+        self, ledger, api, clocked, monkeypatch, now
+    ):
+        # Given a policy that is taken out, edited or spoilt while its survey is under way
+        policy = replace(self.DAILY, mode="apply")
+        tick(ledger, api, [policy])
+        says, listed = [[policy]], BflReader.my_finetunes
+
+        def list_and_change(reader):
+            says.append(now)
+            return listed(reader)
+
+        monkeypatch.setattr(BflReader, "my_finetunes", list_and_change)
+        # When the plan is made, then it is not applied.
+        cleaner_of(self.next_window(clocked), api).tick(lambda: said(says[-1]))
+        assert [plan.applied_at for plan in list_plans(ledger)] == [None]
+        assert ledger.redis.zcard(ledger.keys.wait("default")) == 0
+
+    def test_one_tick_at_a_time_surveys_in_a_process(self, ledger, api, clocked, monkeypatch):
+        # Given two policies that are due, and a tick of the same process in the midst of each survey
+        both = [replace(self.DAILY, name="first"), replace(self.DAILY, name="second")]
+        tick(ledger, api, both)
+        due, under_way, listed = self.next_window(clocked), [], BflReader.my_finetunes
+        cleaner = cleaner_of(due, api)
+
+        def list_and_tick(reader):
+            under_way.append(reader)
+            assert len(under_way) == 1, "it surveys beside the other"
+            cleaner.tick(lambda: both)
+            found = listed(reader)
+            under_way.pop()
+            return found
+
+        monkeypatch.setattr(BflReader, "my_finetunes", list_and_tick)
+        # When the first tick ends, then it has made both.
+        cleaner.tick(lambda: both)
+        assert sorted(plan.policy for plan in list_plans(ledger)) == ["first", "second"]
+
     def test_a_run_that_another_worker_is_making_is_left_to_it(self, ledger, api, clocked, monkeypatch):
-        cleaner_of(ledger, api).tick([self.DAILY])
+        tick(ledger, api, [self.DAILY])
         due = self.next_window(clocked)
         # Given a run, in the middle of which a second worker ticks
         lists, listed = [], BflReader.my_finetunes
@@ -588,27 +747,27 @@ class TestTick:
         def list_and_tick(reader):
             lists.append(reader)
             if len(lists) == 1:
-                cleaner_of(due, api).tick([self.DAILY])
+                tick(due, api, [self.DAILY])
             return listed(reader)
 
         monkeypatch.setattr(BflReader, "my_finetunes", list_and_tick)
-        cleaner_of(due, api).tick([self.DAILY])
+        tick(due, api, [self.DAILY])
         # Then only one of them has surveyed the account
         assert len(lists) == 1
 
     def test_plan_mode_asks_for_nothing_and_apply_mode_for_the_plan(self, ledger, api, clocked):
         both = [self.DAILY, replace(self.DAILY, name="apply", mode="apply")]
-        cleaner_of(ledger, api).tick(both)
-        cleaner_of(self.next_window(clocked), api).tick(both)
+        tick(ledger, api, both)
+        tick(self.next_window(clocked), api, both)
         plans = {plan.policy: plan for plan in list_plans(ledger)}
         assert (plans["old"].applied_at, plans["apply"].applied_at is not None) == (None, True)
         assert ledger.redis.zcard(ledger.keys.wait("default")) == 2
 
     def test_a_blocked_plan_is_kept_and_not_applied(self, ledger, api, clocked):
         policy = replace(self.DAILY, mode="apply", max_deletions=1)
-        cleaner_of(ledger, api).tick([policy])
+        tick(ledger, api, [policy])
         with capture_logs() as logs:
-            cleaner_of(self.next_window(clocked), api).tick([policy])
+            tick(self.next_window(clocked), api, [policy])
         (plan,) = list_plans(ledger)
         assert plan.blocked
         (line,) = [line for line in logs if line["event"] == "cleanup.planned"]
@@ -617,38 +776,55 @@ class TestTick:
 
     def test_a_run_that_failed_is_made_up_for_and_the_others_run(self, ledger, api, clocked):
         both = [replace(self.DAILY, name="first"), replace(self.DAILY, name="second")]
-        cleaner_of(ledger, api).tick(both)
+        tick(ledger, api, both)
         due = self.next_window(clocked)
         api.fault("status", call="my_finetunes", status=500)
-        cleaner_of(due, api).tick(both)
+        tick(due, api, both)
         assert [plan.policy for plan in list_plans(ledger)] == ["second"]
-        cleaner_of(due, api).tick(both)
+        tick(due, api, both)
         assert sorted(plan.policy for plan in list_plans(ledger)) == ["first", "second"]
+
+    def test_a_fault_of_ours_in_one_run_does_not_end_the_others(self, ledger, api, clocked, monkeypatch):
+        both = [replace(self.DAILY, name="first"), replace(self.DAILY, name="second")]
+        tick(ledger, api, both)
+        make = schedule.make_plan
+
+        def fail_first(policy, *more):
+            if policy.name == "first":
+                raise KeyError("a row that nobody foresaw")
+            return make(policy, *more)
+
+        monkeypatch.setattr(schedule, "make_plan", fail_first)
+        with capture_logs() as logs:
+            tick(self.next_window(clocked), api, both)
+        failed = [(line["policy"], line.get("exc_info")) for line in logs if line["event"] == "cleanup.failed"]
+        assert failed == [("first", True)]
+        assert [plan.policy for plan in list_plans(ledger)] == ["second"]
 
     def test_a_run_that_a_crash_cut_off_is_the_same_plan_again(self, ledger, api, clocked, monkeypatch):
         policy = replace(self.DAILY, mode="apply")
-        cleaner_of(ledger, api).tick([policy])
+        tick(ledger, api, [policy])
         due = self.next_window(clocked)
         with monkeypatch.context() as patch:
             patch.setattr(schedule, "apply_plan", crash)
             with pytest.raises(KeyboardInterrupt):
-                cleaner_of(due, api).tick([policy])
+                tick(due, api, [policy])
         (stored,) = list_plans(ledger)
-        cleaner_of(due, api).tick([policy])
+        tick(due, api, [policy])
         assert [(plan.id, plan.applied_at is not None) for plan in list_plans(ledger)] == [(stored.id, True)]
 
     def test_a_run_that_a_crash_cut_off_for_days_ends_and_is_not_started_again_each_minute(
         self, ledger, api, clocked, monkeypatch
     ):
         policy = replace(self.DAILY, schedule="0 0 1 1 *", mode="apply")
-        ledger.redis.hset(ledger.keys.policy_runs, "old", f"0 {policy.schedule}")
+        self.never_ran(ledger, policy)
         with monkeypatch.context() as patch:
             patch.setattr(schedule, "apply_plan", crash)
             with pytest.raises(KeyboardInterrupt):
-                cleaner_of(ledger, api).tick([policy])
+                tick(ledger, api, [policy])
         late = clocked.after(hours=30)
         for _ in range(2):
-            cleaner_of(late, api).tick([policy])
+            tick(late, api, [policy])
         lists = [call for call in api.journal() if call["call"] == "my_finetunes"]
         assert len(lists) == 2, "once before the crash and once after it"
 
@@ -656,32 +832,34 @@ class TestTick:
         self, ledger, api, clocked, monkeypatch
     ):
         policy = replace(self.DAILY, mode="apply")
-        ledger.redis.hset(ledger.keys.policy_runs, "old", f"0 {policy.schedule}")
+        self.never_ran(ledger, policy)
         with monkeypatch.context() as patch:
             patch.setattr(schedule, "apply_plan", crash)
             with pytest.raises(KeyboardInterrupt):
-                cleaner_of(ledger, api).tick([policy])
-        cleaner_of(ledger, api).tick([replace(policy, protect=("a",))])
-        asked = ledger.redis.zrange(ledger.keys.wait("default"), 0, -1)
-        assert [get(ledger, id_).finetune_id for id_ in asked] == ["b"]
+                tick(ledger, api, [policy])
+        tick(ledger, api, [replace(policy, protect=("a",))])
+        assert ledger.redis.zcard(ledger.keys.wait("default")) == 0
 
-    def test_a_policy_whose_account_has_no_key_here_is_left_to_others(self, ledger, api, clocked):
+    def test_a_policy_whose_account_has_no_key_here_is_left_to_others_and_overdue_until_then(
+        self, ledger, api, clocked
+    ):
+        # Given a policy of an account whose key no worker that ticks has, and its time
         policy = replace(self.DAILY, account="other")
-        cleaner_of(ledger, api).tick([policy])
-        assert ledger.redis.hgetall(ledger.keys.policy_runs) == {}
+        tick(ledger, api, [policy])
+        due = self.next_window(clocked)
+        tick(due, api, [policy])
+        # Then nobody has run it, and that is seen
+        (one,) = scheduled_policies(due)
+        assert (list_plans(due), one.account, one.overdue(clocked.now)) == ([], "other", timedelta(seconds=1))
+        # And when one has the key, it is run.
+        due.maintain("other", 8)
+        replace(cleaner_of(due, api), readers={"other": BflReader(api.url, KEY)}).tick(lambda: [policy])
+        (one,) = scheduled_policies(due)
+        assert (len(list_plans(due)), one.overdue(clocked.now)) == (1, timedelta(0))
 
 
 def crash(*_, **__):
     raise KeyboardInterrupt
-
-
-def test_use_older_than_the_finetune_is_of_another_one(ledger, api, clocked):
-    touch(ledger, "default", ["a"])
-    clocked.after(days=2)
-    api.create("a", timestamp=ago(days=1))
-    cleaner_of(ledger, api).plan(OLD)
-    (found,) = [one for one in load(ledger, "default").finetunes() if one.id == "a"]
-    assert found.last_used is None
 
 
 def test_use_is_not_forgotten_if_a_list_lacks_a_finetune_for_once(ledger, api, clocked):
@@ -738,7 +916,7 @@ def test_what_became_of_a_withdrawn_cleanup_is_told_as_it_is(cleaner, ledger, cl
     # Given two that are used while their calls are under way
     plan = cleaner.plan(replace(OLD, grace=timedelta(0), max_deletions=2))
     applied(cleaner, plan)
-    ledger.redis.set(ledger.keys.reports_clear, clocked.at_ms + 1)
+    ledger.redis.set(ledger.keys.reports_clear, clocked.after(milliseconds=1).now_ms())
     claimed, other = claim_all(ledger)
     assert [mark(ledger, one) for one in (claimed, other)] == ["go", "go"]
     touch(ledger, "default", ["a", "b"])

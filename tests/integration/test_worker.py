@@ -14,7 +14,7 @@ from tasks.ledger import Ledger
 from tasks.ledger.keys import keys
 from tasks.ledger.queries import workers_seen
 from tests import holding
-from tests.processes import KEY, ROOT, environment, janitor_here, producer, until, worker
+from tests.processes import KEY, ROOT, environment, janitor, janitor_here, producer, until, worker
 from worker.app import configuration
 from worker.local.embedded import running
 from worker.redis_url import connect
@@ -87,6 +87,20 @@ def test_a_worker_that_could_not_work_as_designed_is_refused_in_one_line(client,
     errors = [one for one in done.stderr.splitlines() if one.startswith("Error: ")]
     assert (done.returncode, len(errors)) == (2, 1)
     assert line in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "advice"),
+    [
+        (("worker", "-l", "DEBUG"), "--loglevel is not supported: set JANITOR_LOG_LEVEL"),
+        (("worker", "--logfile=it.log"), "--logfile is not supported: the log goes to stderr"),
+        (("beat", "--detach"), "--detach is not supported: it stays in the foreground"),
+    ],
+)
+def test_an_option_of_celery_that_would_not_do_what_it_says_is_refused(client, redis_url, api, arguments, advice):
+    done = janitor(env_of(redis_url, api), *arguments)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert advice in done.stderr
 
 
 @pytest.mark.parametrize("command", [("worker", "-P", "threads"), ("beat",)])

@@ -106,7 +106,7 @@ HELD = "held since yesterday by ana: a lawsuit"
 
 
 class FakeLedger:
-    """Says `go` to every mark once its words are used up; remembers what it was told.
+    """Says `go` to every mark once its words are used up, or `stale`; remembers what it was told.
 
     cool: how long a cool-down lasts. slow: seconds that a mark takes. ahead: by how much Redis's clock has moved
     on more than ours. fails: raised by each mark.
@@ -126,14 +126,17 @@ class FakeLedger:
         self.marks: list[Progress] = []
         self.actions: list[tuple[str, dict[str, Any]]] = []
 
-    def mark(self, claim: Claim, progress: Progress) -> Verdict:
+    def now_ms(self) -> int:
+        return NOW_MS + round((self.clock.seconds - 1000 + self.ahead) * 1000)
+
+    def mark(self, claim: Claim, progress: Progress, fresh_until: datetime) -> Verdict:
         self.marks.append(progress)
         if self.fails:
             raise self.fails
         self.clock.seconds += self.slow
-        passed = self.clock.seconds - 1000 + self.ahead
-        word = self.words.pop(0) if self.words else "go"
-        return Verdict(word, self.cool, NOW_MS + round(passed * 1000), HELD if word == "held" else "")
+        usual = "stale" if self.now_ms() > to_ms(fresh_until) else "go"
+        word = self.words.pop(0) if self.words else usual
+        return Verdict(word, self.cool, self.now_ms(), HELD if word == "held" else "")
 
     def account(self, account: str, action: str, **details: Any) -> int:
         self.actions.append((action, {"account": account, **details}))

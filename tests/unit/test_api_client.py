@@ -243,8 +243,16 @@ def test_details_carry_the_moment_of_the_answer(wire):
     assert wire.sent[-1].url == "https://api.bfl.ai/v1/finetune_details?finetune_id=a%26b%3D%C3%BC"
 
 
-@pytest.mark.parametrize("date", ["", "yesterday", "0", "Wed, 99 Oct 2026 07:28:00 GMT"])
-def test_an_unreadable_date_is_none(wire, date):
+def test_an_api_that_repeats_the_key_puts_it_into_no_record(wire):
+    wire.answers({"finetune_details": {"mode": f"asked with {KEY}", KEY: "u"}})
+    assert client().finetune_details(OURS).fields == {"mode": "asked with ***", "***": "u"}
+
+
+@pytest.mark.parametrize(
+    "date",
+    ["", "yesterday", "0", "Wed, 99 Oct 2026 07:28:00 GMT", "Fri, 31 Dec 9999 23:59:59 GMT"],
+)
+def test_an_unsound_date_is_none(wire, date):
     wire.answers({"finetune_details": {}}, headers={"Date": date})
     assert client().finetune_details(OURS).date is None
 

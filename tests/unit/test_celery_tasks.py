@@ -21,7 +21,7 @@ from tasks.celery_tasks import AGAIN_HEADER, ETA_HEADER, callbacks_of, wake, wri
 from tasks.errors import IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
 from tasks.intake import BULK, Intake
 from tasks.ledger.dead_letters import SEEN_HEADER, list_dead_letters, requeue_dead_letters
-from tasks.ledger.queries import Filter, get, list_deletions
+from tasks.ledger.queries import Filter, get, get_many, list_deletions
 from tasks.ledger.types import Act
 from tasks.records import NewRequest, State
 from tests.conftest import NOW, claim, finish, register
@@ -350,8 +350,10 @@ def test_a_cancel_answers_and_has_the_result_of_the_deletion_written(worker):
 
 
 def test_a_report_of_use_is_noted_whatever_else_is_given(worker):
-    worker.send("touch", ["a", "b"], something="else")
-    worker.send("touch", "c")
+    with capture_logs() as logs:
+        worker.send("touch", ["a", "b"], accounts="eu")
+        worker.send("touch", "c", account=None)
+    assert [(line["event"], line["names"]) for line in logs] == [("use.odd_arguments", "accounts")]
     assert set(worker.ledger.redis.hkeys(worker.ledger.keys.used("default"))) == {"a", "b", "c"}
 
 
@@ -477,6 +479,15 @@ def test_a_proof_is_good_once(worker):
     nonce = with_callbacks(worker)
     worker.ledger.take_callbacks_nonce("t1", nonce)
     assert worker.send("delete", "a", headers={AGAIN_HEADER: nonce}).state == "IGNORED"
+
+
+def test_a_message_that_runs_callbacks_is_never_a_request(worker):
+    # Given one that comes after its record was pruned: the name may be another finetune's by now.
+    nonce = with_callbacks(worker)
+    worker.ledger.redis.delete(worker.ledger.keys.deletion("t1"), worker.ledger.keys.callbacks_nonce("t1"))
+    # When it is read, then nothing is asked for.
+    assert worker.send("delete", "a", headers={AGAIN_HEADER: nonce}).state == "IGNORED"
+    assert get_many(worker.ledger, ["t1"]) == [None]
 
 
 def test_a_wake_up_that_cannot_be_published_raises_nothing(worker):

@@ -96,6 +96,8 @@ def test_what_is_stale_is_deleted_and_told_why(policy, finetune, reason):
         (OLD, replace(STALE, id="org/name"), "it belongs to another organisation"),
         (Policy("tmp", match=("f*",)), replace(STALE, created=None), "its age is not known"),
         (OLD, replace(STALE, protected=ago(-1)), "protected until 2026-11-02"),
+        # Use from before its creation is of another one.
+        (UNUSED, replace(STALE, created=ago(3), last_used=ago(40)), "not there for 30 days yet"),
         # Unknown means keep.
         (TESTS, STALE, "its details were not read"),
         (TESTS, replace(STALE, about={}), "its details have no readable comment"),
@@ -139,6 +141,13 @@ def test_the_newest_are_those_that_were_created_last():
     items = select(replace(OLD, keep_newest=3), finetunes, use_since=None, now=NOW)
     kept = [item.age_days for item in items if item.action == "keep"]
     assert set(kept) == {40, 41, 42}
+
+
+def test_what_is_to_be_deleted_anyhow_is_none_of_the_newest():
+    finetunes = [Finetune(f"ft-{n}", WHICH, created=ago(40 + n), is_requested=n < 3) for n in range(6)]
+    items = select(replace(OLD, keep_newest=2), finetunes, use_since=None, now=NOW)
+    assert [item.age_days for item in items if item.reason == "among the newest 2"] == [43, 44]
+    assert [item.age_days for item in items if item.action == "delete"] == [45]
 
 
 def test_the_newest_are_counted_among_those_that_match_by_their_details():
@@ -196,6 +205,21 @@ CAPS = [
     ([1, 1, 0, 0, 0], {}, "2 of 5 would be deleted, and max_percent is 25 (1)"),
     ([1, 0], {}, None),
 ]
+
+
+@pytest.mark.parametrize(
+    ("stale", "why"),
+    [
+        ([1, 1, 1], "all 3 finetunes would be deleted"),
+        ([1, 1, 0, 0, 0], "2 of 5 would be deleted, and max_percent is 25 (1)"),
+        ([0], None),
+        ([], None),
+    ],
+)
+def test_a_plan_is_measured_against_what_could_be_asked_for(stale, why):
+    shared = [Finetune(f"org/{n}", WHICH, created=ago(45)) for n in range(60)]
+    own = [Finetune(f"ft-{n}", WHICH, created=ago(45 if old else 1)) for n, old in enumerate(stale)]
+    assert blocked(OLD, select(OLD, shared + own, use_since=None, now=NOW)) == why
 
 
 @pytest.mark.parametrize(("stale", "seen", "why"), CAPS)

@@ -237,8 +237,9 @@ class TestFreshness:
 
     def test_a_clock_that_stood_still_is_seen_by_redis_clock(self):
         # Given a machine that slept, with a monotonic clock that did not count it.
-        case = Case([], [THERE], ledger=FakeLedger(ahead=14), rules=NO_BUDGET).carried_out()
-        assert case.result == ("back", 0)
+        case = Case([DONE], [THERE], ledger=FakeLedger(ahead=14), rules=NO_BUDGET).carried_out()
+        # Then what it had observed does not count, and it observes again.
+        assert (case.result, case.api.calls["details"]) == (("deleted/response", 1), 2)
 
     def test_redis_clock_set_back_makes_nothing_younger(self):
         case = Case([DONE], [(2.1, THERE), THERE], ledger=FakeLedger(ahead=-3600)).carried_out()

@@ -6,6 +6,7 @@ import socket
 import uuid
 from collections import Counter
 from collections.abc import MutableMapping
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from worker.http import guard
 from worker.http.models import NewDeletions
 from worker.http.problems import HANDLERS
 from worker.http.server import listen
+from worker.http.tokens import Token
 
 
 def read(messages):
@@ -97,6 +99,95 @@ def test_large_bodies_are_worked_on_a_few_at_a_time_and_hold_up_nothing_else():
             await seen(large, 50)
             for one in calls:
                 one.cancel()
+
+    asyncio.run(all_of_it())
+
+
+class Pressed:
+    """A guarded service that answers when `let_go` is set; which token's calls are at work, and what is answered."""
+
+    def __init__(self):
+        self.at_work, self.answered, self.let_go = Counter(), Counter(), asyncio.Event()
+        tokens = {name: Token(name=name, sha256="0" * 64, scopes=("read",)) for name in ("a", "b")}
+        quotas = SimpleNamespace(count_request=lambda _: None)
+        self.guarded = guard.Guard(self.app, SimpleNamespace(find=tokens.get), quotas)
+
+    async def app(self, scope, receive, send):
+        self.at_work[scope["janitor.token"].name] += 1
+        if scope["path"] == "/long-poll":
+            await scope["janitor.place"].aclose()
+        await self.let_go.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    async def call(self, token, path="/", query=b""):
+        async def receive():
+            return chunk(b"", more=False)
+
+        async def send(message):
+            if "status" in message:
+                self.answered[message["status"]] += 1
+
+        headers = [(b"authorization", f"Bearer {token}".encode())]
+        scope = {"type": "http", "path": path, "query_string": query, "headers": headers}
+        await self.guarded(scope, receive, send)
+
+    async def seen(self, counted, key, count):
+        while counted[key] < count:
+            await asyncio.sleep(0)
+
+
+def test_one_token_has_a_few_calls_at_work_and_the_others_go_on():
+    async def all_of_it():
+        # Given a service that is slow to answer
+        service = Pressed()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as clients:
+            # When one token calls many times, and then another one,
+            for token in ["a"] * 50 + ["b"]:
+                clients.create_task(service.call(token))
+            await service.seen(service.at_work, "b", 1)
+            # then few calls of the first are at work, and that of the other one;
+            assert service.at_work["a"] == guard.MOST_CALLS
+            # and as they are answered, the next ones follow.
+            service.let_go.set()
+        assert service.answered == {200: 51}
+
+    asyncio.run(all_of_it())
+
+
+def test_a_call_that_found_no_place_is_told_to_come_again(monkeypatch):
+    monkeypatch.setattr(guard, "PLACE_SECONDS", 0.05)
+
+    async def all_of_it():
+        service = Pressed()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as clients:
+            for _ in range(guard.MOST_CALLS + 1):
+                clients.create_task(service.call("a"))
+            await service.seen(service.answered, 429, 1)
+            service.let_go.set()
+        assert service.answered == {429: 1, 200: guard.MOST_CALLS}
+
+    asyncio.run(all_of_it())
+
+
+def test_long_polls_take_no_place():
+    async def all_of_it():
+        service = Pressed()
+        async with asyncio.timeout(30), asyncio.TaskGroup() as clients:
+            for _ in range(guard.MOST_CALLS + 1):
+                clients.create_task(service.call("a", "/long-poll"))
+            await service.seen(service.at_work, "a", guard.MOST_CALLS + 1)
+            service.let_go.set()
+
+    asyncio.run(all_of_it())
+
+
+def test_a_query_has_a_limit():
+    async def all_of_it():
+        service = Pressed()
+        service.let_go.set()
+        for size in (guard.MOST_QUERY, guard.MOST_QUERY + 1):
+            await service.call("a", query=b"x" * size)
+        assert service.answered == {200: 1, 414: 1}
 
     asyncio.run(all_of_it())
 

@@ -115,6 +115,8 @@ def test_another_moment_is_another_incarnation(other):
         ("2026-02-01", "2026-02-01", UNKNOWN), ("2026-02-01", "20260201", UNKNOWN),
         ("2026-02-01", "2026-02-02", OTHER), ("2026-02-01", "2026-02-01T10:00:00Z", UNKNOWN),
         ("2026-02-01", "2026-02-02T01:00:00Z", UNKNOWN), ("2026-02-01", "2026-02-04T01:00:00Z", OTHER),
+        # So can two times of which only one tells its zone.
+        (TEN, "2026-02-01T12:00:00", UNKNOWN), (TEN, "2026-02-02T01:00:00", OTHER),
     ],
 )  # fmt: skip
 def test_a_date_alone_can_only_tell_a_difference(one, other, verdict):

@@ -113,6 +113,9 @@ TABLE = {
     "first: created since": (present(THERE), NEVER, OVERTAKEN, "superseded"),
     "first: created since, cleanup": (present(THERE), NEVER, OVERTAKEN | CLEANUP, "superseded"),
     "first: created since, unclear attempt": (present(THERE), unclear(NEVER), OVERTAKEN, "review"),
+    "first: Redis's clock was set back since": (present(NEWER), NEVER, {"asked_ago": -600 * SECONDS}, "review"),
+    "first: likewise, but it is long there": (present(THERE), NEVER, {"asked_ago": -600 * SECONDS}, "stays"),
+    "first: likewise, no creation time, long ago": (present(AGELESS), NEVER, {"asked_ago": -LATE}, "review"),
     "first: within the tolerance of two clocks": (
         present(THERE), NEVER, {"asked_ago": AGE + 4 * SECONDS}, "stays"
     ),

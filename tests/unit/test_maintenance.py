@@ -243,6 +243,33 @@ def test_a_cleanup_that_became_due_after_the_first_look_waits_for_a_third(clocke
         assert [one.finetune_id for one in found] == starts
 
 
+def test_a_report_that_comes_in_the_midst_of_a_cleanup_stops_what_is_left_of_it(cleaning, broker, ledger):
+    # Given two deletions that are due, of which one has started
+    accept(ledger, asking("other", source="cleanup:plan"))
+    cleaning.look(2)
+    assert cleaning.starts()
+    # When a report comes, then the other one waits until it is handled.
+    broker.take()
+    cleaning.look()
+    assert not cleaning.starts()
+    broker.acknowledge()
+    cleaning.look(2)
+    assert cleaning.starts()
+
+
+def test_cleanups_wait_if_nobody_looks_for_reports_any_more(cleaning, ledger):
+    cleaning.look(2)
+    assert 0 < ledger.redis.pttl(ledger.keys.reports_clear) <= 5000
+
+
+@pytest.mark.parametrize("back", [1, 3600])
+def test_a_look_of_before_a_step_back_of_the_clock_counts_for_nothing(clocked, cleaning, ledger, back):
+    cleaning.look(3)
+    clocked.after(seconds=-back - 3)
+    accept(ledger, asking("other", source="cleanup:plan"))
+    assert not cleaning.starts()
+
+
 def test_other_messages_hold_no_cleanup_back(cleaning, broker):
     broker.take(queue="deletions")
     cleaning.look(2)

@@ -49,6 +49,7 @@ MISTAKES = {
     "[[policy]]\nname = 'a'\nolder_than = 30\n": "line 3: older_than: 30 is not a duration: give a duration",
     "[[policy]]\nname = 'a'\nolder_than = '0d'\n": "line 3: older_than: '0d' is not accepted: give a duration",
     "[[policy]]\nname = 'a'\nunused_for = '9999d'\n": "line 3: unused_for: '9999d' is too long",
+    "[[policy]]\nname = 'a'\nunused_for = '47h'\n": "line 3: unused_for: '47h' is not accepted: give 2d or more",
     f"[[policy]]\n{FINE}account = 'A'\n": "line 4: account: 'A' is not accepted: give lowercase letters",
     f"[[policy]]\n{FINE}match = []\n": "line 4: match: [] is not a list of patterns",
     f"[[policy]]\n{FINE}protect = ['']\n": "line 4: protect: '' is not a pattern",

@@ -1,6 +1,7 @@
 """Commands about stale finetunes: check, plan, show, list, apply."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from operator import attrgetter
 from pathlib import Path
@@ -13,8 +14,10 @@ from tasks.cleanup.plans import Plan, apply_plan, check_plan, get_plan, list_pla
 from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import Item
 from tasks.durations import format_duration
-from tasks.errors import InvalidRequest
+from tasks.errors import InvalidRequest, JanitorError
+from tasks.ledger.queries import known_accounts
 from tasks.ledger.types import Act
+from tasks.waiting import key_variable
 from worker.cli import WRONG_USAGE, options
 from worker.cli.asking import NOT_AGREED, agree_to_plan
 from worker.cli.options import as_json
@@ -47,12 +50,21 @@ def cleanup() -> None:
 def check(*, file: Path | None) -> None:
     """Check the policies, and nothing else; say what each would do.
 
+    Warns of an account whose key is not set here and that no worker has had, if Redis can be asked.
+
     \b
     janitor cleanup check
     janitor cleanup check --file policies.toml
     """
-    for policy in read_policies(file or Session().settings.policy_file):
+    policies = read_policies(file or Session().settings.policy_file)
+    for policy in policies:
         click.echo(_in_words(policy))
+    with suppress(JanitorError):  # without Redis nobody can tell
+        session = Session()
+        known = known_accounts(session.ledger) | session.settings.accounts.keys()
+        for account in sorted({policy.account for policy in policies} - known):
+            fact = f"warning: no worker has had the key of account {account}"
+            note(f"{fact}, and {key_variable(account)} is not set here")
 
 
 @cleanup.command("plan")

@@ -16,7 +16,7 @@ from tasks.cleanup.rules import DAY, Finetune, Item
 from tasks.durations import iso
 from tasks.ledger import Ledger
 from tasks.ledger import holds as kept
-from tasks.ledger.types import Act
+from tasks.ledger.types import Act, Withdrawn
 from worker.cli import options
 from worker.cli.options import Ids, known_account
 from worker.cli.output import note, print_table, some, warn_of_confusing
@@ -67,7 +67,8 @@ def finetunes(*, account: str, file: Path | None, details: bool) -> None:
 def protect(*, ids: Ids, account: str, until: datetime | None, act: Act) -> None:
     """Protect finetunes from cleanups, immediately; a cleanup's deletion that is waiting is withdrawn.
 
-    Requests from people and services are not affected. What is protected for longer stays so: unprotect it first.
+    Requests from people and services are not affected. A call that is under way may still delete; the command
+    says so. What is protected for longer stays so: unprotect it first.
 
     \b
     janitor protect my-finetune
@@ -101,7 +102,9 @@ def touch(*, ids: Ids, account: str) -> None:
     \b
     janitor touch my-finetune
     """
-    _say("use noted", ids, inventory.touch(Session(account).ledger, account, ids))
+    ledger = Session(account).ledger
+    _say("use noted", ids, inventory.touch(ledger, account, ids))
+    _warn_of_unknown(ledger, account, ids)
 
 
 @click.command()
@@ -121,12 +124,8 @@ def hold(*, id_: str, account: str, until: datetime | None, act: Act) -> None:
     janitor hold fair-demo --until "in 30d" --reason "in use until the fair"
     """
     ledger = Session(account).ledger
-    withdrawn = kept.hold(ledger, account, id_, until, act)
-    warn_of_confusing([id_])
+    _say("held", [id_], kept.hold(ledger, account, id_, until, act))
     _warn_of_unknown(ledger, account, [id_])
-    note(f"held: {id_}")
-    if withdrawn:
-        note(f"withdrawn: {some(withdrawn)}; `janitor show ID` says how each ended")
 
 
 @click.command()
@@ -161,11 +160,14 @@ def holds(*, account: str) -> None:
     )  # fmt: skip
 
 
-def _say(what: str, ids: Ids, withdrawn: Sequence[str] = ()) -> None:
+def _say(what: str, ids: Sequence[str], found: Withdrawn | None = None) -> None:
     warn_of_confusing(ids)
     note(f"{what}: {some(ids)}")
-    for id_ in withdrawn:
-        note(f"a cleanup's deletion was withdrawn: {id_}")
+    if found and found.withdrawn:
+        note(f"withdrawn before anything was deleted: {some(found.withdrawn)}")
+    if found and found.under_way:
+        how = "a call may be under way, which may still delete; `janitor show ID` says how each ended"
+        note(f"warning: withdrawn, perhaps too late: {some(found.under_way)}: {how}")
 
 
 def _warn_of_unknown(ledger: Ledger, account: str, finetune_ids: Sequence[str]) -> None:

@@ -3,8 +3,10 @@
 import os
 import sys
 from contextlib import suppress
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from tasks.errors import InvalidRequest
 from worker.local import embedded, supervise
@@ -19,6 +21,15 @@ _JANITOR = (sys.executable, "-m", "worker.cli")
 _options_of_celery = click.argument("celery_options", nargs=-1, type=click.UNPROCESSED)
 _host_option = click.option("--host", default="127.0.0.1", help="The address to listen on.")
 _PORT = click.IntRange(0, 65535)
+# Settings of a Redis that is not ours, with their variables.
+_OF_REDIS = {
+    "redis_url": "REDIS_URL", "redis_password_file": "REDIS_PASSWORD_FILE", "callbacks_url": "JANITOR_CALLBACKS_URL"
+}  # fmt: skip
+_UNSUPPORTED = {
+    "detach": "it stays in the foreground; systemd or a container runs it in the background",
+    "loglevel": "set JANITOR_LOG_LEVEL",
+    "logfile": "the log goes to stderr",
+}
 _Texts = tuple[str, ...]
 
 
@@ -28,20 +39,27 @@ _Texts = tuple[str, ...]
 def up(*, http: bool, http_port: int) -> int:
     """Run Redis, worker and beat here, in one foreground process tree.
 
-    Everything is kept in JANITOR_STATE_DIR; other commands find it there while REDIS_URL is not set. A process
-    that dies is started again; Ctrl-C stops all of them and loses nothing.
+    Everything is kept in JANITOR_STATE_DIR, and other commands find it there. REDIS_URL must not be set: it names
+    another Redis. A process that dies is started again; Ctrl-C stops all of them and loses nothing.
 
     \b
     BFL_API_KEY=... janitor up
     BFL_API_KEY=... JANITOR_TOKENS_FILE=tokens.toml janitor up --http
     """
     settings = load_settings()
+    for field, variable in _OF_REDIS.items():
+        if field in settings.model_fields_set:
+            raise InvalidRequest(
+                f"{variable} is set, and `janitor up` runs a Redis of its own, which other commands would not use: "
+                "unset it, or run `janitor worker` and `janitor beat`"
+            )
     require_accounts(settings)
     if http:
-        from worker.http import server, tokens  # noqa: F401, PLC0415 -- is the extra installed?
+        from worker.http import server, tokens  # noqa: PLC0415 -- brings in FastAPI
 
         # An error is told now, and not by a process that is started again and again.
         tokens.read_tokens(settings.tokens_file)
+        server.listen("127.0.0.1", http_port).close()
     with embedded.lock(settings.state_dir):
         url = embedded.url(settings.state_dir)
         click.echo(f"state in {settings.state_dir}")
@@ -54,11 +72,12 @@ def up(*, http: bool, http_port: int) -> int:
 def worker(*, celery_options: _Texts) -> int:
     """Run a worker: `celery -A worker worker -P threads`. Further options go to Celery as they are.
 
-    It makes up to JANITOR_THREADS API calls at once. More processes are more workers.
+    It makes up to JANITOR_THREADS API calls at once. More processes are more workers. It stays in the foreground
+    and logs to stderr, so --detach, --logfile and --loglevel are refused.
 
     \b
     janitor worker
-    JANITOR_THREADS=16 janitor worker --loglevel INFO
+    JANITOR_THREADS=16 janitor worker
     """
     settings = load_settings()
     require_accounts(settings)
@@ -149,8 +168,17 @@ def _celery(settings: Settings, *argv: str) -> int:
 
     from worker.app import create_app  # noqa: PLC0415 -- brings in Celery
 
+    for option in command.commands[argv[0]].params:
+        if option.name in _UNSUPPORTED:
+            option.callback = _refuse
     command.params[0].default = create_app(settings)
     return int(command.main(args=argv, standalone_mode=False) or 0)
+
+
+def _refuse(context: click.Context, option: click.Parameter, given: Any) -> Any:
+    if context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE:
+        raise InvalidRequest(f"--{option.name} is not supported: {_UNSUPPORTED[str(option.name)]}")
+    return given
 
 
 def _tree(settings: Settings, url: str, http_port: int | None) -> list[Spec]:

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
-from typing import Any
 
 from tasks.durations import format_duration
 from tasks.ledger import Ledger
@@ -12,7 +11,7 @@ from tasks.ledger.queries import Filter, list_deletions, stopped_accounts
 from tasks.ledger.statistics import Statistics
 from tasks.records import State, from_ms
 from tasks.text import in_command
-from tasks.waiting import ALARM, paused
+from tasks.waiting import ALARM, key_variable, paused, running_workers
 from worker.doctor.policies import scheduled_policies
 from worker.doctor.retries import LATE, Retries, check_retries
 from worker.doctor.server import Finding, judged
@@ -32,7 +31,7 @@ def check_ledger(
     yield from _room(ledger)
     yield from check_work(ledger, found.accounts)
     yield from check_retries(tried_again, now)
-    yield from _beat(ledger, now, late=3 * tick_every)
+    yield from _beat(ledger, now, found.beat_age_seconds, late=3 * tick_every)
     yield judged(
         "queue", f"the oldest due deletion has waited {_rounded(overdue)}" if overdue else "nothing is due",
         (overdue > LATE, "warning", "do workers run, is the account stopped, does the API answer?"),
@@ -63,9 +62,9 @@ def _room(ledger: Ledger) -> Iterator[Finding]:
         yield Finding("full", "error", f"{fact}: give it more memory (maxmemory)")
 
 
-def _beat(ledger: Ledger, now: datetime, *, late: timedelta) -> Iterator[Finding]:
-    ticked_at: Any = ledger.redis.get(ledger.keys.tick)
-    age = None if ticked_at is None else max(now - from_ms(ticked_at), timedelta(0))
+def _beat(ledger: Ledger, now: datetime, age_seconds: float, *, late: timedelta) -> Iterator[Finding]:
+    """age_seconds: since the last tick; infinite if there was none."""
+    age = None if age_seconds == float("inf") else timedelta(seconds=age_seconds)
     yield judged(
         "beat", "no beat is seen" if age is None else f"the last tick of beat is {_rounded(age)} old",
         (age is None or age > late, "warning",
@@ -77,14 +76,19 @@ def _beat(ledger: Ledger, now: datetime, *, late: timedelta) -> Iterator[Finding
 
 def _policies(ledger: Ledger, now: datetime, late: timedelta) -> Iterator[Finding]:
     """Whether each scheduled policy runs, and deletes something: its newest plan may be blocked."""
+    workers = running_workers(ledger)
     for one in scheduled_policies(ledger):
         if one.plan and one.plan.blocked:
             fact = f"{one.name!r} of account {one.plan.account} is blocked and deletes nothing: {one.plan.blocked}"
             when = f"{fact} ({_utc(one.plan.created_at)})"
             yield Finding("policy", "error", f"{when}: find out why, `janitor cleanup show {one.plan.id}`")
             continue
+        has_key = not workers or any(worker.has("accounts", one.account) for worker in workers)
         yield judged(
             "policy", f"{one.name} ({one.schedule}): its last scheduled time was {_utc(one.last)}",
+            (not has_key, "warning",
+             f"no running worker has the key of account {one.account}: set {key_variable(one.account)} for a "
+             "worker and restart it, or correct the policy"),
             (one.overdue(now) > late, "warning",
              f"that of {_utc(one.next_after(one.last))} did not run; a worker's log says why"),
         )  # fmt: skip

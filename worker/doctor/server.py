@@ -1,5 +1,6 @@
 """Is this Redis fit to hold the ledger? Asked by `janitor doctor`, and by each worker when it starts."""
 
+import re
 import time
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
@@ -47,7 +48,7 @@ def check_server(client: redis.Redis) -> Iterator[Finding]:
         (eviction != "noeviction", "error", "records can be lost; set noeviction"),
     )  # fmt: skip
     yield _persistence(client, info)
-    limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
+    limit, used = int(info.get("maxmemory", 0)), int(info.get("used_memory", 0))
     yield judged(
         "memory", f"{used >> 20} of {limit >> 20} MiB used" if limit else f"{used >> 20} MiB used, no limit set",
         (limit and used > 0.7 * limit, "warning", "new deletions are refused when it is full; give it more"),
@@ -65,8 +66,8 @@ def check_server(client: redis.Redis) -> Iterator[Finding]:
 def _product(info: dict[str, Any]) -> Finding:
     # As its redis_version, Valkey tells that of the Redis with which it is compatible.
     product = "Valkey" if "valkey_version" in info else "Redis"
-    told = str(info[f"{product.lower()}_version"])
-    version = tuple(map(int, told.split(".")[:3]))
+    told = str(info.get(f"{product.lower()}_version", "of no known version"))
+    version = tuple(map(int, re.findall(r"\d+", told)[:3]))
     fixed = next((first for first in _FIXED[product] if first[:2] >= version[:2]), version)
     return judged(
         "redis", f"{product} {told}",
@@ -79,13 +80,13 @@ def _product(info: dict[str, Any]) -> Finding:
 
 
 def _persistence(client: redis.Redis, info: dict[str, Any]) -> Finding:
-    is_on, sync = info.get("aof_enabled"), _config(client, "appendfsync") or "not known"
+    is_on, sync = info.get("aof_enabled"), _config(client, "appendfsync") or "not known here"
     return judged(
         "persistence", f"the append-only file is {f'on, with fsync {sync}' if is_on else 'off'}",
         (not is_on, "error", "a restart loses the ledger; set appendonly yes and appendfsync always"),
         (info.get("aof_last_write_status", "ok") != "ok", "error",
          "it could not be written; is the disk of Redis full? its log says more"),
-        (sync != "always", "warning", "a crash of the host may lose a second; set appendfsync always"),
+        (sync in ("everysec", "no"), "warning", "a crash of the host may lose a second; set appendfsync always"),
     )  # fmt: skip
 
 

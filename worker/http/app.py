@@ -1,7 +1,6 @@
 """The application: its routes, the probes for orchestrators, metrics."""
 
-from datetime import timedelta
-from pathlib import Path
+from importlib.metadata import version
 
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -16,29 +15,23 @@ from worker.http.quotas import Quotas
 from worker.http.tokens import TokenFile
 from worker.http.waiting import Waiting
 from worker.metrics import registry
+from worker.settings import Settings
 
 _DESCRIPTION = (
     "Deletes finetunes at the BFL API: requested here, carried out by workers, every outcome on record. What is "
     "answered with 202 or 200 is on record; errors are problem details (RFC 9457)."
 )
-_TICK_EVERY = timedelta(minutes=1)
 
 
-def create_api(
-    intake: Intake, tokens: TokenFile, quotas: Quotas, version: str, *, tick_every: timedelta = _TICK_EVERY,
-    policy_file: Path | None = None,
-) -> FastAPI:  # fmt: skip
-    """The service for these tokens; `state.waiting` has its long polls. tick_every: of beat.
-
-    policy_file: of the cleanups, None if this service does not have it.
-    """
+def create_api(settings: Settings, intake: Intake, tokens: TokenFile, quotas: Quotas) -> FastAPI:
+    """The service for these tokens; `state.waiting` has its long polls."""
     app = FastAPI(
-        title="Finetune Janitor", version=version, description=_DESCRIPTION, docs_url=None, redoc_url=None,
-        redirect_slashes=False, exception_handlers=HANDLERS,
+        title="Finetune Janitor", version=version("finetune-janitor"), description=_DESCRIPTION, docs_url=None,
+        redoc_url=None, redirect_slashes=False, exception_handlers=HANDLERS,
         separate_input_output_schemas=False,  # a field with a default may be left out of an answer
     )  # fmt: skip
     app.state.intake, app.state.waiting, app.state.quotas = intake, Waiting(intake.ledger), quotas
-    app.state.tick_every, app.state.policy_file = tick_every, policy_file
+    app.state.settings = settings
     app.add_middleware(Guard, tokens=tokens, quotas=quotas)
     app.include_router(deletions.router)
     app.include_router(cleanup.router)

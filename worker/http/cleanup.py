@@ -2,18 +2,18 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.responses import JSONResponse
 
 from tasks.cleanup import inventory, plans
 from tasks.cleanup.plans import Plan
 from tasks.cleanup.policies import read_policies
-from tasks.errors import UnknownPlan
+from tasks.errors import InvalidRequest, UnknownPlan
 from tasks.intake import Intake
 from tasks.ledger import holds
 from tasks.ledger.holds import Hold
-from tasks.ledger.types import Act
+from tasks.ledger.types import Act, Withdrawn
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.http.deletions import TheIntake
 from worker.http.guard import Admin, Enqueuer, Reader, check_account
@@ -21,7 +21,17 @@ from worker.http.models import Line, Moment, Reason
 from worker.http.problems import documented
 from worker.http.tokens import Token
 
-router = APIRouter(prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 404, 422, 429, 503))
+
+async def _no_body(request: Request) -> None:
+    """What these calls are given in a body would not count, and the defaults would in its place."""
+    if await request.body() not in (b"", b"{}"):
+        raise InvalidRequest("this call takes no body: give all in the query, such as ?account=emea")
+
+
+router = APIRouter(
+    prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 404, 422, 429, 503),
+    dependencies=[Depends(_no_body)],
+)  # fmt: skip
 
 
 class Where(BaseModel):
@@ -55,16 +65,12 @@ InAccount = Annotated[Where, Query()]
 Protect = Annotated[Protection, Query()]
 
 
-class Withdrawn(BaseModel):
-    """The ids of cleanup deletions that are withdrawn by this."""
+class Kept(BaseModel):
+    """Which deletions are withdrawn by this: those of cleanups; a hold withdraws all of the finetune."""
 
-    withdrawn: list[str]
-
-
-class Kept(Withdrawn):
-    """The same, of those it is about: `known` is false if the last survey did not see the finetune."""
-
-    known: bool
+    withdrawn: list[str] = Field(description="these deleted nothing")
+    under_way: list[str] = Field(description="a call may be under way, and may still delete: their records tell")
+    known: bool = Field(description="false if the last survey did not see the finetune")
 
 
 class Released(BaseModel):
@@ -105,10 +111,11 @@ class AppliedPlan(BaseModel):
 
 
 @router.post("/finetunes/{finetune_id:path}/touch", operation_id="touchFinetune")
-def touch_finetune(finetune_id: str, intake: TheIntake, caller: Enqueuer, where: InAccount) -> Withdrawn:
+def touch_finetune(finetune_id: str, intake: TheIntake, caller: Enqueuer, where: InAccount) -> Kept:
     """Report that a finetune is used, now."""
     check_account(caller, where.account)
-    return Withdrawn(withdrawn=inventory.touch(intake.ledger, where.account, [finetune_id]))
+    withdrawn = inventory.touch(intake.ledger, where.account, [finetune_id])
+    return _kept(intake, where.account, finetune_id, withdrawn)
 
 
 @router.post("/finetunes/{finetune_id:path}/protect", operation_id="protectFinetune")
@@ -123,11 +130,11 @@ def protect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: 
 @router.post("/finetunes/{finetune_id:path}/unprotect", operation_id="unprotectFinetune")
 def unprotect_finetune(
     finetune_id: str, intake: TheIntake, caller: Admin, where: Annotated[WhereAndWhy, Query()]
-) -> Withdrawn:
+) -> Kept:
     """Allow cleanups to delete it again."""
     check_account(caller, where.account)
     inventory.unprotect(intake.ledger, where.account, [finetune_id], Act(caller.name, "http", where.reason))
-    return Withdrawn(withdrawn=[])
+    return _kept(intake, where.account, finetune_id, Withdrawn([], []))
 
 
 @router.post("/finetunes/{finetune_id:path}/hold", operation_id="holdFinetune")
@@ -181,15 +188,16 @@ def apply_plan(
     409 if the plan is blocked or older than 24 hours, or if its policy was changed or removed since; the service
     can tell that only if it has `JANITOR_POLICY_FILE`.
     """
-    plan, file = _visible(intake, plan_id, caller), request.app.state.policy_file
+    plan, file = _visible(intake, plan_id, caller), request.app.state.settings.policy_file
     policies = read_policies(file) if file else None
     applied = plans.apply_plan(intake.ledger, intake, plan, Act(caller.name, "http", reason), policies)
     items = [one._asdict() | {"deletion": one.deletion.to_json() if one.deletion else None} for one in applied]
     return JSONResponse({"deletions": items}, 202 if any(one.created for one in applied) else 200)
 
 
-def _kept(intake: Intake, account: str, finetune_id: str, withdrawn: list[str]) -> Kept:
-    return Kept(withdrawn=withdrawn, known=not inventory.unknown_among(intake.ledger, account, [finetune_id]))
+def _kept(intake: Intake, account: str, finetune_id: str, withdrawn: Withdrawn) -> Kept:
+    known = not inventory.unknown_among(intake.ledger, account, [finetune_id])
+    return Kept(**withdrawn._asdict(), known=known)
 
 
 def _visible(intake: Intake, plan_id: str, caller: Token) -> Plan:

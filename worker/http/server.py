@@ -7,7 +7,6 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import timedelta
-from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -60,10 +59,7 @@ def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> 
     intake = Intake(_ledger(settings, url), lambda account: wake(celery, account), settings.allow_org_ids)
     quotas = Quotas(intake.ledger, settings.http_requests_per_minute, settings.http_open_deletions)
     file = TokenFile(required(settings.tokens_file), tokens)
-    api = create_api(
-        intake, file, quotas, version("finetune-janitor"),
-        tick_every=settings.tick_every, policy_file=settings.policy_file,
-    )  # fmt: skip
+    api = create_api(settings, intake, file, quotas)
     # A long poll is an open file: the usual soft limit of 1,024 would end at as many.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))

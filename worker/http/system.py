@@ -1,6 +1,5 @@
 """`/v1/status` and `/v1/audit`: the whole system, for tokens that may see all accounts."""
 
-from datetime import timedelta
 from itertools import islice
 from typing import Annotated
 
@@ -15,6 +14,7 @@ from worker.http.deletions import TheIntake
 from worker.http.guard import AdminOfAll, ReaderOfAll
 from worker.http.models import Moment
 from worker.http.problems import documented
+from worker.settings import Settings
 
 _MOST_READ = 10_000  # entries for one page
 router = APIRouter(prefix="/v1", responses=documented(401, 403, 429, 503))
@@ -46,8 +46,8 @@ def get_status(request: Request, intake: TheIntake, _: ReaderOfAll) -> Status:
 
     For tokens with `read` and all accounts. `needs` is empty if all is well.
     """
-    tick_every: timedelta = request.app.state.tick_every
-    return status(intake.ledger, tick_every)
+    settings: Settings = request.app.state.settings
+    return status(intake.ledger, settings.tick_every)
 
 
 @router.get("/audit", tags=["audit"], operation_id="listActs", response_model=Page, responses=documented(422))

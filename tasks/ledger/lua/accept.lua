@@ -1,7 +1,8 @@
 -- needs: record order siblings finish account cleanup audit
 -- Write requests, each a deletion of its own.
 -- Input: {requests = [{id, finetune_id, name, account, lane, source, digest, requested_at?, due_at?, delay_ms?, reason?,
---   requested_by?, missing_ok?, by_name?, cleanup?, incarnation?, observed_at?, vantage?, retry_of?, callbacks?, record = {...}}],
+--   requested_by?, missing_ok?, by_name?, cleanup?, known_use?, incarnation?, observed_at?, vantage?, retry_of?, callbacks?,
+--   record = {...}}],
 --   wake, act? (of a retry, or of who applies a plan), first_after_ms, wakeup_ms, result_within_ms}; at most 500 requests.
 -- Answer: {answers = ['accepted' | 'known' | 'conflict', ...], wake = [accounts to publish a wake-up for]}.
 -- This script has no leave to write when Redis is full: what cannot be kept must not be accepted.
@@ -57,8 +58,8 @@ local function other_unfinished(d)
   return false
 end
 
-local function keep_from_cleanup(d)
-  local why = other_unfinished(d) and 'another deletion of it is unfinished' or reason_to_keep(d, tonumber(d.asked_at))
+local function keep_from_cleanup(d, known_use)
+  local why = other_unfinished(d) and 'another deletion of it is unfinished' or reason_to_keep(d, tonumber(d.asked_at), known_use)
   if why then withdraw(d, 'cleanup', why, '', 'kept: ' .. why)
   else call('HSET', key.finetune(d.account, d.name), 'cleanup', d.id) end
 end
@@ -72,7 +73,7 @@ for i, r in ipairs(input.requests) do
     answers[i] = 'accepted'
     local d = create(r)
     created[#created + 1] = r.id
-    if d.cleanup then keep_from_cleanup(d) end
+    if d.cleanup then keep_from_cleanup(d, given(r.known_use)) end
   end
   accounts[r.account] = true
 end

@@ -2,14 +2,19 @@
 -- Give a runner one deletion to carry out.
 -- Input: {account, token, begun, lease_ms, wakeup_ms, result_within_ms, first_after_ms}. token: of this claim alone: asked again because
 --   the answer was lost, it gets the same answer. begun: a wake-up led here.
--- Answer: {now, why, more, claim?, dropped?}. why: '' | 'full' | 'parked' | 'cooling' | 'paused' | 'idle'. more: publish one more wake-up.
+-- Answer: {now, why, more, claim?, dropped?}. why: '' | 'full' | 'parked' | 'cooling' | 'paused' | 'idle'. more: publish one more wake-up; also if others
+--   were in the way of what can run.
 --   claim: fields of the record as text, with kind (delete | resolve | observe), id, token, lane, started_at, and tries: what
 --   attempts of siblings came to. dropped: ids without a readable record.
--- Work: at most SCAN deletions are promoted, and SCAN passed over.
+-- Work: at most SCAN deletions are promoted, and SCAN passed over, of the first observations and of all other lanes.
 
 local name, token = input.account, input.token
 local memo = call('GET', key.memo(token))
-if memo then return memo end
+if memo then
+  local answer = cjson.decode(memo)
+  answer.now = now  -- the worker measures from here how old all else is
+  return cjson.encode(answer)
+end
 if given(input.begun) then call('HDEL', key.account(name), 'wakeup_until') end
 
 local account = account_of(name)
@@ -63,12 +68,11 @@ end
 
 -- A first observation of one that waits; it goes back to its former state.
 local function take_first(queue, limit)
-  for _, id in ipairs(call('ZRANGEBYSCORE', queue, '-inf', limit, 'LIMIT', 0, budget)) do
-    budget = budget - 1
+  for _, id in ipairs(call('ZRANGEBYSCORE', queue, '-inf', limit, 'LIMIT', 0, SCAN)) do
     local d = read(id)
     if not d then drop(id, queue)
     elseif d.state ~= 'scheduled' and d.state ~= 'queued' then call('ZREM', queue, id)
-    elseif is_busy(d) then call('ZADD', queue, now + 5000, id)
+    elseif is_busy(d) then call('ZADD', queue, now + input.first_after_ms, id)
     else return start(d, 'observe', 'first') end
   end
 end
@@ -123,7 +127,7 @@ local function take()
 end
 
 local claim, reason = take()
-local more = claim and free > 1 and should_wake(account) or false
+local more = claim and free > 1 and should_wake(account) or not claim and budget <= 0
 local answer = cjson.encode({
   now = now, why = reason, wait_ms = wait_ms, more = more, claim = claim, dropped = dropped[1] and dropped or nil,
 })

@@ -10,12 +10,20 @@
 
 local attempt = input.token .. '/' .. input.attempt
 
+local function raise_alarm(d)
+  if not given(input.pause) or call('HGET', key.paused(), d.account) == input.pause then return end
+  call('HSET', key.paused(), d.account, input.pause)
+  call('HSET', key.account(d.account), 'paused_at', digits(now), 'paused_by', 'janitor')
+  audit({act = 'pause', who = 'janitor', via = 'janitor', why = input.pause}, d.account, {d.id})
+end
+
 -- A late confirmation is a fact even if another worker holds the deletion now, and so is an alarm; nothing else counts without the
 -- lease. If the name had passed to another finetune (`superseded`), that one was probably deleted: a person must look.
 local function finish_late(d)
   local noted = call('HGET', key.deletion(d.id), 'late_token')
   if noted == input.token or noted == input.token .. ' changed' then return noted ~= input.token end
   set(d, {late_token = input.token})
+  raise_alarm(d)
   add_attempts(d, input.attempts, input.counts)
   local outcome = input
   if input.result == 'deleted' and input.evidence == 'response' and d.state ~= 'deleted' then
@@ -54,11 +62,6 @@ if not d then return cjson.encode({word = 'gone', due = false}) end
 if d.finished_token == input.token then
   return cjson.encode({word = 'done', due = is_final(d.state) and d.by_name and true or false})
 end
-if given(input.pause) and call('HGET', key.paused(), d.account) ~= input.pause then
-  call('HSET', key.paused(), d.account, input.pause)
-  call('HSET', key.account(d.account), 'paused_at', digits(now), 'paused_by', 'janitor')
-  audit({act = 'pause', who = 'janitor', via = 'janitor', why = input.pause}, d.account, {d.id})
-end
 input.state = input.result
 if d.state ~= 'running' or d.token ~= input.token then
   local changed = finish_late(d)
@@ -66,6 +69,7 @@ if d.state ~= 'running' or d.token ~= input.token then
 end
 
 call('DEL', key.memo(input.token))
+raise_alarm(d)
 add_attempts(d, input.attempts, input.counts)
 -- A failover may have rolled the mark back: then siblings are told nothing.
 if given(input.attempt) and not note_made(d, attempt) then set(d, {made = '', made_of = ''}) end

@@ -1,7 +1,7 @@
 -- needs: record order siblings finish cleanup audit
 -- Use and protection of finetunes. Both withdraw the cleanup's deletion of a finetune, and nothing else.
--- Input: {action, account, finetunes = [[id, name], ...], until_ms, act?, result_within_ms}; at most 500. action: touch | protect | unprotect.
--- Answer: {withdrawn = [deletion id, ...]}.
+-- Input: {action, account, finetunes = [name, ...], until_ms, act?, result_within_ms}; at most 500. action: touch | protect | unprotect.
+-- Answer: {cancelled?, requested?}, each a list of the deletions for which a cancel would answer so.
 
 local DAY = 86400000
 local stored = input.action == 'touch' and key.used(input.account) or key.protected(input.account)
@@ -14,19 +14,21 @@ local function report_use()
 end
 
 if input.action == 'touch' then report_use() end
-local withdrawn, names = {}, {}
-for _, finetune in ipairs(input.finetunes) do
-  local id, name = finetune[1], finetune[2]
-  if names[#names] ~= name then names[#names + 1] = name end  -- two spellings of one come together
+local found = {}
+for _, name in ipairs(input.finetunes) do
   if input.action == 'unprotect' then
-    call('HDEL', stored, id)
+    call('HDEL', stored, name)
   else
     -- Only `unprotect` ends a protection sooner.
-    local before = input.action == 'protect' and tonumber(call('HGET', stored, id) or 0) or 0
-    call('HSET', stored, id, digits(math.max(before, given(input.until_ms) or now)))
+    local before = input.action == 'protect' and tonumber(call('HGET', stored, name) or 0) or 0
+    call('HSET', stored, name, digits(math.max(before, given(input.until_ms) or now)))
     local why = input.action == 'touch' and 'it was used after the plan was made' or 'it is protected'
-    withdrawn[#withdrawn + 1] = withdraw_cleanup(input.account, name, why)
+    local id, word = withdraw_cleanup(input.account, name, why)
+    if id then
+      found[word] = found[word] or {}
+      table.insert(found[word], id)
+    end
   end
 end
-audit(input.act, input.account, names)
-return cjson.encode({withdrawn = withdrawn[1] and withdrawn or nil})
+audit(input.act, input.account, input.finetunes)
+return cjson.encode(found)

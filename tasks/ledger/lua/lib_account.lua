@@ -27,10 +27,12 @@ local function in_flight(name)
 end
 
 -- Where deletions of a lane wait, and the end of the range of scores in it that may start now. A cleanup may start only if it
--- was due before the last moment at which the broker held no report of use; until there was one, no cleanup starts.
+-- was due before the last moment at which the broker held no report of use; until there was one, no cleanup starts. One that
+-- lies ahead is from before Redis's clock was set back, and says nothing of now.
 local function waiting_in(name, lane)
   if lane == 'first' then return key.first(name), now end
-  local limit = lane == 'cleanup' and '(' .. digits(tonumber(call('GET', key.reports_clear()) or 0)) or '+inf'
+  local clear_at = tonumber(call('GET', key.reports_clear()) or 0)
+  local limit = lane == 'cleanup' and '(' .. digits(clear_at > now and 0 or clear_at) or '+inf'
   return key.queue(name, lane), limit
 end
 

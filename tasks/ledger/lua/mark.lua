@@ -1,8 +1,10 @@
 -- needs: record account
 -- The last question before a delete: may the call start now?
--- Input: {id, token, attempt, made, incarnation, observed_at, vantage, unclear_at, born_after, attempts, counts, lease_ms}. attempt: which
---   mark of this claim. made: the last earlier mark of this claim whose call was made, '' if none. attempts: earlier ones, as lines of JSON.
--- Answer: {word, wait_ms, now, why?}. word: go | lost | cancelled | held | paused | parked | cooling. why: if it is held.
+-- Input: {id, token, attempt, made, incarnation, observed_at, vantage, unclear_at, born_after, attempts, counts, fresh_until, lease_ms}.
+--   attempt: which mark of this claim. made: the last earlier mark of this claim whose call was made, '' if none. attempts: earlier ones, as
+--   lines of JSON. fresh_until: how long the observation counts.
+-- Answer: {word, wait_ms, now, why?}. word: go | lost | cancelled | held | paused | parked | cooling | stale: the worker's clock stood
+--   still, and the observation is too old. why: if it is held.
 -- It renews the lease, keeps what was observed, and notes that a call may be under way. A mark whose call is not made is
 -- taken back by the next mark or by the finish. The attempt takes its number from the counter that orders siblings;
 -- sent twice, it keeps the number.
@@ -14,6 +16,7 @@ local hold = hold_of(d)
 if hold then return cjson.encode({word = 'held', wait_ms = 0, now = now, why = hold.message}) end
 local why, wait_ms = stopped(account_of(d.account))
 if why then return cjson.encode({word = why, wait_ms = wait_ms, now = now}) end
+if now > input.fresh_until then return cjson.encode({word = 'stale', wait_ms = 0, now = now}) end
 
 call('ZADD', key.leases(d.account, d.running_lane), now + input.lease_ms, d.id)
 local mark_of = input.token .. '/' .. input.attempt
