@@ -262,7 +262,7 @@ class _Run:
         return found
 
     def _mark(self, fresh_until: datetime) -> bool:
-        """Whether the call may start; False if the observation is too old by Redis's clock. Otherwise it raises."""
+        """Whether the call may start; False if the observation is too old by Redis's clock. Or it raises."""
         self.marks += 1
         progress = replace(self.progress(), attempt=self.marks, made=self.made)
         verdict = self.ledger.mark(self.claim, progress, fresh_until)

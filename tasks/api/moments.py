@@ -54,12 +54,12 @@ def read_created(value: object) -> Created | None:
 def is_same_moment(one: str, other: str) -> bool | None:
     """Whether two creation times can be one; None if that stays open.
 
-    It does if one is a date alone, or unreadable, or if only one tells its zone and they differ by less than a day.
+    It does if one is a date alone or unreadable, or if only one tells its zone and they differ by hours.
     """
     here, there = read_created(one), read_created(other)
     if here is None or there is None:
         return None
-    # Another notation may drop digits, a date may be in any zone, and so may a time if only one of the two tells its zone.
+    # Another notation may drop digits. A date may be in any zone, as may a time if only the other one tells its zone.
     unit = max(here.unit, there.unit) * (1 if here.is_date == there.is_date else 2)
     apart = abs(here.moment - there.moment)
     if apart >= (unit if here.has_offset == there.has_offset else max(unit, ANY_ZONE)):

@@ -10,11 +10,11 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError, R
 
 from tasks.errors import LedgerRefused, LedgerUnavailable
 
-# Why Redis refuses everything, until that is over or corrected. Within a script all of these come as plain errors; the
-# last two are about rights and commands that it lacks.
+# Why Redis refuses everything, until that is over or corrected. Within a script all of these come as plain errors.
+# The last two are about rights and commands that it lacks.
 _PASSING = (
-    "OOM", "MISCONF", "NOREPLICAS", "READONLY", "BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN", "user executing the script",
-    "command called from",
+    "OOM", "MISCONF", "NOREPLICAS", "READONLY", "BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN",
+    "user executing the script", "command called from",
 )  # fmt: skip
 
 

@@ -174,7 +174,7 @@ class TestServerTrouble:
         assert not isinstance(raised.value, LedgerRefused)
 
     def test_a_right_that_a_script_lacks_is_waited_for(self, ledger):
-        # Given a user of Redis that may run scripts, but not all of what they do: it would be so for every request.
+        # Given a user of Redis that may run scripts, but not all of what they do: that holds for every request.
         ledger.redis.acl_setuser(
             "narrow", enabled=True, nopass=True, keys=["janitor:*"], categories=["+@all"], commands=["-hset"]
         )

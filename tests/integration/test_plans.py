@@ -545,7 +545,7 @@ class TestApply:
     def test_a_plan_of_a_clock_that_was_ahead_is_refused(self, cleaner, api, clocked, back):
         plan = cleaner.plan(OLD)
         put_right = cleaner_of(clocked.after(seconds=-back.total_seconds()), api)
-        with pytest.raises(errors.PlanRefused, match="and it is .*: `janitor cleanup plan --policy old` makes"):
+        with pytest.raises(errors.PlanRefused, match=r"and it is .*: `janitor cleanup plan --policy old` makes"):
             applied(put_right, plan)
 
     def test_a_use_since_the_plan_keeps_its_finetune_even_if_the_clock_was_set_back(

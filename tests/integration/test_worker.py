@@ -14,7 +14,7 @@ from tasks.ledger import Ledger
 from tasks.ledger.keys import keys
 from tasks.ledger.queries import workers_seen
 from tests import holding
-from tests.processes import KEY, ROOT, environment, janitor, janitor_here, producer, until, worker
+from tests.processes import KEY, ROOT, environment, janitor, janitor_here, producer, records, until, worker
 from worker.app import configuration
 from worker.local.embedded import running
 from worker.redis_url import connect
@@ -101,6 +101,19 @@ def test_an_option_of_celery_that_would_not_do_what_it_says_is_refused(client, r
     done = janitor(env_of(redis_url, api), *arguments)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert advice in done.stderr
+
+
+@pytest.mark.parametrize("missing", ["check_server", "SlotWatch"], ids=["checked first", "made when ready"])
+def test_a_worker_does_not_start_without_what_cannot_be_checked_or_made(client, redis_url, api, missing):
+    # Given a worker in which something is broken that nobody foresaw
+    broken = f"import worker.lifecycle; worker.lifecycle.{missing} = None"
+    argv = [sys.executable, "-c", f"{broken}; from worker.cli import main; main(['worker'])"]
+    # When it starts, then it ends, and the log says why.
+    env = env_of(redis_url, api)
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=20, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert "start.failed" in done.stderr
+    assert "TypeError" in done.stderr
 
 
 @pytest.mark.parametrize("command", [("worker", "-P", "threads"), ("beat",)])
@@ -207,6 +220,25 @@ def test_a_stop_ends_within_the_call_deadline_and_five_seconds(client, redis_url
     kept = sum(1 for _ in client.scan_iter(ledger.deletion("*")))
     assert kept + waiting(client) + client.hlen("unacked") >= 30
     assert client.zcard(ledger.leases("default", "single")) == 0
+
+
+def test_a_second_ctrl_c_lets_calls_end_too(client, redis_url, api, tmp_path):
+    # Given a worker whose call takes a while
+    api.create("my-finetune")
+    api.fault("slow", call="finetune_details", seconds=1.5)
+    log = tmp_path / "worker.log"
+    with worker(env_of(redis_url, api), log) as child:
+        asked = producer(redis_url).send_task("finetunes.delete", args=["my-finetune"], queue="deletions")
+        until(lambda: api.journal(), what="the call", seconds=60)
+        # When it is told to stop again and again,
+        for word in ("Warm shutdown", "Cold shutdown", "Waiting gracefully"):
+            os.kill(child.process.pid, signal.SIGINT)
+            until(lambda word=word: word in log.read_text(), what=word, seconds=10)
+        child.process.wait(timeout=20)
+    # then the call has ended, its record says how, and no error is in the log.
+    (record,) = records(janitor_here(env_of(redis_url, api), "list", "--json"))
+    assert (record["state"], len(api.deletes()), asked.state) == ("deleted", 1, "SUCCESS")
+    assert "Traceback" not in log.read_text()
 
 
 def test_slots_that_do_not_come_back_are_logged_and_named_by_doctor(client, redis_url, api, tmp_path):

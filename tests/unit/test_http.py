@@ -108,7 +108,7 @@ class Pressed:
 
     def __init__(self):
         self.at_work, self.answered, self.let_go = Counter(), Counter(), asyncio.Event()
-        tokens = {name: Token(name=name, sha256="0" * 64, scopes=("read",)) for name in ("a", "b")}
+        tokens = {name: Token(name=name, sha256="0" * 64, scopes=("read",), accounts=("*",)) for name in ("a", "b")}
         quotas = SimpleNamespace(count_request=lambda _: None)
         self.guarded = guard.Guard(self.app, SimpleNamespace(find=tokens.get), quotas)
 

@@ -2,6 +2,7 @@
 
 from importlib.metadata import version
 
+from anyio import CapacityLimiter, to_thread
 from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.responses import JSONResponse, PlainTextResponse, Response
@@ -41,7 +42,7 @@ def create_api(settings: Settings, intake: Intake, tokens: TokenFile, quotas: Qu
 
 
 def _add_probes(app: FastAPI, ledger: Ledger) -> None:
-    collected = registry(ledger)
+    collected, thread = registry(ledger), CapacityLimiter(1)  # of its own: probes must not wait for calls
 
     @app.get("/healthz", tags=["probes"], operation_id="isAlive")
     async def healthz() -> JSONResponse:
@@ -49,9 +50,9 @@ def _add_probes(app: FastAPI, ledger: Ledger) -> None:
         return JSONResponse({"status": "ok"})
 
     @app.get("/readyz", tags=["probes"], operation_id="isReady", responses=documented(503))
-    def readyz() -> JSONResponse:
+    async def readyz() -> JSONResponse:
         """Redis answers, and its ledger is one that this version works with."""
-        ledger.check_schema()
+        await to_thread.run_sync(ledger.check_schema, limiter=thread)
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics", tags=["probes"], operation_id="getMetrics", response_class=PlainTextResponse,

@@ -101,6 +101,7 @@ async def get_deletion(
     until = time.monotonic() + wait
     while True:
         deletion = await run_in_threadpool(_allowed, intake.ledger, deletion_id, caller, "read")
+        await request.scope["janitor.place"].aclose()
         left = until - time.monotonic()
         if deletion.is_final or left <= 0 or not await waiting.for_end(deletion.id, left, request):
             return JSONResponse(await run_in_threadpool(_with_reason, intake.ledger, deletion, caller))

@@ -1,6 +1,7 @@
-"""Who may call: a token, its scopes and its quota of requests. The body of a call is bounded in size and time."""
+"""Who may call: a token, its scopes and its quota of requests. Its calls are bounded in number, size and time."""
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Annotated
@@ -23,6 +24,9 @@ from worker.http.tokens import Scope, Token, TokenFile
 
 BODY_SECONDS, MOST_BYTES = 30.0, 1 << 20
 LARGE_BYTES, MOST_LARGE = 1 << 16, 8
+MOST_QUERY = 1 << 14  # bytes: above two texts of 500 characters, each of which takes twelve bytes
+# Of one token at a time, out of 40 threads. How long the next one waits.
+MOST_CALLS, PLACE_SECONDS = 8, 10.0
 _OPEN = ("/healthz", "/readyz", "/openapi.json")
 _NOT_COUNTED = ("/metrics",)  # they also say that Redis cannot be reached
 _bearer = HTTPBearer(auto_error=False, description="a token from the file JANITOR_TOKENS_FILE")
@@ -35,6 +39,8 @@ class Guard:
         self._app, self._tokens, self._quotas = app, tokens, quotas
         # A body of a thousand deletions takes ten times its size while it is worked on.
         self._places = asyncio.Semaphore(MOST_LARGE)
+        # Of each token: its own long lists and slow bodies must not hold up others.
+        self._calls: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(MOST_CALLS))
 
     async def __call__(self, scope: Asgi, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,12 +51,13 @@ class Guard:
                 await place.aclose()  # a client that reads slowly holds no place
                 await send(message)
 
-            receive = _bounded(receive, lambda: place.enter_async_context(self._places))
-            if scope["path"] not in _OPEN and (refusal := await self._refusal(scope)):
+            scope["janitor.place"] = place  # a long poll gives it back while it waits
+            if scope["path"] not in _OPEN and (refusal := await self._refusal(scope, place)):
                 return await refusal(scope, receive, send_out)
+            receive = _bounded(receive, lambda: place.enter_async_context(self._places))
             return await self._app(scope, receive, send_out)
 
-    async def _refusal(self, scope: Asgi) -> Response | None:
+    async def _refusal(self, scope: Asgi, place: AsyncExitStack) -> Response | None:
         kind, _, secret = Headers(scope=scope).get("Authorization", "").partition(" ")
         secret = secret.strip() if kind.lower() == "bearer" else ""
         token = self._tokens.find(secret) if secret else None
@@ -59,7 +66,19 @@ class Guard:
             given = f"a token that expired at {iso(token.expires)}" if token else given
             return problem(401, f"{given}: send `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
         scope["janitor.token"] = token
-        return None if scope["path"] in _NOT_COUNTED else await self._count(token)
+        if len(scope["query_string"]) > MOST_QUERY:
+            return problem(414, f"the query has more than {MOST_QUERY} bytes: send a shorter one")
+        over = None if scope["path"] in _NOT_COUNTED else await self._count(token)
+        return over or await self._take_place(token, place)
+
+    async def _take_place(self, token: Token, place: AsyncExitStack) -> Response | None:
+        try:
+            async with asyncio.timeout(PLACE_SECONDS):
+                await place.enter_async_context(self._calls[token.name])
+        except TimeoutError:
+            words = f"{MOST_CALLS} calls of the token {token.name!r} are being worked on, no more at a time"
+            return problem(429, f"{words}: call again when they are answered", {"Retry-After": "5"})
+        return None
 
     async def _count(self, token: Token) -> Response | None:
         try:

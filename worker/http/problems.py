@@ -32,7 +32,7 @@ _MEANINGS = {
     409: "it contradicts what is on record",
     413: "the body is larger than 1 MiB",
     422: "not acceptable; nothing was written",
-    429: "the token is over its quota of requests, or of unfinished deletions: call again after `Retry-After`",
+    429: "the token is over its quota, or has too many calls at a time: call again after `Retry-After`",
     503: "Redis cannot be reached, or is full: call again after `Retry-After`",
 }
 
