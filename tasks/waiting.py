@@ -95,9 +95,7 @@ def explained(
     places = dict(zip((one.id for one in waiting), _places(ledger, waiting), strict=True))
 
     def filled(one: Deletion) -> Deletion:
-        place = places.get(one.id)
-        if place is None:
-            return one
+        place = places.get(one.id, Place())
         place = place if name_others or not place.sibling else replace(place, sibling="")
         return replace(one, waiting_for=why(one, place, around, show))
 
@@ -209,9 +207,7 @@ def _places(ledger: Ledger, deletions: Sequence[Deletion]) -> list[Place]:
             pipe.zrank(keys.queue(one.account, lane), one.id)
 
     answers, held = iter(each(ledger, deletions, ask)), _holds(ledger, deletions)
-    found = [_place(one, clear_at, list(islice(answers, 4 + len(_LANES)))) for one in deletions]
-    keys_of = ((one.account, finetune_key(one.finetune_id)) for one in deletions)
-    return [replace(place, hold=held.get(key)) for place, key in zip(found, keys_of, strict=True)]
+    return [_place(one, clear_at, held, list(islice(answers, 4 + len(_LANES)))) for one in deletions]
 
 
 def _holds(ledger: Ledger, deletions: Sequence[Deletion]) -> dict[tuple[str, str], Hold]:
@@ -223,11 +219,12 @@ def _holds(ledger: Ledger, deletions: Sequence[Deletion]) -> dict[tuple[str, str
     return {(one.account, one.finetune_id): one for one in found}
 
 
-def _place(one: Deletion, clear_at: int, answers: Sequence[Any]) -> Place:
+def _place(one: Deletion, clear_at: int, held_by: Mapping[tuple[str, str], Hold], answers: Sequence[Any]) -> Place:
     tries, marks, behind, cleanup_at, *ranks = answers
     running, held = (None if mark == one.id else mark for mark in marks or (None, None))
     return Place(
         tries=int(tries or 0), sibling=running or (held if behind is not None else None),
         report=cleanup_at is not None and cleanup_at >= clear_at,
         ahead=next((rank for rank in ranks if rank is not None), 0),
+        hold=held_by.get((one.account, finetune_key(one.finetune_id))),
     )  # fmt: skip

@@ -40,15 +40,11 @@ def request_input(request: NewRequest) -> dict[str, Any]:
 
 def finish_input(claim: Claim, finish: Finish, progress: Progress) -> dict[str, Any]:
     """What `finish.lua` takes."""
-    given = {
-        "result": finish.result, "message": finish.message, "status": finish.status, "timestamp": finish.timestamp,
-        "evidence": finish.evidence, "deleted_by": finish.deleted_by, "counted": finish.counted,
-        "delay_ms": finish.delay, "pause": finish.pause, "last_try": finish.last_try and "1",
-        "not_founds": progress.not_founds or "",
+    given = vars(finish) | progress_input(claim, progress) | {
+        "delay_ms": finish.delay, "last_try": finish.last_try and "1", "not_founds": progress.not_founds or "",
     }  # fmt: skip
     taken_over = {"incarnation": finish.incarnation, "vantage": finish.vantage}
-    kept = {name: value for name, value in taken_over.items() if value is not None}
-    return progress_input(claim, progress) | given | kept
+    return given | {name: value for name, value in taken_over.items() if value is not None}
 
 
 def in_milliseconds(value: datetime | timedelta) -> int:

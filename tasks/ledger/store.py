@@ -27,7 +27,6 @@ from tasks.ledger.types import (
     Terms,
     Verdict,
     Withdrawn,
-    claimed_from,
 )  # fmt: skip
 from tasks.records import NewRequest
 from tasks.text import finetune_key
@@ -38,7 +37,7 @@ BATCH = 500  # requests, cancels, touches in one script
 _RESULT_WITHIN = timedelta(seconds=5)
 _RESULT_AGAIN = timedelta(seconds=60)
 _WAKEUP = timedelta(seconds=5)  # after this a wake-up counts as lost
-_MAINTAINED = TypeAdapter(Maintained)
+_CLAIMED, _MAINTAINED = TypeAdapter(Claimed), TypeAdapter(Maintained)
 
 
 class Ledger:
@@ -93,8 +92,7 @@ class Ledger:
 
         begun: whether a wake-up led here.
         """
-        answer = self._scripts.run("claim", account=account, token=token, begun=begun)
-        return claimed_from(answer, account)
+        return _CLAIMED.validate_json(self._scripts.run("claim", account=account, token=token, begun=begun))
 
     def mark(self, claim: Claim, progress: Progress, fresh_until: datetime) -> Verdict:
         """Just before a delete: renew the lease and note the attempt, or say why the call may not start.
@@ -118,7 +116,7 @@ class Ledger:
             ("finish", finish_input(claim, finish, progress)),
             ("claim", {"account": claim.account, "token": token, "begun": False}),
         )
-        return Finished(**json.loads(finished)), claimed_from(claimed, claim.account)
+        return Finished(**json.loads(finished)), _CLAIMED.validate_json(claimed)
 
     def renew(self, claims: Iterable[Claim]) -> set[str]:
         """Renew the leases of these claims; the ids of those that are no longer held."""

@@ -3,13 +3,10 @@
 Pure data; times are milliseconds on Redis's clock unless they are datetimes.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from datetime import timedelta
-from typing import Any, Literal, NamedTuple
-
-from pydantic import TypeAdapter
+from typing import Literal, NamedTuple
 
 from tasks.records import Evidence, State
 
@@ -122,7 +119,7 @@ class Claimed:
     without a readable record.
     """
 
-    claim: Claim | None
+    claim: Claim | None = None
     more: bool = False
     why: str = ""
     dropped: tuple[str, ...] = ()
@@ -215,16 +212,3 @@ class Maintained:
     wake: bool
     dropped: tuple[str, ...] = ()
     leases: tuple[tuple[str, str, int], ...] = ()
-
-
-def claimed_from(answer: str, account: str) -> Claimed:
-    """The typed answer of `claim.lua`."""
-    found: dict[str, Any] = json.loads(answer)
-    dropped = tuple(found.get("dropped", ()))
-    if "claim" not in found:
-        return Claimed(None, why=found["why"], dropped=dropped)
-    claim = _CLAIM.validate_python({**found["claim"], "account": account, "now": found["now"]})
-    return Claimed(claim, more=found["more"], dropped=dropped)
-
-
-_CLAIM = TypeAdapter(Claim)

@@ -2,9 +2,9 @@
 -- Give a runner one deletion to carry out.
 -- Input: {account, token, begun, lease_ms, wakeup_ms, result_within_ms, first_after_ms}. token: of this claim alone: asked again because
 --   the answer was lost, it gets the same answer. begun: a wake-up led here.
--- Answer: {now, why, more, claim?, dropped?}. why: '' | 'full' | 'parked' | 'cooling' | 'paused' | 'idle'. more: publish one more wake-up; also if others
+-- Answer: {why, more, claim?, dropped?}. why: '' | 'full' | 'parked' | 'cooling' | 'paused' | 'idle'. more: publish one more wake-up; also if others
 --   were in the way of what can run.
---   claim: fields of the record as text, with kind (delete | resolve | observe), id, token, lane, started_at, and tries: what
+--   claim: fields of the record as text, with kind (delete | resolve | observe), id, token, lane, now, account, started_at, and tries: what
 --   attempts of siblings came to. dropped: ids without a readable record.
 -- Work: at most SCAN deletions are promoted, and SCAN passed over, of the first observations and of all other lanes.
 
@@ -12,13 +12,13 @@ local name, token = input.account, input.token
 local memo = call('GET', key.memo(token))
 if memo then
   local answer = cjson.decode(memo)
-  answer.now = now  -- the worker measures from here how old all else is
+  answer.claim.now = now  -- the worker measures from here how old all else is
   return cjson.encode(answer)
 end
 if given(input.begun) then call('HDEL', key.account(name), 'wakeup_until') end
 
 local account = account_of(name)
-local why, wait_ms = stopped(account)
+local why = stopped(account)
 local free = account.limit - in_flight(name)
 local dropped, budget = {}, SCAN
 
@@ -57,10 +57,10 @@ local function start(d, kind, lane)
   call('ZREM', key.first(name), d.id)
   call('HSET', key.finetune(name, d.name), 'running', d.id)
   call('HSET', key.account(name), 'served:' .. lane, call('HINCRBY', key.account(name), 'served', 1))
-  local claim = {kind = kind, id = d.id, token = token, lane = lane, started_at = call('HGET', key.account(name), 'started_at') or nil}
+  local claim = {kind = kind, id = d.id, token = token, lane = lane, now = now, started_at = call('HGET', key.account(name), 'started_at') or nil}
   for _, field in ipairs({
-    'finetune_id', 'name', 'accepted', 'created_at', 'asked_at', 'due_at', 'unclear_at', 'cancel_requested_at', 'incarnation',
-    'observed_at', 'vantage', 'born_after', 'backoffs', 'last_try', 'not_founds', 'cleanup', 'mark',
+    'finetune_id', 'name', 'account', 'accepted', 'created_at', 'asked_at', 'due_at', 'unclear_at', 'cancel_requested_at',
+    'incarnation', 'observed_at', 'vantage', 'born_after', 'backoffs', 'last_try', 'not_founds', 'cleanup', 'mark',
   }) do claim[field] = d[field] end
   claim.tries = tries_of_siblings(d)
   return claim
@@ -128,8 +128,6 @@ end
 
 local claim, reason = take()
 local more = claim and free > 1 and should_wake(account) or not claim and budget <= 0
-local answer = cjson.encode({
-  now = now, why = reason, wait_ms = wait_ms, more = more, claim = claim, dropped = dropped[1] and dropped or nil,
-})
+local answer = cjson.encode({why = reason, more = more, claim = claim, dropped = dropped[1] and dropped or nil})
 if claim then call('SET', key.memo(token), answer, 'PX', input.lease_ms) end
 return answer
