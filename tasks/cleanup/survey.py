@@ -83,7 +83,7 @@ class Surveyor:
     def _kept(self, before: Inventory, inventory: Inventory) -> Inventory:
         total, expected = len(inventory.seen), before.seen_before or 0
         if before.listed_at and total < expected / 2:
-            gone = before.seen.keys() - inventory.seen.keys()
+            gone = before.seen.keys() - set(map(finetune_key, inventory.seen))
             ours = deleted_by_us(self.ledger, inventory.account, before.listed_at, gone)
             inventory = replace(inventory, deleted_by_us=ours)
         believed = total >= (expected - inventory.deleted_by_us) / 2

@@ -145,14 +145,15 @@ NAMED: dict[str, Scenario] = {
     "a claim whose answer is lost for long": _s(
         _R1, ("before claim", "script", "lost"), ("waits for Redis", "wait", 20.0), ("waits for Redis", "reuse"), r1="superseded",
     ),
+    "frozen after the mark": _s(_R1, ("mark answered", "freeze", "busy", 14.0), r1="deleted_by_response"),
     # A snapshot or a live migration: neither clock of the machine counts it. What it observes then is not kept.
     "a machine that stands still before it observes": _s(
         _R1, ("before details", "suspend", "busy", 20.0), ("before details", "wait", 20.0), ("before details", "reuse"),
         r1="superseded",
     ),
     "a machine that stands still before a first observation": _s(
-        (0, "ask", "r1", {"delay": 100.0}), ("before details", "suspend", "busy", 20.0), ("before details", "wait", 20.0),
-        ("before details", "reuse"), r1="superseded",
+        (0, "ask", "r1", {"delay": 100.0}), (1, "wait", 15.0), (1, "reuse"), ("before details", "suspend", "busy", 20.0),
+        ("before details", "wait", 20.0), r1="superseded",
     ),
     # Two unsettled attempts: a retry's, and one of a sibling that ends first. The retry's still holds the finetune then.
     "two unsettled attempts": Scenario(

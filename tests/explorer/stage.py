@@ -6,7 +6,6 @@ What happens then is up to the scheduler: see `explorer.py`.
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -258,7 +257,7 @@ class Stage:
         if name == "claim" and "token" not in answer:
             return again  # nothing was claimed, so it is a new question
         if name != "accept":  # `known` instead of `accepted`, and no second wake-up
-            check(11, json.loads(again) == json.loads(answer), f"{name} answered {answer}, then {again}")
+            check(11, again == answer, f"{name} answered {answer}, then {again}")
         after = self.books().all
         changed = {key: (before.get(key), after.get(key)) for key in before.keys() | after.keys()}
         changed = {key: pair for key, pair in changed.items() if pair[0] != pair[1]}

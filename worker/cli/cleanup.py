@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from operator import attrgetter
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from tasks.durations import format_duration
 from tasks.errors import InvalidRequest, JanitorError
 from tasks.ledger.queries import known_accounts
 from tasks.ledger.types import Act
+from tasks.records import from_ms
 from tasks.waiting import key_variable
 from worker.cli import WRONG_USAGE, options
 from worker.cli.asking import NOT_AGREED, agree_to_plan
@@ -146,7 +147,8 @@ def apply(*, id_: str, file: Path | None, act: Act, yes: bool) -> int:
     """
     session = Session()
     plan = get_plan(session.ledger, id_)
-    policies, now = read_policies(file or session.settings.policy_file), datetime.now(UTC)
+    policies = read_policies(file or session.settings.policy_file)
+    now = from_ms(session.ledger.now_ms())
     check_plan(plan, now, policies)
     # What asks for nothing again needs no answer.
     asks = plan.deletions and not plan.applied_at

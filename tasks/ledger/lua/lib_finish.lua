@@ -4,11 +4,11 @@ local WITHDRAWN = 'withdrawn before anything was deleted'
 
 -- The next finetune of this name is another one, even if it looks the same: its age starts now.
 local function end_incarnation(d)
-  local seen = call('HGET', key.inventory(d.account), d.finetune_id)
+  local seen = call('HGET', key.inventory(d.account), d.name)
   if not seen then return end
   seen = cjson.decode(seen)
   seen.first_seen = now
-  call('HSET', key.inventory(d.account), d.finetune_id, cjson.encode(seen))
+  call('HSET', key.inventory(d.account), d.name, cjson.encode(seen))
 end
 
 -- Write a final state. Everything that an unfinished deletion occupies is given back here: its place, its lease and so
