@@ -7,8 +7,9 @@ import pytest
 
 from tasks.ledger.queries import Filter, ended, get, list_deletions, stopped_accounts
 from tasks.ledger.statistics import statistics
+from tasks.ledger.types import Act
 from tasks.records import State, from_ms
-from tests.conftest import NOW, PERMITS, accept, asking, carry_out_one, claim, finish, mark, states
+from tests.conftest import NOW, PERMITS, accept, asking, carry_out_one, claim, claim_all, finish, mark, states
 
 HOUR = timedelta(hours=1)
 ATTEMPT = json.dumps({"at": 1, "sent": True, "http_status": 500})
@@ -124,6 +125,16 @@ class TestHousekeep:
         ledger.cancel([f"r{n}" for n in range(30)])
         clocked.after(days=91)
         assert [ledger.housekeep([], DAYS_400, most=20)[1] for _ in range(3)] == [20, 10, 0]
+
+    def test_a_review_stays_until_a_person_has_looked_at_it(self, ledger, clocked):
+        accept(ledger, asking("a", id="open"), asking("b", id="resolved"))
+        for claimed in claim_all(ledger):
+            finish(ledger, claimed, State.REVIEW)
+        ledger.resolve("resolved", "deleted", "asked the API", Act("ana", "command"))
+        assert clocked.after(days=91).housekeep([], DAYS_400)[1] == 1
+        assert states(ledger, "open", "resolved") == [State.REVIEW, None]
+        ledger.resolve("open", "deleted", "asked the API", Act("ana", "command"))
+        assert clocked.after(days=2).housekeep([], DAYS_400)[1] == 1
 
     def test_results_are_handed_out_once_a_minute_until_they_are_written(self, ledger, clocked):
         accept(ledger, asking("a", id="r1", source="name"), asking("b", id="r2", source="http"))

@@ -3,6 +3,8 @@
 -- Input: {processes, alive_ms, retention_ms, again_ms, most}. Answer: {due?, pruned}. due: ids whose results the caller writes; another
 --   process gets them after again_ms. Work: at most `most` of each.
 
+local DAY = 86400000
+
 call('SET', key.maintained(), digits(now))
 call('ZREMRANGEBYSCORE', key.workers(), '-inf', now)
 for _, process in ipairs(input.processes) do call('ZADD', key.workers(), now + input.alive_ms, process) end
@@ -19,8 +21,17 @@ local function prune(id)
   call('ZREM', key.results(), id)
 end
 
-local old = call('ZRANGEBYSCORE', key.finished(), '-inf', now - input.retention_ms, 'LIMIT', 0, input.most)
-for _, id in ipairs(old) do prune(id) end
+-- A review stays until a person has looked at it.
+local function is_open(id)
+  local state, resolved_at, retried_by = unpack(redis.pcall('HMGET', key.deletion(id), 'state', 'resolved_at', 'retried_by'))
+  return state == 'review' and not given(resolved_at) and not given(retried_by)
+end
+
+local pruned = 0
+for _, id in ipairs(call('ZRANGEBYSCORE', key.finished(), '-inf', now - input.retention_ms, 'LIMIT', 0, input.most)) do
+  if is_open(id) then call('ZADD', key.finished(), now - input.retention_ms + DAY, id)
+  else prune(id) pruned = pruned + 1 end
+end
 local due = call('ZRANGEBYSCORE', key.results(), '-inf', now, 'LIMIT', 0, input.most)
 for _, id in ipairs(due) do call('ZADD', key.results(), now + input.again_ms, id) end
-return cjson.encode({due = due[1] and due or nil, pruned = #old})
+return cjson.encode({due = due[1] and due or nil, pruned = pruned})
