@@ -16,11 +16,11 @@ from celery import signals
 from redis.exceptions import RedisError
 
 from tasks.celery_tasks import DELETIONS
-from tasks.cleanup.policies import read_policies
 from tasks.errors import JanitorError, LedgerUnavailable
 from tasks.ledger.store import Ledger
 from tasks.maintenance import TOUCHES
 from worker.doctor.server import check_server
+from worker.doctor.settings import check_policies
 from worker.doctor.work import with_stuck
 from worker.health import Heart
 from worker.kombu_transport import set_aside, unforeseen
@@ -77,7 +77,7 @@ def follow(services: Services) -> None:
 
     def on(signal: Any, receive: Callable[..., None]) -> None:
         def received(**given: Any) -> None:
-            """Celery swallows any error of a signal's receiver, and would start without what it checks or makes."""
+            """Ends the process on any error: Celery swallows it, and would start without what is checked here."""
             try:
                 receive(services, **given)
             except JanitorError as error:
@@ -110,8 +110,7 @@ def _check_worker(services: Services, *, instance: Any, **_: Any) -> None:
             f"--concurrency {instance.concurrency} is too low for JANITOR_THREADS={settings.threads}: leave it"
             f" out, or give {slots(settings)} or more, so that requests are accepted while all threads are busy"
         )
-    if settings.policy_file:
-        read_policies(settings.policy_file)
+    check_policies(settings)
     _check_redis(services, strict=settings.strict)
     _check_schema(services.ledger)
     services.cleaner  # noqa: B018 -- made here, before any thread asks for it
@@ -132,6 +131,8 @@ def _start_maintenance(services: Services, *, sender: Any, **_: Any) -> None:
     most_stuck = min(settings.threads, _SLOTS_BESIDE_RUNNERS)
     maintenance = services.maintenance(each_second)
     usual = maintenance.process
+    # A second Ctrl-C asks for it, and a thread cannot be cancelled: its calls end within the call deadline.
+    sender.cancel_active_requests = lambda: None
     _check_schema(services.ledger)  # Redis may have been away before
     # Before the first message is taken.
     with suppress(LedgerUnavailable):

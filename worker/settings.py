@@ -54,6 +54,9 @@ def _duration(given: object) -> object:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration)]
+# A shell expands ~, a file of variables does not.
+_expanded = BeforeValidator(lambda given: given and os.path.expanduser(given))
+File = Annotated[Path | None, _expanded]
 
 
 def _default(default: str, description: str) -> Any:
@@ -72,13 +75,14 @@ class Settings(BaseSettings):
 
     redis_url: SecretStr | None = Field(None, validation_alias="REDIS_URL",
         description="Redis of the ledger and of Celery, in redis-py's form, or sentinel(s)://")  # fmt: skip
-    redis_password_file: Path | None = Field(None, validation_alias="REDIS_PASSWORD_FILE",
+    redis_password_file: File = Field(None, validation_alias="REDIS_PASSWORD_FILE",
         description="a file with the password of Redis, if REDIS_URL has none")  # fmt: skip
     callbacks_url: SecretStr | None = Field(None,
         description="Redis as a user that may only publish callbacks, in the form of REDIS_URL")  # fmt: skip
-    callbacks_password_file: Path | None = Field(None,
+    callbacks_password_file: File = Field(None,
         description="a file with the password of that user, if JANITOR_CALLBACKS_URL has none")  # fmt: skip
-    state_dir: Path = Field(default_factory=lambda: user_state_path("finetune-janitor", appauthor=False),
+    state_dir: Annotated[Path, _expanded] = Field(
+        default_factory=lambda: user_state_path("finetune-janitor", appauthor=False),
         description="where `janitor up` keeps its Redis, and each process its heartbeat")  # fmt: skip
     max_concurrent: int = Field(8, ge=1, le=1000, description="API calls at once per account, over all workers")
     threads: int = Field(8, ge=1, le=256, description="API calls at once per worker process")
@@ -94,21 +98,22 @@ class Settings(BaseSettings):
     retention: Duration = _default("90d", "how long final records and results are kept")
     audit_retention: Duration = _default("1095d", "how long the audit log is kept, in whole months")
     visibility_timeout: Duration = _default("1h", "when the broker delivers an unacknowledged message again")
-    maintenance_every: Duration = _default("1s", "how often each worker checks for due work and expired leases")
-    tick_every: Duration = _default("1m", "how often beat starts the scheduled cleanups that are due")
+    maintenance_every: Duration = _default("1s", "how often each worker looks for due work and expired leases; "
+        "what is due may wait that long")  # fmt: skip
+    tick_every: Duration = _default("1m", "how often beat looks for scheduled cleanups that are due")
     allow_org_ids: bool = Field(default=False, description="accept ids of the form org/name")
     allow_api_url: bool = Field(default=False,
         description="accept an API URL that is neither at bfl.ai nor loopback")  # fmt: skip
-    ca_bundle: Path | None = Field(None,
+    ca_bundle: File = Field(None,
         description="a PEM file of the authorities trusted for the API, instead of the usual ones")  # fmt: skip
     strict: bool = Field(default=False,
         description="do not start on a Redis that evicts or does not persist; else warn")  # fmt: skip
-    tokens_file: Path | None = Field(None, description="who may use the HTTP service, a TOML file of tokens")
+    tokens_file: File = Field(None, description="who may use the HTTP service, a TOML file of tokens")
     http_requests_per_minute: int = Field(600, ge=1, le=1_000_000,
         description="HTTP requests a minute of one token")  # fmt: skip
     http_open_deletions: int = Field(10_000, ge=1, le=1_000_000,
         description="deletions of one token over HTTP that may be unfinished at once")  # fmt: skip
-    policy_file: Path | None = Field(None, description="the cleanup policies, a TOML file")
+    policy_file: File = Field(None, description="the cleanup policies, a TOML file")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="what is logged")
 
     @property
@@ -190,7 +195,7 @@ def read_text(variable: str, file: str | Path) -> str:
 
 
 def _read_key(variable: str, value: str, *, is_file: bool) -> SecretStr:
-    key = (read_text(variable, value.strip()) if is_file else value).strip()
+    key = (read_text(variable, os.path.expanduser(value.strip())) if is_file else value).strip()
     # requests repeats an illegal header value in its error: such a key must not get that far.
     if not re.fullmatch(r"[\x21-\x7e]+", key):
         raise SettingsError(f"{variable} must hold one key of printable ASCII characters without spaces")

@@ -95,6 +95,22 @@ def wrong_key(env, **_):
     env["BFL_API_KEY"] = "wrong"
 
 
+def key_with_a_space(env, **_):
+    env["BFL_API_KEY"] = "two words"
+
+
+def policies_that_are_not_there(env, **_):
+    env["JANITOR_POLICY_FILE"] = "/nope"
+
+
+def callbacks_by_http(env, **_):
+    env["JANITOR_CALLBACKS_URL"] = "http://x"
+
+
+def tokens_that_are_none(env, **_):
+    env["JANITOR_TOKENS_FILE"] = "/dev/null"
+
+
 def dead_host(env, **_):
     env["BFL_API_URL"] = "http://127.0.0.1:1"
 
@@ -223,6 +239,10 @@ def list_of_another_shape(api, **_):
 
 FAULTS = [
     (wrong_key, 1, "api default", "error", "the key is refused: HTTP 403: 127.0.0.1", "correct BFL_API_KEY"),
+    (key_with_a_space, 1, "settings", "error", "BFL_API_KEY must hold one key", "without spaces"),
+    (policies_that_are_not_there, 1, "settings", "error", "JANITOR_POLICY_FILE: /nope", "cannot be read"),
+    (callbacks_by_http, 1, "settings", "error", "JANITOR_CALLBACKS_URL", "give redis://"),
+    (tokens_that_are_none, 1, "settings", "error", "JANITOR_TOKENS_FILE", "`janitor tokens new NAME`"),
     (dead_host, 3, "api default", "unreachable", "refused", "test another one with BFL_API_URL"),
     (no_redis, 3, "redis", "unreachable", "cannot be reached", "is REDIS_URL right?"),
     (eviction_on, 1, "eviction", "error", "allkeys-lru", "set noeviction"),
@@ -387,7 +407,7 @@ def test_if_the_host_does_not_answer_the_other_known_ones_are_asked(env, hosts, 
     )  # fmt: skip
     assert "api.us1.bfl.ai" in found[f"api {account}"]["message"]
     assert found[f"hosts {account}"]["message"] == (
-        "https://api.bfl.ai accepts the key and lists 1 finetunes; "
+        "https://api.bfl.ai accepts the key and lists 1 finetune; "
         "https://api.eu.bfl.ai accepts the key and lists 0 finetunes; https://api.us.bfl.ai: HTTP 403: "
         f"set {variable} to the one that has yours"
     )

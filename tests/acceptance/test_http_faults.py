@@ -245,7 +245,8 @@ def test_without_a_good_file_of_tokens_it_does_not_start(tmp_path, command, text
     file = tmp_path / "tokens.toml"
     if text is not None:
         file.write_text(text)
-    here = environment("redis://127.0.0.1:1/0", JANITOR_STATE_DIR=tmp_path / "state", BFL_API_KEY="x")
+    url = None if command[0] == "up" else "redis://127.0.0.1:1/0"
+    here = environment(url, JANITOR_STATE_DIR=tmp_path / "state", BFL_API_KEY="x")
     done = janitor_here({**here, "JANITOR_TOKENS_FILE": str(file)}, *command)
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert words in done.stderr
@@ -260,6 +261,8 @@ def test_without_the_extra_it_says_what_to_install(env, monkeypatch, command):
     for name in [*gone, "fastapi"]:
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
+    if command[0] == "up":
+        del env["REDIS_URL"]
     done = janitor_here({**env, "BFL_API_KEY": "x"}, *command)
     assert (done.returncode, done.stderr) == (
         2, "Error: fastapi is not installed: this command needs `pip install '.[http]'` in a checkout\n"
@@ -303,6 +306,7 @@ def test_up_runs_it_in_its_tree(home, env, tmp_path):
     with Sandbox(keys={KEY}) as api, Client(f"http://127.0.0.1:{port}", "boss") as boss:
         api.create("my-finetune")
         here = {**env, "BFL_API_KEY": KEY, "BFL_API_URL": api.url}
+        del here["REDIS_URL"]
         argv = [sys.executable, "-m", "worker.cli", "up", "--http", "--http-port", str(port)]
         with started(Spec("up", argv, here, lambda: b"http runs" in log.read_bytes(), log=log)) as child:
             until(lambda: listens(port), seconds=60, what="the HTTP service")

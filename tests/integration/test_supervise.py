@@ -23,7 +23,12 @@ TREE = """
 import sys
 from worker.local.supervise import Spec, supervise
 specs = [Spec(name, [sys.executable, "-c", code]) for name, code in zip(sys.argv[1::2], sys.argv[2::2])]
-sys.exit(supervise(specs, on_event=lambda line: print(line, flush=True)))
+
+def say(line):
+    print(line, flush=True)
+    raise OSError("the terminal is gone")
+
+sys.exit(supervise(specs, on_event=say))
 """
 
 
@@ -65,7 +70,7 @@ class Tree:
         self.process.communicate(timeout=10)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_all_in_reverse_and_leaves_nothing(number):
     with Tree("first", SLEEPER[2], "second", SLEEPER[2]) as tree:
         tree.heard("second runs")

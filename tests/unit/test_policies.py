@@ -11,10 +11,10 @@ from tasks.errors import InvalidRequest
 EXAMPLE = Path(__file__).parents[2] / "docs" / "how-to" / "policies.example.toml"
 
 
-def test_the_example_is_one():
+def test_the_example_is_one_and_deletes_nothing_by_itself():
     tests, unused = parse_policies(EXAMPLE.read_text(encoding="utf-8"))
     assert (tests.name, tests.match, tests.older_than) == ("tests", ("test-*", "ci-*"), timedelta(days=7))
-    assert (tests.keep_newest, tests.schedule, tests.mode) == (3, "0 3 * * *", "apply")
+    assert (tests.keep_newest, tests.schedule, tests.mode) == (3, "0 3 * * *", "plan")
     assert (unused.unused_for, unused.max_percent, unused.mode) == (timedelta(days=60), 10, "plan")
 
 
@@ -32,6 +32,11 @@ def test_what_is_not_given_is_careful():
 @pytest.mark.parametrize("text", ["policy = []\n", "", "# no policies any more\n"])
 def test_no_policy_is_fine_and_does_nothing(text):
     assert parse_policies(text) == ()
+
+
+def test_a_file_that_is_nested_without_end_is_a_mistake_as_well():
+    with pytest.raises(PolicyError, match="not TOML: it is nested too deeply"):
+        parse_policies("x = " + "[" * 5000)
 
 
 FINE = "name = 'a'\nolder_than = '30d'\n"

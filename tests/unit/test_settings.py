@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -37,7 +38,9 @@ def test_without_variables_or_with_empty_ones_there_are_defaults_and_no_accounts
 
 def test_variables_are_read_in_the_units_people_write(environ):
     environ(JANITOR_RETENTION="2w", JANITOR_LEASE="1m30s", JANITOR_THREADS="3", JANITOR_ALLOW_ORG_IDS="true")
+    environ(JANITOR_STATE_DIR="~/state")  # as in a file of variables: no shell has expanded it
     settings = load_settings()
+    assert settings.state_dir == Path.home() / "state"
     assert (settings.retention, settings.lease) == (timedelta(days=14), timedelta(seconds=90))
     assert (settings.threads, settings.allow_org_ids) == (3, True)
 

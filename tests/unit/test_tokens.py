@@ -1,12 +1,13 @@
 """The file of tokens: who is in it, until when, what is read again, and what `janitor tokens` writes into it."""
 
+import resource
 import stat
 from datetime import UTC, datetime, timedelta
 
 import pytest
 import structlog
 
-from tests.processes import environment, janitor_here, records
+from tests.processes import environment, janitor, janitor_here, records
 from worker.http.tokens import TokenFile, new_token, parse, read_tokens
 
 KEEP = "# keep this\n"
@@ -170,3 +171,18 @@ class TestCommands:
         for command in (["list"], ["revoke", "billing"]):
             done = janitor_here(environment(), "tokens", *command)
             assert (done.returncode, "JANITOR_TOKENS_FILE is not set" in done.stderr) == (2, True)
+
+
+def test_a_full_disk_leaves_the_file_as_it_is(tmp_path):
+    # Given a file of tokens on a disk that has no room for another one,
+    file = tmp_path / "tokens.toml"
+    file.write_text(new_token("billing")[1], encoding="utf-8")
+    before, room = file.read_text(), file.stat().st_size + 50
+
+    # when one is made, then one line names the file, and it is as before.
+    def limited():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
+
+    done = janitor(environment(JANITOR_TOKENS_FILE=file), "tokens", "new", "shipping", preexec_fn=limited)
+    assert (done.returncode, done.stderr) == (1, f"Error: {file}: File too large\n")
+    assert file.read_text() == before

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from worker.doctor.api import check_api, check_proxy
 from worker.doctor.ledger import check_ledger
 from worker.doctor.retries import retries
 from worker.doctor.server import Finding, check_server
+from worker.doctor.settings import check_settings
 from worker.settings import DEFAULT_API_URL, Settings, SettingsError
 
 
@@ -60,12 +62,7 @@ def doctor(*, show_settings: bool) -> int:
 def _findings(session: Session) -> Iterator[Finding]:
     """Everything that can be known from here, one finding at a time. Raises `WrongLedger`."""
     settings = session.settings
-    try:
-        accounts = settings.accounts
-        yield Finding("settings", "ok", "no setting contradicts another (--settings lists them)")
-    except SettingsError as error:
-        accounts = {}
-        yield Finding("settings", "error", str(error))
+    yield from check_settings(settings)
     try:
         ledger = session.ledger
         with unavailable():
@@ -76,6 +73,12 @@ def _findings(session: Session) -> Iterator[Finding]:
         yield Finding("redis", "error", str(error))
     except LedgerUnavailable as error:
         yield Finding("redis", "unreachable", str(error))
+    with suppress(SettingsError):  # it is told above
+        yield from _of_the_api(settings)
+
+
+def _of_the_api(settings: Settings) -> Iterator[Finding]:
+    accounts = settings.accounts
     if not accounts:
         yield Finding("api", "warning", "no key here: set BFL_API_KEY where workers run; producers need none")
         return

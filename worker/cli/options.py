@@ -2,6 +2,7 @@
 
 import getpass
 import os
+import re
 import socket
 from collections.abc import Callable, Collection, Iterable
 from datetime import datetime
@@ -64,6 +65,10 @@ def _one_of(known: Iterable[str], check: Callable[[str], T], text: str) -> T:
         raise InvalidRequest(f"{error}{nearest(text, known)}") from None
 
 
+def _seconds(text: str) -> float:
+    return parse_duration(f"{text}s" if re.fullmatch(r"[\d.]+", text) else text).total_seconds()
+
+
 TIME, LATER_TIME = _Parsed("T", past_time), _Parsed("T", later_time)
 DURATION = _Parsed("duration", parse_duration)
 STATE, ACCOUNT = _Parsed("state", partial(_one_of, State, check_state)), _Parsed("account", check_account)
@@ -73,7 +78,7 @@ Ids = tuple[str, ...]
 ids = click.argument("ids", nargs=-1, required=True, metavar="ID...")
 ids_if_any = click.argument("ids", nargs=-1, metavar="ID...")
 account = click.option("--account", default=DEFAULT_ACCOUNT, help="The account.")
-missing_ok = click.option("--missing-ok", is_flag=True, help="It is fine if a finetune does not exist.")
+missing_ok = click.option("--missing-ok", is_flag=True, help="Count one that does not exist as a success.")
 policy_file = click.option(
     "--file", type=click.Path(dir_okay=False, path_type=Path), help="Instead of JANITOR_POLICY_FILE."
 )
@@ -82,7 +87,7 @@ as_person = click.option("--reason", "act", metavar="R", callback=_act, help="Wh
 yes = click.option("--yes", is_flag=True, help="Do not ask, on a terminal, before what cannot be undone.")
 wait = click.option("--wait", is_flag=True, help="Wait for the outcome and show it.")
 timeout = click.option(
-    "--timeout", type=click.FloatRange(min=0), metavar="S", help="Wait at most S seconds, then exit 4."
+    "--timeout", type=_Parsed("duration", _seconds), help="Wait at most that long, such as 90s, then exit 4."
 )
 json = click.option(
     "--json", is_flag=True, expose_value=False, help="Print records as JSON, one per line.",

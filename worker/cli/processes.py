@@ -23,8 +23,10 @@ _host_option = click.option("--host", default="127.0.0.1", help="The address to 
 _PORT = click.IntRange(0, 65535)
 # Settings of a Redis that is not ours, with their variables.
 _OF_REDIS = {
-    "redis_url": "REDIS_URL", "redis_password_file": "REDIS_PASSWORD_FILE", "callbacks_url": "JANITOR_CALLBACKS_URL"
-}  # fmt: skip
+    "redis_url": "REDIS_URL",
+    "redis_password_file": "REDIS_PASSWORD_FILE",
+    "callbacks_url": "JANITOR_CALLBACKS_URL",
+}
 _UNSUPPORTED = {
     "detach": "it stays in the foreground; systemd or a container runs it in the background",
     "loglevel": "set JANITOR_LOG_LEVEL",
@@ -50,8 +52,8 @@ def up(*, http: bool, http_port: int) -> int:
     for field, variable in _OF_REDIS.items():
         if field in settings.model_fields_set:
             raise InvalidRequest(
-                f"{variable} is set, and `janitor up` runs a Redis of its own, which other commands would not use: "
-                "unset it, or run `janitor worker` and `janitor beat`"
+                f"{variable} is set, and `janitor up` runs a Redis of its own, which other commands would not "
+                "use: unset it, or run `janitor worker` and `janitor beat`"
             )
     require_accounts(settings)
     if http:

@@ -108,7 +108,7 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
     states = f": {_counts(hour.by_state)}" if counted else ""
     yield "last hour", f"{hour.accepted} accepted, {hour.ended} ended{some_of}{states}"
     late = round(found.oldest_due_seconds)
-    yield "oldest due", f"{format_duration(timedelta(seconds=late))} ago" if late else "nothing is due"
+    yield "oldest due", f"{format_duration(timedelta(seconds=late))} ago" if late else "none"
     yield "stopped", "; ".join(f"{name} is {why}" for name, why in found.stopped.items())
     held = ", ".join(f"{count} of {name}" for name, count in found.held.items())
     yield "held", held and f"{held}: `janitor holds --account NAME`"
@@ -116,7 +116,7 @@ def _facts(found: Status) -> Iterator[tuple[str, str]]:
         f"{one.policy!r} at {local(parse_time(one.at))}{' (its last plan was blocked)' if one.blocked else ''}"
         for one in found.cleanups
     ]
-    yield "cleanups", some(cleanups) or "none is scheduled"
+    yield "cleanups", some(cleanups) or "none scheduled"
     yield "workers", f"{len(found.workers)}: {some(found.workers)}" if found.workers else "none"
 
 

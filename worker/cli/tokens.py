@@ -25,7 +25,8 @@ _Texts = tuple[str, ...]
 def tokens() -> None:
     """Make, list and revoke tokens of the HTTP service, in the file JANITOR_TOKENS_FILE.
 
-    A service that runs reads the file again within a second.
+    A service that runs reads the file again within a second. If it was given a copy of the file, as by systemd's
+    LoadCredential, restart it.
 
     \b
     janitor tokens new billing

@@ -47,7 +47,7 @@ def check_api(settings: Settings, account: Account) -> Iterator[Finding]:
     except ApiError as error:
         yield Finding(name, "unreachable", f"{account.url}: {error}; test another one with {account.url_variable}")
     else:
-        yield Finding(name, "ok", f"{account.url} accepts the key and lists {listing.count} finetunes")
+        yield Finding(name, "ok", f"{account.url} accepts the key and lists {_finetunes(listing.count)}")
         yield _details(settings, reader, account, sorted(listing.names))
         return
     yield from _other_hosts(settings, account)
@@ -64,7 +64,7 @@ def _other_hosts(settings: Settings, account: Account) -> Iterator[Finding]:
         except ApiError as error:
             found.append(f"{url}: {str(error).partition(': ')[0]}")
         else:
-            found.append(f"{url} accepts the key and lists {count} finetunes")
+            found.append(f"{url} accepts the key and lists {_finetunes(count)}")
             advice = f": set {account.url_variable} to the one that has yours"
     yield Finding(f"hosts {account.name}", "warning", "; ".join(found) + advice)
 
@@ -128,3 +128,7 @@ def certificate_days(host: str, port: int, timeout_seconds: float, trusted: Path
     ):
         ends = (wrapped.getpeercert() or {}).get("notAfter")
     return int((ssl.cert_time_to_seconds(str(ends)) - datetime.now(UTC).timestamp()) // 86_400)
+
+
+def _finetunes(count: int) -> str:
+    return "1 finetune" if count == 1 else f"{count} finetunes"

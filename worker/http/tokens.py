@@ -10,6 +10,7 @@ import json
 import os
 import re
 import secrets
+import sys
 import time
 import tomllib
 from collections.abc import Callable, Sequence
@@ -204,9 +205,19 @@ def _edit(file: Path, edit: Callable[[str], str], flags: int = 0) -> None:
         fcntl.flock(opened, fcntl.LOCK_EX)
         text = edit(read_text(_SETTING, file))
         parse(text)
+        _reserve(file, opened.fileno(), len(text.encode()))
         opened.seek(0)
         opened.write(text)
         opened.truncate()
+
+
+def _reserve(file: Path, descriptor: int, size: int) -> None:
+    """Raise `OSError` if the disk has no room: half a table would take all tokens from the service."""
+    if sys.platform == "linux":
+        try:
+            os.posix_fallocate(descriptor, 0, max(size, 1))
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(file)) from None
 
 
 def _stamp(file: Path) -> object:

@@ -168,8 +168,9 @@ def _server_for(state_dir: Path) -> Path:
             f"the data in {state_dir} was written by {before}, and {servers[0].path} is {servers[0]}: put "
             f"{before} or newer on PATH, or set JANITOR_STATE_DIR to another folder"
         )
-    with open(note, "w", encoding="utf-8", opener=opener) as file:
-        file.write(str(server))
+    if noted is None or noted[0] != str(server):  # it is not written again on a disk that may be full
+        with open(note, "w", encoding="utf-8", opener=opener) as file:
+            file.write(str(server))
     return server.path
 
 

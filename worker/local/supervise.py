@@ -105,12 +105,17 @@ def without_keys(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None]) -> int:
-    """Run them until SIGINT or SIGTERM; the exit code, 1 if one does not stay up. Only in the main thread."""
+    """Run them until SIGINT, SIGTERM or SIGHUP; the exit code: 1 if one does not stay up. Main thread only."""
     signals: list[int] = []  # a `threading.Event` set by a signal handler while it is waited for can lock up
     before = {
         number: signal.signal(number, lambda number, _: signals.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     }
+
+    def tell(line: str) -> None:
+        with suppress(OSError):  # the terminal may be gone; what runs is still stopped in order
+            on_event(line)
+
     children: list[Child] = []
     watches: list[Iterator[Child]] = []
     try:
@@ -118,20 +123,20 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None]) -> int:
             children.append(Child(spec))
             if not children[-1].wait_ready(lambda: signals):
                 break
-            watches.append(_kept_up(children[-1], on_event))
-            on_event(f"{spec.name} runs (process {children[-1].process.pid})")
+            watches.append(_kept_up(children[-1], tell))
+            tell(f"{spec.name} runs (process {children[-1].process.pid})")
         while not signals:
             for n, watch in enumerate(watches):
                 children[n] = next(watch)
             time.sleep(_EVERY_SECONDS)
         return 0
     except NotReady as error:
-        on_event(f"stopping: {error}")
+        tell(f"stopping: {error}")
         return 1
     finally:
         for child in reversed(children):
             child.stop()
-            on_event(f"{child.spec.name} stopped")
+            tell(f"{child.spec.name} stopped")
         for number, handler in before.items():
             signal.signal(number, handler)
 
