@@ -1,13 +1,15 @@
 """Requests in by-name messages: read with care, because callers are strangers."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
-from tasks.errors import InvalidRequest
+from tasks.errors import InvalidRequest, LedgerUnavailable
 from tasks.intake import BULK, digest_of
+from tasks.ledger import Ledger
+from tasks.ledger.queries import get_many
 from tasks.ledger.types import Act
 from tasks.records import NewRequest, check_finetune_id, check_line
 from tasks.text import one_line
@@ -15,6 +17,10 @@ from tasks.text import one_line
 _OPTIONS = (
     "account", "reason", "requested_by", "labels", "due_at", "delay_seconds", "requested_at", "missing_ok",
 )  # fmt: skip
+# Callbacks as `send_task` takes them, and as a request has them.
+_CALLBACKS = {"link": "callbacks", "link_error": "errbacks", "group_id": "group"} | {
+    name: name for name in ("chain", "chord", "group_index", "root_id", "parent_id")
+}
 _PLAIN = ("account", "reason", "requested_by", "labels", "missing_ok")  # taken as they are
 
 
@@ -58,6 +64,31 @@ def by_name_many(
     unique = dict.fromkeys(finetune_ids)
     bulk = len(unique) > BULK
     return [by_name(str(uuid.uuid5(space, one)), one, options, eta=eta, seen=seen, bulk=bulk) for one in unique]
+
+
+def send_each(
+    send: Callable[..., object], ledger: Ledger, requests: Sequence[NewRequest], options: Mapping[str, Any],
+    headers: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Send the requests of a list that are not on record as messages of their own; raises `LedgerUnavailable`.
+
+    Redis refuses one of them, and took none after it. Then that one alone becomes a dead letter. send: Celery's
+    `send_task`.
+    """
+    records = get_many(ledger, [request.id for request in requests])
+    left = [request for request, record in zip(requests, records, strict=True) if record is None]
+    try:
+        for one in left:
+            send("finetunes.delete", args=[one.finetune_id], kwargs=options, task_id=one.id, headers=headers)
+    except Exception as error:  # Celery's and kombu's own
+        raise LedgerUnavailable(str(error)) from error
+
+
+def callbacks_of(request: Any) -> dict[str, Any] | None:
+    """The callbacks in a message, as they must be given to send it again; None if there are none."""
+    if not (request.callbacks or request.errbacks or request.chain or request.chord):
+        return None
+    return {name: getattr(request, kept) for name, kept in _CALLBACKS.items()}
 
 
 def act_by_name(options: Mapping[str, Any], origin: str) -> Act:

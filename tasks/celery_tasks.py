@@ -10,14 +10,16 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import structlog
 from celery import Celery, Task, states
 from celery.exceptions import Ignore, Reject
 
-from tasks.by_name import act_by_name, by_name, by_name_many, only
+from tasks.by_name import act_by_name, by_name, by_name_many, callbacks_of, only, send_each
 from tasks.cleanup.inventory import protected_among, report_use
+from tasks.durations import iso
 from tasks.errors import DeletionNotDone, IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
 from tasks.intake import Intake, conflict
 from tasks.ledger import dead_letters
@@ -54,11 +56,6 @@ _ANSWERING: dict[str, Any] = {
 _INNER: dict[str, Any] = {"shared": False, "send_events": False}
 _REQUEUE_AFTER_SECONDS = 1.0
 _MOST_CALLBACK_MESSAGES = 5  # one a minute; each publishes those callbacks again that can be published
-# As `send_task` takes them, and as a request has them.
-_CALLBACKS = {"link": "callbacks", "link_error": "errbacks", "group_id": "group"} | {
-    name: name for name in ("chain", "chord", "group_index", "root_id", "parent_id")
-}
-
 # What a message holds besides arguments and headers of others: by Celery's message protocol 2.
 _EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 _HEADERS = (
@@ -99,6 +96,7 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
             if nonce:
                 # Never a request: it may come after its record is gone, and another finetune has the name.
                 if not services().ledger.take_callbacks_nonce(id_, nonce):
+                    log.warning("callbacks.late", deletion=id_)
                     raise Ignore
                 runs_callbacks.add(id_)
                 return outcome(services().ledger, id_)
@@ -115,7 +113,11 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         id_, (eta, seen) = self.request.id, _times(self.request)
         with _accepting(app, services(), self.request):
             requests = by_name_many(id_, only("finetune_ids", given, options), options, eta=eta, seen=seen)
-            conflicts = accept(services(), requests, wake=True)
+            conflicts: list[IdConflict] = []
+            try:
+                conflicts = accept(services(), requests, wake=True)
+            except LedgerRefused:
+                send_each(app.send_task, services().ledger, requests, options, _headers(eta, seen))
         _raise_first(app, id_, conflicts)
         warn_protected(services(), requests)
         return [request.id for request in requests]
@@ -233,13 +235,6 @@ def outcome(ledger: Ledger, id_: str) -> dict[str, Any]:
     return result
 
 
-def callbacks_of(request: Any) -> dict[str, Any] | None:
-    """The callbacks in a message, as they must be given to send it again; None if there are none."""
-    if not (request.callbacks or request.errbacks or request.chain or request.chord):
-        return None
-    return {name: getattr(request, kept) for name, kept in _CALLBACKS.items()}
-
-
 def _header(request: Any, name: str) -> str:
     found = request.get(name) or (request.headers or {}).get(name)
     return found if isinstance(found, str) else ""
@@ -248,6 +243,11 @@ def _header(request: Any, name: str) -> str:
 def _times(request: Any) -> tuple[str, str]:
     """When it is due, and since when its message is here, as headers say."""
     return _header(request, ETA_HEADER), _header(request, dead_letters.SEEN_HEADER)
+
+
+def _headers(eta: str, seen: str) -> dict[str, str | None]:
+    """The same of a message that is sent for one that is here."""
+    return {ETA_HEADER: eta or None, dead_letters.SEEN_HEADER: seen or iso(datetime.now(UTC))}
 
 
 def _result(deletion: Deletion) -> tuple[str, dict[str, Any] | DeletionNotDone]:

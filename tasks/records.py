@@ -159,9 +159,9 @@ class NewRequest:
 
     source: name | http | command | cleanup:<plan>. bulk: one of many, so that single requests go first.
     incarnation, observed_at, vantage, known_use: for a cleanup, what its plan saw; known_use is when it was last
-    used, ms (0: never). retry_of: an old deletion that this continues.
-    digest: of the arguments as given; the same id with another digest is a conflict. callbacks: of a Celery
-    producer.
+    used, ms (0: never). needs_use: whether its policy asks for use, so that reports of use must go on.
+    retry_of: an old deletion that this continues. digest: of the arguments as given; the same id with another
+    digest is a conflict. callbacks: of a Celery producer.
     """
 
     id: str
@@ -180,6 +180,7 @@ class NewRequest:
     observed_at: datetime | None = None
     vantage: str | None = None
     known_use: int | None = None
+    needs_use: bool = False
     retry_of: str | None = None
     digest: str = ""
     callbacks: Mapping[str, Any] | None = None

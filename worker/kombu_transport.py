@@ -7,6 +7,7 @@ As it comes, kombu 5.7 ends the worker on an envelope that it cannot read, and l
   message comes again after the visibility timeout, and a repeated request changes nothing.
 - A message that Redis is too full to note in `unacked` goes back to its queue; kombu has popped it and forgets it.
 - A server that is no longer the master is left (`worker.redis_url.following`), by the result backend too.
+- Celery's `revoke` is refused: it would write a final result while the deletion goes on, and drop its callbacks.
 """
 
 import uuid
@@ -20,6 +21,7 @@ import structlog
 from celery import concurrency
 from celery.app import backends
 from celery.backends.redis import RedisBackend
+from celery.worker import control
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
@@ -48,6 +50,14 @@ def install() -> None:
         backends.BACKEND_ALIASES[scheme] = f"{__name__}:Backend"
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
     concurrency.ALIASES["threads"] = "worker.thread_pool:TaskPool"  # type: ignore[attr-defined] # not in the stubs
+    control.Panel.data.update(
+        dict.fromkeys(("revoke", "revoke_by_stamped_headers", "terminate"), _revokes_nothing)
+    )
+
+
+def _revokes_nothing(*_: Any, **__: Any) -> dict[str, str]:
+    log.warning("revoke.refused")
+    return {"error": "this worker revokes nothing: send finetunes.cancel"}
 
 
 def unforeseen(what: str, error: BaseException) -> str:

@@ -25,7 +25,7 @@ from worker.message_fields import BODY, ENVELOPE, HEADERS, PROPERTIES, TASKS, Re
 DEFERRABLE = ("finetunes.delete", "finetunes.delete_many")  # may have an eta
 
 MOST_BYTES = 16 * 1024 * 1024  # of one message as it lies in its queue
-MOST_DECOMPRESSED = 1024 * 1024
+MOST_BODY = 1024 * 1024  # some 25,000 finetunes with a UUID for a name, which take a slot for seconds
 MOST_DEPTH = 50  # far below Python's own limit, which a pool thread would hit outside Celery's error handling
 _SURROGATE = re.compile("[\ud800-\udfff]")
 _DECOMPRESSORS: dict[str, Any] = {
@@ -102,7 +102,10 @@ def _body(envelope: dict[str, Any], encoding: str | None, compression: str | Non
         body = base64.b64decode(text, validate=True) if encoding else text.encode()
     except ValueError:
         raise RefusedMessage("the body is not in base64, as body_encoding says: encode it") from None
-    return _decompressed(body, compression) if compression else body
+    body = _decompressed(body, compression) if compression else body
+    if len(body) > MOST_BODY:
+        raise RefusedMessage(f"the body has more than {MOST_BODY:,} bytes: send smaller parts")
+    return body
 
 
 def _check_parts(body: bytes, task: str) -> None:
@@ -123,14 +126,10 @@ def _decompressed(body: bytes, compression: str) -> bytes:
         raise RefusedMessage(f"the compression {shown(compression)} is not accepted: use gzip, bzip2 or none")
     unpack = _DECOMPRESSORS[compression]()
     try:
-        plain: bytes = unpack.decompress(body, MOST_DECOMPRESSED + 1)
+        plain: bytes = unpack.decompress(body, MOST_BODY + 1)
     except (zlib.error, OSError, ValueError):
         raise RefusedMessage(f"the body is not in {compression}: correct the header compression") from None
-    if len(plain) > MOST_DECOMPRESSED:
-        raise RefusedMessage(
-            f"the body has more than {MOST_DECOMPRESSED:,} bytes decompressed: send smaller parts"
-        )
-    if not unpack.eof or unpack.unused_data:
+    if len(plain) <= MOST_BODY and (not unpack.eof or unpack.unused_data):
         raise RefusedMessage("the compressed body is cut, or something follows it: send all of it alone")
     return plain
 

@@ -23,8 +23,8 @@ from tasks.text import finetune_key, is_same_name, one_line
 
 MOST_FIELDS = 50
 _ID_FIELDS = ("id", "uuid", "uid")
-_CREATED_FIELDS = ("created_at", "created", "timestamp")
-_IDENTITY = (("the unique id", _ID_FIELDS, is_same_name), ("the creation time", _CREATED_FIELDS, is_same_moment))
+CREATED_FIELDS = ("created_at", "created", "timestamp")
+_IDENTITY = (("the unique id", _ID_FIELDS, is_same_name), ("the creation time", CREATED_FIELDS, is_same_moment))
 _SETTINGS = frozenset(
     ("type", "finetunetype", "mode", "basemodel", "model", "precision", "trigger", "triggerword", "triggerphrase",
      "iterations", "rate", "learningrate", "rank", "lorarank")
@@ -60,7 +60,7 @@ class Incarnation:
     @property
     def created(self) -> Created | None:
         """The creation time, None if the API gives no sound one; a date alone included."""
-        return next((read_created(self.identity[name]) for name in _CREATED_FIELDS if name in self.identity), None)
+        return next((read_created(self.identity[name]) for name in CREATED_FIELDS if name in self.identity), None)
 
     def to_text(self) -> str:
         """Compact JSON, which tells the unique id and the creation time in clear; `from_text` reads it back."""
@@ -80,7 +80,7 @@ class Incarnation:
 def incarnation_of(fields: Mapping[str, Any], finetune_id: str) -> Incarnation:
     """What tells this incarnation of `finetune_id` from others; fields: its details as the API gave them."""
     identity = {name: text for name in _ID_FIELDS if (text := _unique_id(fields.get(name), finetune_id))}
-    identity |= {name: str(made) for name in _CREATED_FIELDS if (made := read_created(fields.get(name)))}
+    identity |= {name: str(made) for name in CREATED_FIELDS if (made := read_created(fields.get(name)))}
     told = [
         (letters(path) not in _SETTINGS, one_line(path, most=60), plain)
         for path, value in scalars(fields)

@@ -59,7 +59,7 @@ def is_same_moment(one: str, other: str) -> bool | None:
     here, there = read_created(one), read_created(other)
     if here is None or there is None:
         return None
-    # Another notation may drop digits. A date may be in any zone, as may a time if only the other one tells its zone.
+    # Another notation may drop digits. A date may be in any zone, as may a time if only the other tells its zone.
     unit = max(here.unit, there.unit) * (1 if here.is_date == there.is_date else 2)
     apart = abs(here.moment - there.moment)
     if apart >= (unit if here.has_offset == there.has_offset else max(unit, ANY_ZONE)):

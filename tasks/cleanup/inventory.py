@@ -4,13 +4,14 @@ import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import structlog
 
 from tasks.api.client import Details
-from tasks.api.incarnations import Incarnation, Verdict, compare, incarnation_of
-from tasks.api.moments import ANY_ZONE
+from tasks.api.incarnations import CREATED_FIELDS, Incarnation, Verdict, compare, incarnation_of
+from tasks.api.moments import ANY_ZONE, read_created
 from tasks.api.observations import TOLERANCE_WITHOUT_DATE
 from tasks.cleanup.about import About
 from tasks.cleanup.policies import Policy
@@ -22,7 +23,7 @@ from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, checked_until, holds
 from tasks.ledger.queries import each, known_accounts
 from tasks.ledger.types import Act, Withdrawn
-from tasks.records import DEFAULT_ACCOUNT, State, check_account, check_finetune_id, from_ms, moment, to_ms
+from tasks.records import DEFAULT_ACCOUNT, check_account, check_finetune_id, from_ms, moment, to_ms
 from tasks.text import finetune_key
 
 log = structlog.get_logger()
@@ -30,7 +31,6 @@ log = structlog.get_logger()
 USE_GAP = timedelta(days=1)  # use is reported without a gap as long as no day passes without a report
 BELIEVED_AFTER = timedelta(days=1)  # a list that has shrunk to half counts once it has stayed so
 _FOR_GOOD_MS = 9 * 10**15
-_CREATED = ("created_at", "created", "timestamp")  # where `tasks.api.incarnations` finds a creation time
 
 
 class Seen(NamedTuple):
@@ -59,7 +59,8 @@ class Inventory:
 
     seen: by the id as listed; by name as long as no list was read. used, protected, held: by name, as Redis has
     them. requested: those with an unfinished deletion. about: what the details tell of those that were read now.
-    listed_at, listed_count: the last list that was believed; shrunk_since: since when lists have been half of it.
+    listed_at, listed_count: the longest list of a day that was believed, without what the janitor deleted since.
+    shrunk_since: since when lists have been less than half of it.
     """
 
     account: str
@@ -189,12 +190,12 @@ def load(ledger: Ledger, account: str) -> Inventory:
     return Inventory(
         account,
         from_ms(now),
-        seen={id_: _seen(text) for id_, text in seen.items()},
+        seen={id_: one for id_, text in seen.items() if (one := _seen(text))},
         used={id_: int(ms) for id_, ms in used.items()},
         protected={id_: float(ms) for id_, ms in protected.items() if float(ms) > now},
         use_since=moment(since) if reported else None, use_last=moment(last), listed_at=moment(listed_at),
         listed_count=int(count) if count else None, shrunk_since=moment(shrunk_since),
-        held={hold.finetune_id: hold for hold in holds(ledger, account)},
+        held={hold.finetune_id: hold for hold in holds(ledger, account, check=False)},
     )  # fmt: skip
 
 
@@ -207,7 +208,13 @@ def save(ledger: Ledger, before: Inventory, inventory: Inventory, *, believed: b
             if before.seen.get(name := finetune_key(id_)) != seen:
                 pipe.hset(keys.inventory(inventory.account), name, json.dumps(seen._asdict()))
         if believed:
-            pipe.hset(account, mapping={"listed_at": now, "listed_count": len(inventory.seen)})
+            # Measured against the longest of a day, a list that loses half again and again is seen.
+            is_recent = before.listed_at and inventory.now - before.listed_at < BELIEVED_AFTER
+            longest = (before.listed_count or 0) - inventory.deleted_by_us if is_recent else 0
+            total = len(inventory.seen)
+            pipe.hset(account, "listed_count", str(max(total, longest)))
+            if total >= longest:
+                pipe.hset(account, "listed_at", str(now))
             pipe.hdel(account, "shrunk_since")
         else:
             pipe.hsetnx(account, "shrunk_since", str(now))
@@ -251,19 +258,13 @@ def requested_among(ledger: Ledger, account: str, ids: Collection[str]) -> froze
     return frozenset(id_ for id_, exists in zip(ids, found, strict=True) if exists)
 
 
-def deleted_by_us(ledger: Ledger, account: str, since: datetime, ids: Collection[str]) -> int:
-    """How many of `ids` the janitor has deleted since then."""
-    key = ledger.keys.deletion
-    finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
-    rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(key(id_), "account", "state", "name"))
-    deleted = {name for where, state, name in rows if (where, state) == (account, State.DELETED)}
-    return len(deleted & set(map(finetune_key, ids)))
-
-
-def _seen(text: str) -> Seen:
-    """What `save` wrote; fields that this version does not know are ignored."""
-    stored = json.loads(text)
-    return Seen(**{name: stored[name] for name in Seen._fields})
+def _seen(text: str) -> Seen | None:
+    """What `save` wrote; fields that this version does not know are ignored. None if it cannot be read."""
+    try:
+        stored = json.loads(text)
+        return Seen(**{name: stored[name] for name in Seen._fields})
+    except (ValueError, KeyError, TypeError):
+        return None
 
 
 def _can_be_compared(found: Incarnation) -> bool:
@@ -280,10 +281,14 @@ def _is_same(before: Seen, found: Incarnation, at: int, within: timedelta) -> bo
 
 def _creation(found: Incarnation, details: Details | None, at: int) -> tuple[int | None, str | None]:
     """The creation time on our clock, ms, or why it is not sound; neither if there is none, or a date alone."""
-    created, now = found.created, from_ms(at)
+    told = [name for name in CREATED_FIELDS if details and details.fields.get(name) not in (None, "")]
+    if told and told[0] not in found.identity:
+        return None, "not readable, or before 2024"
+    # Nobody has said what each of these is, so the youngest counts.
+    times = [made for name in told if (made := read_created(found.identity.get(name)))]
+    created, now = max(times, key=attrgetter("moment"), default=None), from_ms(at)
     if created is None or created.is_date:
-        told = details and not created and any(details.fields.get(name) not in (None, "") for name in _CREATED)
-        return None, "not readable, or before 2024" if told else None
+        return None, None
     # Both clocks, and a cache between them, can be wrong: what makes it younger counts.
     by_api = min((details and details.date) or now, now)
     if created.moment > by_api + TOLERANCE_WITHOUT_DATE:

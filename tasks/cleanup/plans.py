@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from tasks.cleanup.inventory import Inventory
+from tasks.cleanup.inventory import Inventory, requested_among
 from tasks.cleanup.policies import Policy
-from tasks.cleanup.rules import Item, blocked, unfitting
+from tasks.cleanup.rules import Item, blocked, too_large_a_part, unfitting
 from tasks.durations import format_duration, iso
 from tasks.errors import PlanRefused, UnknownPlan
 from tasks.intake import Intake
@@ -30,7 +30,8 @@ class Plan(Plain):
     """What a policy would do with each finetune of its account.
 
     policy_digest: of the policy as it was then. created_at: when its survey began. blocked: why it must not be
-    applied. warnings: what may be mistyped in the policy.
+    applied. warnings: what may be mistyped in the policy. needs_use: whether the policy asks for use.
+    max_percent: of the policy.
     """
 
     id: str
@@ -42,6 +43,8 @@ class Plan(Plain):
     warnings: tuple[str, ...] = ()
     applied_at: datetime | None = None
     grace_seconds: float
+    needs_use: bool = False
+    max_percent: int = 100
     deletions: int = 0
     total: int = 0
     items: tuple[Item, ...] = ()
@@ -73,7 +76,10 @@ class Applied(NamedTuple):
 def make_plan(policy: Policy, inventory: Inventory, plan_id: str) -> Plan:
     """The plan of `policy` for what was surveyed. Pure."""
     items = inventory.select(policy)
-    why = blocked(policy, items, seen_before=inventory.seen_before, deleted_by_us=inventory.deleted_by_us)
+    why = blocked(
+        policy, items, seen_before=inventory.seen_before, deleted_by_us=inventory.deleted_by_us,
+        requested=inventory.requested,
+    )  # fmt: skip
     plan = empty_plan(policy, inventory.now, plan_id, blocked=why)
     deletions = sum(item.action == "delete" for item in items)
     warnings = unfitting(policy, inventory.seen)
@@ -84,7 +90,8 @@ def empty_plan(policy: Policy, now: datetime, plan_id: str, *, blocked: str | No
     """A plan without items, as for a list that could not be read."""
     return Plan(
         id=plan_id, policy=policy.name, policy_digest=policy.digest, account=policy.account, created_at=now,
-        blocked=blocked, grace_seconds=policy.grace.total_seconds(),
+        blocked=blocked, grace_seconds=policy.grace.total_seconds(), needs_use=policy.unused_for is not None,
+        max_percent=policy.max_percent,
     )  # fmt: skip
 
 
@@ -117,14 +124,19 @@ def list_plans(ledger: Ledger, *, limit: int = 50, accounts: Sequence[str] = ())
     return list(islice((one for one in plans if not accounts or one.account in accounts), limit))
 
 
-def check_plan(plan: Plan, now: datetime, policies: Sequence[Policy] | None = None) -> None:
-    """Raise `PlanRefused` if a plan must not be applied. policies: those of now, None if nobody can tell."""
+def check_plan(
+    plan: Plan, now: datetime, policies: Sequence[Policy] | None = None, file: object = "the policies file"
+) -> None:
+    """Raise `PlanRefused` if a plan must not be applied. policies: those of now, None if nobody can tell.
+
+    file: where they are from.
+    """
     if plan.blocked:
         raise PlanRefused(f"plan {plan.id} is blocked, nothing was written: {plan.blocked}")
     if policies is not None and plan.policy_digest not in [policy.digest for policy in policies]:
         raise PlanRefused(
-            f"policy {plan.policy} is not in the policies file as it was when plan {plan.id} was made, "
-            "nothing was written: make a new plan with `janitor cleanup plan`"
+            f"policy {plan.policy} is not in {file} as it was when plan {plan.id} was made, nothing was written: "
+            "make a new plan with `janitor cleanup plan`, or give the file that made it with --file"
         )
     age, again = now - plan.created_at, f"`janitor cleanup plan --policy {plan.policy}` makes a new one"
     if age < -_CLOCKS_DIFFER:
@@ -146,11 +158,19 @@ def apply_plan(
     once.
     """
     check_plan(plan, from_ms(ledger.now_ms()), policies)
+    _check_part(ledger, plan)
     requests = [_request(plan, item, act.who) for item in plan.items if item.action == "delete"]
     accepted = intake.accept(requests, act=act) if requests else []
     ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
     deletions = get_many(ledger, [request.id for request in requests])
     return [_applied(*one) for one in zip(requests, accepted, deletions, strict=True)]
+
+
+def _check_part(ledger: Ledger, plan: Plan) -> None:
+    """Plans that were made together must not delete too much together. Applied again it asks for nothing."""
+    ids = [] if plan.applied_at else [item.finetune_id for item in plan.items]
+    if why := too_large_a_part(plan.items, requested_among(ledger, plan.account, ids), plan.max_percent):
+        raise PlanRefused(f"plan {plan.id} is refused, nothing was written: {why}")
 
 
 def _request(plan: Plan, item: Item, requested_by: str | None) -> NewRequest:
@@ -162,7 +182,7 @@ def _request(plan: Plan, item: Item, requested_by: str | None) -> NewRequest:
         delay=timedelta(seconds=plan.grace_seconds), requested_at=plan.created_at,
         incarnation=json.dumps(item.incarnation, separators=(",", ":"), sort_keys=True),
         observed_at=item.observed_at, vantage=item.vantage,
-        known_use=to_ms(item.last_used) if item.last_used else 0,
+        known_use=to_ms(item.last_used) if item.last_used else 0, needs_use=plan.needs_use,
         # Not `requested_by`: the same plan applied by another person is the same request.
         digest=f"{source} {plan.account} {item.finetune_id}",
     )  # fmt: skip

@@ -53,6 +53,8 @@ def parse_policies(text: str) -> tuple[Policy, ...]:
         document = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise PolicyError(f"not TOML: {error}") from None
+    except RecursionError:
+        raise PolicyError("not TOML: it is nested too deeply") from None
     tables = document.get("policy", [])  # an empty file: there are no policies any more
     unknown = sorted(set(document) - {"policy"})
     if unknown or not isinstance(tables, list) or not all(isinstance(table, dict) for table in tables):

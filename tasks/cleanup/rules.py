@@ -5,10 +5,11 @@ without it (tests/unit/test_cleanup_rules.py).
 """
 
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from fnmatch import fnmatchcase
+from fnmatch import fnmatchcase, translate
 from typing import Any, Literal, NamedTuple
 
 from tasks.cleanup.about import About, in_words, why_not
@@ -86,7 +87,7 @@ def select(
     now: datetime,
 ) -> list[Item]:  # fmt: skip
     """Every finetune with keep or delete and the reason, in the order given."""
-    newest = _newest(policy, [one for one in finetunes if not one.is_requested])  # those will soon be gone
+    newest = _newest(policy, finetunes)
     return [_item(Case(policy, finetune, newest, use_since, use_last, now)) for finetune in finetunes]
 
 
@@ -96,35 +97,49 @@ def to_read(
     """The ids whose details a plan reads again: of what it would delete without its filters on details.
 
     With `keep_newest` too, that is all that `match` fits: which are the newest is known only once all details are.
+    Without such filters the newest are read as well: one that is gone, or older than it looked, takes no place.
     """
     if policy.about and policy.keep_newest:
         return {one.id for one in finetunes if _matches(one.id, policy.match)}
     by_name = replace(policy, comment=(), trigger=(), type=(), base_model=())
     items = select(by_name, finetunes, use_since=use_since, now=now)
-    return {item.finetune_id for item in items if item.action == "delete"}
+    deletions = {item.finetune_id for item in items if item.action == "delete"}
+    return deletions | (_newest(by_name, finetunes) if deletions else frozenset())
 
 
 def blocked(
-    policy: Policy, items: Sequence[Item], *, seen_before: int | None = None, deleted_by_us: int = 0
-) -> str | None:
+    policy: Policy, items: Sequence[Item], *, seen_before: int | None = None, deleted_by_us: int = 0,
+    requested: Collection[str] = (),
+) -> str | None:  # fmt: skip
     """Why a plan must not be applied, None if it may.
 
     seen_before: how many finetunes the account had in the last survey. deleted_by_us: how many of them the
-    janitor has deleted since.
+    janitor has deleted since. requested: those with an unfinished deletion.
     """
     deletions, total = sum(item.action == "delete" for item in items), len(items)
-    own = sum(_can_be_asked_for(item.finetune_id) for item in items)
     if not total:
         return "the list is empty: is this the right account?"
     if seen_before is not None and total < (seen_before - deleted_by_us) / 2:
-        return f"the list has shrunk from {seen_before} to {total} since the last survey, and not by our deletions"
-    if deletions and deletions == own:
-        return f"all {own} finetunes would be deleted"
+        return f"the list has shrunk from {seen_before} to {total}, and not by our deletions"
     if deletions > policy.max_deletions:
         return f"{deletions} would be deleted, and max_deletions is {policy.max_deletions}"
-    most = max(1, own * policy.max_percent // 100)
-    if deletions > most:
-        return f"{deletions} of {own} would be deleted, and max_percent is {policy.max_percent} ({most})"
+    return too_large_a_part(items, requested, policy.max_percent)
+
+
+def too_large_a_part(items: Sequence[Item], requested: Collection[str], max_percent: int) -> str | None:
+    """Why a plan must not be applied beside the deletions that are unfinished, None if it may.
+
+    Else several policies, or one in several nights of a long grace, would pass together what each keeps to.
+    """
+    own = {item.finetune_id: item.action for item in items if _can_be_asked_for(item.finetune_id)}
+    deletions = sum(action == "delete" for action in own.values())
+    waiting = sum(action == "keep" and id_ in requested for id_, action in own.items())
+    most = max(1, len(own) * max_percent // 100)
+    if deletions and deletions + waiting == len(own):
+        return f"all {len(own)} finetunes would be deleted"
+    if deletions and deletions + waiting > most:
+        also = f", and {waiting} wait for their deletion" if waiting else ""
+        return f"{deletions} of {len(own)} would be deleted{also}, and max_percent is {max_percent} ({most})"
     return None
 
 
@@ -262,16 +277,18 @@ def _matches(finetune_id: str, patterns: Sequence[str]) -> bool:
 
 def _protects(pattern: str, finetune_id: str) -> bool:
     """Whether it fits, in any case: a pattern that protects too much does no harm."""
-    return fnmatchcase(finetune_id.lower(), pattern.lower())
+    # A pattern in lower case would be another one: [A-_] has a range.
+    return re.match(translate(pattern), finetune_id, re.IGNORECASE) is not None
 
 
 def _newest(policy: Policy, finetunes: Sequence[Finetune]) -> frozenset[str]:
-    """The youngest of those that match, by age; equals by name, so that the same ones stay each time."""
-    known = [
-        (one.since, one.id)
-        for one in finetunes
-        if one.since and _matches(one.id, policy.match) and not why_not(policy.about, one.about)
-    ]
+    """The youngest of those that match, by age; equals by name, so that the same ones stay each time.
+
+    What cannot be read, or has an unfinished deletion, is or will soon be gone, and takes nobody's place.
+    """
+    there = [one for one in finetunes if one.since and one.incarnation and not one.is_requested]
+    fits = [one for one in there if _matches(one.id, policy.match) and not why_not(policy.about, one.about)]
+    known = [(one.since, one.id) for one in fits]
     return frozenset(id_ for _, id_ in sorted(known, reverse=True)[: policy.keep_newest])
 
 

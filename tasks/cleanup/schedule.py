@@ -15,7 +15,7 @@ from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.plans import APPLY_WITHIN, Plan, apply_plan, empty_plan, make_plan, store
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.survey import Advance, Surveyor, no_progress
-from tasks.errors import InvalidRequest, JanitorError
+from tasks.errors import InvalidRequest, JanitorError, PlanRefused
 from tasks.intake import Intake
 from tasks.ledger.types import Act
 from tasks.records import from_ms, to_ms
@@ -104,7 +104,11 @@ class Cleaner(Surveyor):
             deletions=plan.deletions, total=plan.total, blocked=plan.blocked, warnings=plan.warnings,
         )  # fmt: skip
         if policy.mode == "apply" and not plan.blocked:
-            applied = apply_plan(self.ledger, self.intake, plan, Act("schedule", "janitor"), read())
+            try:
+                applied = apply_plan(self.ledger, self.intake, plan, Act("schedule", "janitor"), read())
+            except PlanRefused as error:  # and it would be, each minute
+                log.warning("cleanup.refused", policy=policy.name, account=policy.account, error=str(error))
+                return
             kept = sum(one.kept is not None for one in applied)
             errors = [one.error for one in applied if one.error]
             done = len(applied) - kept - len(errors)

@@ -4,11 +4,11 @@ It only reads: its client has no delete method. If the API fails, the survey fai
 """
 
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import TypeVar
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
 import structlog
 
@@ -17,11 +17,12 @@ from tasks.api import errors
 from tasks.api.client import BflReader, Details
 from tasks.api.retry import Again, retried
 from tasks.cleanup.about import About, about
-from tasks.cleanup.inventory import Inventory, Seen, deleted_by_us, load, read, requested_among, save
+from tasks.cleanup.inventory import Inventory, Seen, load, read, requested_among, save
 from tasks.cleanup.policies import Policy
 from tasks.ledger import Ledger
-from tasks.records import check_account
-from tasks.text import finetune_key
+from tasks.ledger.queries import each
+from tasks.records import State, check_account, to_ms
+from tasks.text import finetune_key, is_same_name
 
 log = structlog.get_logger()
 
@@ -81,12 +82,11 @@ class Surveyor:
         return sorted({finetune_key(id_): id_ for id_ in sorted(listing.names)}.values())
 
     def _kept(self, before: Inventory, inventory: Inventory) -> Inventory:
-        total, expected = len(inventory.seen), before.seen_before or 0
-        if before.listed_at and total < expected / 2:
-            gone = before.seen.keys() - set(map(finetune_key, inventory.seen))
-            ours = deleted_by_us(self.ledger, inventory.account, before.listed_at, gone)
+        gone = before.seen.keys() - set(map(finetune_key, inventory.seen))
+        if before.listed_at and gone:
+            ours = _deleted_by_us(self.ledger, inventory.account, before.listed_at, gone)
             inventory = replace(inventory, deleted_by_us=ours)
-        believed = total >= (expected - inventory.deleted_by_us) / 2
+        believed = len(inventory.seen) >= ((before.seen_before or 0) - inventory.deleted_by_us) / 2
         save(self.ledger, before, inventory, believed=believed)
         return inventory
 
@@ -115,7 +115,9 @@ class Surveyor:
         """
         api = self.readers[account]
         try:
-            return self._call(account, lambda: api.finetune_details(finetune_id))
+            details = self._call(account, lambda: api.finetune_details(finetune_id))
+            named = details.fields.get("finetune_id")
+            return details if named is None or is_same_name(str(named), finetune_id) else None
         except (errors.NotFound, errors.Refused, errors.Reshaped):
             return None
         except errors.KeyRefused:
@@ -153,3 +155,12 @@ class Surveyor:
             return retried(once, self.retry_budget, self.sleep)
         except Again as again:
             raise again.__cause__ or errors.TryAgain(f"no survey for now: {again}") from None
+
+
+def _deleted_by_us(ledger: Ledger, account: str, since: datetime, ids: Collection[str]) -> int:
+    """How many of `ids` the janitor has deleted since then."""
+    key = ledger.keys.deletion
+    finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
+    rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(key(id_), "account", "state", "name"))
+    deleted = {name for where, state, name in rows if (where, state) == (account, State.DELETED)}
+    return len(deleted & set(map(finetune_key, ids)))

@@ -1,6 +1,7 @@
 """Dead letters: messages that could not be read, kept for a person and never carried out."""
 
 import json
+import re
 import uuid
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
@@ -13,9 +14,10 @@ from tasks.errors import InvalidRequest
 from tasks.ledger.keys import keys
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
+from tasks.text import one_line
 
 MOST_KEPT = 1000  # older ones are dropped
-MOST_TEXT = 10_000  # characters kept of one message
+MOST_TEXT = 10_000  # bytes kept of one message
 # Of a message that is sent again: when it was here first. It only makes a request older, so anybody may write it.
 SEEN_HEADER = "janitor_seen"
 _AT_ONCE = 100  # in one script
@@ -40,9 +42,9 @@ class DeadLetter(NamedTuple):
 
 def keep(client: redis.Redis, queue: str, reason: str, message: object) -> None:
     """Keep a message that cannot be carried out. client: of the broker's Redis."""
-    text = message if isinstance(message, str) else _as_text(message)
-    entry = DeadLetter(uuid.uuid4().hex[:12], iso(datetime.now(UTC)) or "", queue, reason[:500], text[:MOST_TEXT])
-    client.eval(_PUSH, 1, _KEY, json.dumps(entry._asdict()), MOST_KEPT - 1)
+    text = _cut(message if isinstance(message, str) else _as_text(message))
+    entry = DeadLetter(uuid.uuid4().hex[:12], iso(datetime.now(UTC)) or "", queue, one_line(reason), text)
+    client.eval(_PUSH, 1, _KEY, json.dumps(entry._asdict(), ensure_ascii=False), MOST_KEPT - 1)
 
 
 def list_dead_letters(ledger: Ledger) -> list[DeadLetter]:
@@ -64,7 +66,8 @@ def requeue_dead_letters(ledger: Ledger, ids: set[str], queues: Collection[str],
     """
     letters = [(one, entry) for one, entry in _entries(ledger) if one.id in ids]
     for one, _ in letters:
-        if len(one.text) >= MOST_TEXT or one.queue not in queues:
+        # A character that was cut takes up to four bytes.
+        if len(one.text.encode()) > MOST_TEXT - 4 or one.queue not in queues:
             why = "its text was cut" if one.queue in queues else f"its queue {one.queue!r} is not the janitor's"
             raise InvalidRequest(f"the dead letter {one.id} cannot be sent again, {why}: have its sender send it")
     return _act(ledger, "requeue", act, [[one.id, entry, one.queue, _seen(one)] for one, entry in letters])
@@ -99,3 +102,9 @@ def _as_text(message: object) -> str:
     if isinstance(message, bytes):
         return message.decode("utf-8", errors="backslashreplace")
     return json.dumps(message, default=repr, ensure_ascii=False)
+
+
+def _cut(text: str) -> str:
+    """Its first bytes. A control character, of which JSON would make six bytes, becomes a space."""
+    start = text[:MOST_TEXT].encode("utf-8", "backslashreplace")[:MOST_TEXT]
+    return re.sub("[\x00-\x1f]", " ", start.decode("utf-8", "ignore"))

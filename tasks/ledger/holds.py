@@ -80,12 +80,12 @@ def release(ledger: Ledger, account: str, finetune_id: str, act: Act) -> bool:
     return bool(ledger.hold("release", account, _checked(ledger, account, finetune_id), act)["was_held"])
 
 
-def holds(ledger: Ledger, account: str, ids: Collection[str] | None = None) -> list[Hold]:
+def holds(ledger: Ledger, account: str, ids: Collection[str] | None = None, *, check: bool = True) -> list[Hold]:
     """Those of an account, or of these of its finetunes, by name; one whose time has passed is none.
 
-    Raises `InvalidRequest` if all of an account are asked for that is not known.
+    Raises `InvalidRequest` if all of an account are asked for that is not known, unless check is false.
     """
-    if ids is None:
+    if ids is None and check:
         check_account(account, known_accounts(ledger))
     now, key = from_ms(ledger.now_ms()), ledger.keys.holds(account)
     if ids is None:

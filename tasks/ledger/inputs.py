@@ -34,7 +34,8 @@ def request_input(request: NewRequest) -> dict[str, Any]:
         "callbacks": json.dumps(request.callbacks) if request.callbacks else None,
         "record": {"requested_by": request.requested_by, "reason": request.reason,
                    "labels": json.dumps(request.labels) if request.labels else None,
-                   "missing_ok": "1" if request.missing_ok else None},
+                   "missing_ok": "1" if request.missing_ok else None,
+                   "needs_use": "1" if request.needs_use else None},
     }  # fmt: skip
 
 

@@ -218,13 +218,28 @@ def test_a_policy_that_was_changed_after_its_plan_is_not_applied(env, api, stale
     # Given a plan, and a policy that protects some of it since, that is removed, or whose file nobody names,
     _, plan = planned(env, *policies(OLD))
     changed = [(policies, OLD + "protect = ['ft-*']\n"), (policies, ""), (lambda _: (), "")]
-    said = ["policy old is not in the policies file as it was", "policy old is not in", "set JANITOR_POLICY_FILE"]
+    said = [
+        "/policies.toml as it was when",
+        "or give the file that made it with --file",
+        "set JANITOR_POLICY_FILE",
+    ]
     # when the plan is applied, then it is refused in one line, and nothing was asked for.
     for (write, text), words in zip(changed, said, strict=True):
         refused = janitor_here(env, "cleanup", "apply", plan["id"], *write(text))
         assert (refused.returncode, refused.stderr.count("\n")) == (1 if write is policies else 2, 1)
         assert words in refused.stderr
     assert janitor_here(env, "list", "--finetune", stale[0], "--json").stdout == ""
+
+
+def test_who_cancels_a_cleanups_deletion_is_told_how_to_keep_the_finetune(env, stale, policies):
+    option = policies(OLD.replace("0s", "1h"))
+    _, plan = planned(env, *option)
+    janitor_here(env, "cleanup", "apply", plan["id"], *option)
+    cancelled = janitor_here(env, "cancel", "--plan", plan["id"])
+    assert "the next plan may ask for them again; `janitor protect` keeps a finetune" in cancelled.stderr
+    janitor_here(env, "delete", stale[5], "--in", "1h")
+    (other,) = records(janitor_here(env, "list", "--finetune", stale[5], "--json"))
+    assert "protect" not in janitor_here(env, "cancel", other["id"]).stderr
 
 
 MISTAKES = [

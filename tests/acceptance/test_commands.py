@@ -200,7 +200,7 @@ def test_a_dry_run_writes_nothing(env, finetune):
 
 
 def test_what_is_not_done_in_time_exits_4(env, finetune):
-    done = janitor_here(env, "delete", finetune, "--in", "1h", "--wait", "--timeout", "0.3", "--json")
+    done = janitor_here(env, "delete", finetune, "--in", "1h", "--wait", "--timeout", "300ms", "--json")
     assert (done.returncode, records(done)[0]["state"]) == (4, "scheduled")
     janitor_here(env, "cancel", ids(done)[0])
 
@@ -225,6 +225,7 @@ MISTAKES = [
     (["delete", "good", "bad bad"], "'bad bad' has a space"),
     (["delete", "a", "--in", "-1h"], "'-1h' is not a duration: give a duration such as"),
     (["delete", "a", "--in", "soon"], "'soon' is not a duration"),
+    (["delete", "a", "--wait", "--timeout", "soon"], "'soon' is not a duration"),
     (["delete", "a", "--at", "soon"], "'soon' is not a time: give one such as 2026-12-24T18:00 (local)"),
     (["delete", "a", "--at", "2020-01-01T12:00"], ") is in the past: give a later time, or leave it out"),
     (["delete", "a", "--in", "1h", "--at", "2030-01-01"], "a time and a delay are both given"),

@@ -1,15 +1,22 @@
 """Tokens of a running service: added, revoked, expired; and their quotas."""
 
+from types import SimpleNamespace
+
 import pytest
 import requests
 from starlette.exceptions import HTTPException
 
+from tasks.errors import IdConflict
+from tasks.intake import Intake
 from tasks.ledger import Ledger
 from tasks.records import NewRequest
 from tests.acceptance.http import Client, served, token_file
 from tests.processes import environment, janitor_here, until
 from worker.http import quotas
+from worker.http.deletions import create_deletions
+from worker.http.models import NewDeletions
 from worker.http.quotas import Quotas
+from worker.http.tokens import Token
 from worker.local import embedded
 from worker.redis_url import connect
 
@@ -95,16 +102,6 @@ def test_a_token_has_a_quota_of_unfinished_deletions(env, tmp_path):
         assert boss.ask("h").status_code == 429
 
 
-def test_a_call_that_is_refused_takes_nothing_from_the_quota(env, tmp_path):
-    few = {**env, "JANITOR_HTTP_OPEN_DELETIONS": "5"}
-    with served(few, tmp_path / "log") as (base, _), Client(base, "boss") as boss:
-        # Given one deletion, when its key is used for four others, and four more are asked for,
-        answers = [boss.ask("a", key="one", delay_seconds=3600), boss.ask("b", "c", "d", "e", key="one"),
-                   boss.ask("f", "g", "h", "i", delay_seconds=3600)]  # fmt: skip
-        # then there is room for these.
-        assert [answer.status_code for answer in answers] == [202, 409, 202]
-
-
 class TestQuotas:
     """Of the counting itself, with a clock."""
 
@@ -143,6 +140,23 @@ class TestQuotas:
         with pytest.raises(HTTPException):
             counted.reserve("a", ["one-more"])
         assert ledger.redis.ttl(ledger.keys.token_open("a")) > 86_400
+
+    def test_a_conflict_gives_back_nothing_that_another_call_of_the_key_has_reserved(self, ledger):
+        # Given a call of three under a key that has written the first one, and is about to write the others,
+        counted = Quotas(ledger, 1, 10)
+        token = Token(name="a", sha256="0" * 64, scopes=("enqueue",), accounts=("*",))
+
+        def body(*names):
+            return NewDeletions.model_validate({"deletions": [{"finetune_id": name} for name in names]})
+
+        asked = body("a", "b", "c").requests("a", "k")
+        counted.reserve("a", [one.id for one in asked])
+        ledger.accept(asked[:1])
+        # when another body comes under the key, then it is refused, and all three are counted.
+        request = SimpleNamespace(app=SimpleNamespace(state=SimpleNamespace(quotas=counted)))
+        with pytest.raises(IdConflict):
+            create_deletions(body("x", "y", "z"), request, Intake(ledger, id), token, "k")
+        assert ledger.redis.zcard(ledger.keys.token_open("a")) == 3
 
     def test_each_is_looked_at_once_in_ten_seconds(self, ledger, monkeypatch):
         at, looks = [1000.0], []

@@ -103,6 +103,8 @@ def ends(system, app, items, log):
         (deletion,) = get_many(system.ledger, [headers["id"]])
         if headers["task"] not in ANSWERING:
             found["carried out"] += 1
+        elif "janitor_again" in headers:
+            found["never a request"] += 1
         elif deletion:
             found["a deletion"] += 1
         elif (state := app.AsyncResult(headers["id"]).state) != "PENDING":

@@ -128,6 +128,20 @@ def test_a_dead_letter_without_headers_is_sent_again_as_it_is(ledger, text):
     assert ledger.redis.lrange("deletions", 0, -1) == [text]
 
 
+@pytest.mark.parametrize(
+    "message",
+    ["\U0001f600" * 10_000, b"\x00" * 20_000, {"a": "\ud800\u4e2d" * 9000}, '"' * 20_000, b"\xff" * 20_000],
+    ids=["four bytes", "control characters", "halves", "quotes", "no text"],
+)  # fmt: skip
+def test_a_dead_letter_takes_little_room_whatever_it_holds_and_is_sent_again_whole_or_not(ledger, message):
+    keep(ledger.redis, "deletions", "too long", message)
+    (entry,) = ledger.redis.lrange(ledger.keys.dead_letters, 0, -1)
+    assert 10_000 <= len(entry.encode()) <= 21_000
+    (letter,) = list_dead_letters(ledger)
+    with pytest.raises(InvalidRequest, match="its text was cut"):
+        requeue_dead_letters(ledger, {letter.id}, ["deletions"], ANA)
+
+
 def test_a_dead_letter_that_is_sent_again_says_when_it_was_here_first(ledger):
     # Given a message that was refused twice
     keep(ledger.redis, "deletions", "once", '{"headers": {"id": "1"}, "body": ""}')

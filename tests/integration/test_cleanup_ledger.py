@@ -193,6 +193,39 @@ def test_use_after_the_plan_is_seen_by_its_value_whatever_the_clock_says(ledger,
     assert get(ledger, "c1").message == USED
 
 
+NOT_REPORTED = "kept: use was not reported without a gap"
+REPORTS = {  # hours after the plan at which use of another one is reported: what becomes of one due in 60 hours
+    "they go on": ((20, 40, 59), State.RUNNING, None),
+    "they stop": ((20,), State.CANCELLED, NOT_REPORTED),
+    "they pause for more than a day": ((20, 50), State.CANCELLED, NOT_REPORTED),
+}
+
+
+@pytest.mark.parametrize("reports", REPORTS)
+@pytest.mark.parametrize("needs_use", [True, False])
+def test_a_cleanup_of_what_is_unused_needs_reports_until_it_starts(ledger, clocked, reports, needs_use):
+    # Given a finetune that a policy found unused, and one that was found by its age alone
+    hours, state, message = REPORTS[reports]
+    touch(ledger, "default", ["other"])
+    start = clocked.after(minutes=5).now_ms()
+    accept(ledger, cleaning(clocked, needs_use=needs_use, delay=60 * HOUR))
+    # When use is reported, or no longer
+    for hour in hours:
+        clocked.at_ms = start + hour * 3_600_000
+        touch(ledger, "default", ["other"])
+    clocked.at_ms = start + 60 * 3_600_000
+    claim_cleanup(ledger, clocked)
+    # Then the first is deleted only if somebody could have said that it is used.
+    found = get(ledger, "c1")
+    assert (found.state, found.message) == ((state, message) if needs_use else (State.RUNNING, None))
+
+
+def test_a_plan_of_what_is_unused_is_kept_if_reports_have_stopped_before_it_is_applied(ledger, clocked):
+    touch(ledger, "default", ["other"])
+    accept(clocked.after(hours=25), cleaning(clocked, needs_use=True))
+    assert get(ledger, "c1").message == NOT_REPORTED
+
+
 def test_use_is_reported_since_the_first_after_a_day_without(ledger, clocked):
     assert load(ledger, "default").use_since is None
     start = clocked.now
@@ -249,6 +282,13 @@ def test_one_first_seen_after_the_plan_is_another_though_it_looks_the_same(ledge
         accept(ledger, request)
     clocked.after(hours=2)
     assert claim_cleanup(ledger, clocked) is None
+    assert get(ledger, "c1").message == "kept: the name belongs to another finetune now"
+
+
+@pytest.mark.parametrize("row", ["{", "7", '{"incarnation": null}'])
+def test_one_whose_row_in_the_inventory_cannot_be_read_is_kept(ledger, clocked, row):
+    ledger.redis.hset(ledger.keys.inventory("default"), "my-finetune", row)
+    accept(ledger, cleaning(clocked))
     assert get(ledger, "c1").message == "kept: the name belongs to another finetune now"
 
 

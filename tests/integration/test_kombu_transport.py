@@ -169,6 +169,22 @@ def test_hostile_control_commands_end_nothing(emptied):
     assert app.control.ping(timeout=30, limit=1)
 
 
+def test_celerys_own_revoke_changes_neither_what_is_done_nor_its_result(emptied):
+    app, _ = emptied
+    id_ = str(uuid.uuid4())
+    # When a task is revoked before it comes, in each way that Celery has
+    for method, arguments in [
+        ("revoke", {"task_id": id_}), ("terminate", {"task_id": id_, "signal": "TERM"}),
+        ("revoke_by_stamped_headers", {"headers": {"a": "b"}}),
+    ]:  # fmt: skip
+        (reply,) = app.control.broadcast(method, arguments=arguments, reply=True, limit=1, timeout=30)
+        # then the worker says that it does not do so,
+        assert "send finetunes.cancel" in str(reply)
+    # and it goes on.
+    assert app.AsyncResult(id_).state == "PENDING"
+    assert ask(app, "done", task_id=id_) == ["done", None]
+
+
 @pytest.mark.parametrize("what", ["exit", "interrupt", "memory", "break the backend"])
 def test_whatever_gets_past_celerys_own_handling_frees_its_slot(emptied, what):
     app, client = emptied

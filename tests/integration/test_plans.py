@@ -26,7 +26,7 @@ from tests.conftest import accept, asking, carry_out_one, claim_all, finish, mar
 from worker.doctor.policies import scheduled_policies
 from worker.sandbox.api import Sandbox
 
-DAY = timedelta(days=1)
+DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 OLD = Policy("old", older_than=30 * DAY, max_percent=100)
 KEY = "sandbox-key"
 UUID = "0f8fad5b-d9cb-469f-a165-70867728950e"
@@ -266,6 +266,24 @@ def test_of_two_clocks_the_one_counts_that_makes_a_finetune_younger(ledger, api,
     assert proposed(plan) == [item.finetune_id for item in plan.items if (item.age_days or 0) > 30]
 
 
+TWO_TIMES = {  # created_at and timestamp: the age, or why there is none
+    ("2 days ago", 45): "its creation time is not readable, or before 2024",
+    ("1970-01-01", 45): "its creation time is not readable, or before 2024",
+    (45, "2 days ago"): 45,
+    (45, 3): 3,
+    (3, 45): 3,
+    ("", 45): 45,
+}
+
+
+@pytest.mark.parametrize("times", TWO_TIMES)
+def test_of_two_creation_times_the_younger_counts_and_none_if_the_first_cannot_be_read(cleaner, api, times):
+    created_at, timestamp = [ago(days=one, minutes=1) if isinstance(one, int) else one for one in times]
+    api.create("x", created_at=created_at, timestamp=timestamp)
+    (item,) = [item for item in cleaner.plan(OLD).items if item.finetune_id == "x"]
+    assert TWO_TIMES[times] in (item.age_days, item.reason.removeprefix("its age is not known: "))
+
+
 UNSOUND = {
     "yesterday": "its age is not known: its creation time is not readable, or before 2024",
     7: "its age is not known: its creation time is not readable, or before 2024",
@@ -289,10 +307,72 @@ def test_what_cannot_be_read_is_kept(cleaner, api):
     assert (proposed(plan), plan.items[0].reason) == (["b"], "which finetune it is could not be read")
 
 
+@pytest.mark.parametrize("row", ["{", "7", "[]", '{"incarnation": null}'])
+def test_a_row_of_the_inventory_that_cannot_be_read_is_as_none(cleaner, ledger, api, row):
+    # Given what another version may have written
+    cleaner.plan(OLD)
+    ledger.redis.hset(ledger.keys.inventory("default"), "a", row)
+    assert load(ledger, "default").seen.keys() == set("bcdef")
+    # Then its details are read again, and it is known.
+    assert proposed(cleaner.plan(OLD)) == ["a", "b"]
+    assert load(ledger, "default").seen.keys() == set("abcdef")
+
+
+def test_an_account_can_be_surveyed_before_a_worker_has_registered_it(cleaner):
+    emea = replace(cleaner, readers={"emea": cleaner.readers["default"]})
+    assert proposed(emea.plan(replace(OLD, account="emea"))) == ["a", "b"]
+
+
 def test_what_answers_in_another_shape_is_kept_and_the_others_go(cleaner, api):
     api.fault("reshaped", call="finetune_details", finetune_id="a", times=None)
     plan = cleaner.plan(OLD)
     assert (proposed(plan), plan.items[0].reason) == (["b"], "which finetune it is could not be read")
+
+
+def test_details_that_name_another_finetune_are_not_believed(cleaner, api):
+    # Given what answers with the details of another finetune, such as a cache that ignores the query
+    details = {"finetune_id": "b", "timestamp": ago(days=400), "trigger_word": "TOK"}
+    api.fault(
+        "status",
+        call="finetune_details",
+        finetune_id="f",
+        status=200,
+        body={"finetune_details": details},
+        times=None,
+    )
+    plan = cleaner.plan(OLD)
+    reasons = {item.finetune_id: item.reason for item in plan.items}
+    assert (proposed(plan), reasons["f"]) == (["a", "b"], "which finetune it is could not be read")
+
+
+NEWEST = replace(OLD, older_than=HOUR, keep_newest=2)
+
+
+def test_what_is_listed_but_gone_is_none_of_the_newest(cleaner, api):
+    # Given the newest two, of which the list still tells and details no longer do
+    cleaner.plan(NEWEST)
+    for name in "ef":
+        api.fault(
+            "status", call="finetune_details", finetune_id=name, status=404, body={"detail": "no"}, times=None
+        )
+    # Then the newest two of those that are there stay.
+    reasons = {item.finetune_id: item.reason for item in cleaner.plan(NEWEST).items}
+    assert [reasons[name] for name in "cd"] == ["among the newest 2"] * 2
+
+
+def test_the_newest_are_told_by_what_details_say_now(cleaner, ledger, api):
+    # Given one that looked younger to another key at another host
+    cleaner.plan(NEWEST)
+    key, young = ledger.keys.inventory("default"), to_ms(datetime.now(UTC) - DAY / 2)
+    seen = json.loads(ledger.redis.hget(key, "a")) | {"created": young, "vantage": "staging.example 0a1b2c3d"}
+    ledger.redis.hset(key, "a", json.dumps(seen))
+    # Then it takes the place of none that is younger, and what need not be read is not.
+    before = len(reads(api))
+    assert proposed(cleaner.plan(NEWEST)) == ["a", "b", "c", "d"]
+    assert sorted(reads(api)[before:]) == list("abcdef")
+    before = len(reads(api))
+    cleaner.plan(replace(NEWEST, older_than=60 * DAY))
+    assert reads(api)[before:] == []
 
 
 BROKEN = [
@@ -372,13 +452,30 @@ def test_a_list_that_is_reshaped_empty_or_shrunken_blocks_the_plan(cleaner, ledg
     )
     shrink(api)
     shrunk = cleaner.plan(replace(OLD, max_percent=100))
-    assert shrunk.blocked == "the list has shrunk from 6 to 2 since the last survey, and not by our deletions"
+    assert shrunk.blocked == "the list has shrunk from 6 to 2, and not by our deletions"
     assert cleaner.plan(OLD).blocked == shrunk.blocked, "asking again does not make it true"
     # It is believed once it has stayed so for a day.
     assert cleaner_of(clocked.after(days=1, minutes=1), api).plan(OLD).blocked is None
     for name in "ae":
         api.remove(name)
     assert cleaner_of(clocked(), api).plan(OLD).blocked == "the list is empty: is this the right account?"
+
+
+def test_a_list_that_loses_half_again_and_again_is_measured_against_the_longest_of_the_day(ledger, api, clocked):
+    cleaner_of(ledger, api).plan(OLD)
+    blocked = []
+    # Given a list that loses up to half at each survey, all within a day
+    for gone in ("ef", "d", "c"):
+        for name in gone:
+            api.remove(name)
+        blocked.append(cleaner_of(clocked.after(minutes=1), api).plan(replace(OLD, older_than=40 * DAY)).blocked)
+    assert blocked == [
+        None, None, "the list has shrunk from 6 to 2, and not by our deletions",
+    ]  # fmt: skip
+    # A day later what is left is believed, and from then on it is measured against that.
+    clocked.after(days=1)
+    assert cleaner_of(ledger, api).plan(replace(OLD, older_than=40 * DAY)).blocked is None
+    assert load(ledger, "default").listed_count == 2
 
 
 def test_what_we_deleted_ourselves_is_no_shrinkage(cleaner, ledger, api):
@@ -529,6 +626,41 @@ class TestApply:
         again = cleaner.plan(OLD)
         assert proposed(again) == []
         assert {item.reason for item in again.items[:2]} == {"another deletion of it is unfinished"}
+
+    @pytest.mark.parametrize("unused_for", [None, 2 * DAY])
+    def test_what_is_selected_by_use_is_kept_if_reports_stop_in_its_grace(
+        self, cleaner, ledger, api, clocked, unused_for
+    ):
+        for _ in range(4):
+            touch(clocked.after(hours=20), "default", ["f"])
+        plan = cleaner.plan(replace(OLD, unused_for=unused_for))
+        (a, _) = applied(cleaner, plan)
+        clocked.after(hours=25)
+        ledger.redis.set(ledger.keys.reports_clear, clocked.after(milliseconds=1).now_ms())
+        claim_all(ledger)
+        assert get(ledger, a.deletion.id).state == (State.CANCELLED if unused_for else State.RUNNING)
+
+    BY_NAME = (
+        replace(OLD, name="a", match=("a",), max_percent=25),
+        replace(OLD, name="b", match=("b",), max_percent=25),
+    )
+
+    def test_plans_of_several_policies_are_within_the_caps_together(self, cleaner, ledger):
+        # Given two policies, each of which may delete one of six, and the plan of the first applied
+        first, second = self.BY_NAME
+        applied(cleaner, cleaner.plan(first))
+        # When the second is planned, then it is blocked until the first has been carried out.
+        why = "1 of 6 would be deleted, and 1 wait for their deletion, and max_percent is 25 (1)"
+        assert cleaner.plan(second).blocked == why
+
+    def test_plans_that_were_made_together_are_within_the_caps_together_when_they_are_applied(self, cleaner):
+        # Given plans of several policies, made before any was applied
+        first, second = [cleaner.plan(policy) for policy in self.BY_NAME]
+        applied(cleaner, first)
+        # When the second is applied, then it is refused, and the first can still be applied again.
+        with pytest.raises(errors.PlanRefused, match=r"1 of 6 would be deleted, and 1 wait for their deletion"):
+            applied(cleaner, second)
+        assert [one.created for one in applied(cleaner, first)] == [False]
 
     def test_a_blocked_plan_and_an_old_one_are_refused(self, cleaner, ledger, api, clocked):
         blocked = cleaner.plan(replace(OLD, max_deletions=1))
@@ -773,6 +905,25 @@ class TestTick:
         (line,) = [line for line in logs if line["event"] == "cleanup.planned"]
         assert (line["log_level"], line["blocked"]) == ("warning", plan.blocked)
         assert ledger.redis.zcard(ledger.keys.wait("default")) == 0
+
+    def test_a_run_whose_plan_is_refused_is_not_made_each_minute(self, ledger, api, clocked, monkeypatch):
+        # Given a run whose plan is beyond its caps by the time it is applied, since somebody asked for others
+        policy, make = replace(self.DAILY, mode="apply"), schedule.make_plan
+
+        def make_and_ask(*given):
+            plan = make(*given)
+            accept(ledger, *[asking(name, delay=DAY) for name in "cdef"])
+            return plan
+
+        tick(ledger, api, [policy])
+        due = self.next_window(clocked)
+        monkeypatch.setattr(schedule, "make_plan", make_and_ask)
+        with capture_logs() as logs:
+            for _ in range(3):
+                tick(due, api, [policy])
+        # Then nothing of it is asked for, and that is told once.
+        assert [line["event"] for line in logs if line["log_level"] == "warning"] == ["cleanup.refused"]
+        assert [plan.applied_at for plan in list_plans(ledger)] == [None]
 
     def test_a_run_that_failed_is_made_up_for_and_the_others_run(self, ledger, api, clocked):
         both = [replace(self.DAILY, name="first"), replace(self.DAILY, name="second")]

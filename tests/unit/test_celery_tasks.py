@@ -16,8 +16,8 @@ from kombu.utils.json import dumps, loads
 from structlog.testing import capture_logs
 
 from tasks import celery_tasks
-from tasks.by_name import by_name, by_name_many
-from tasks.celery_tasks import AGAIN_HEADER, ETA_HEADER, callbacks_of, wake, write_results
+from tasks.by_name import by_name, by_name_many, callbacks_of
+from tasks.celery_tasks import AGAIN_HEADER, ETA_HEADER, wake, write_results
 from tasks.errors import IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
 from tasks.intake import BULK, Intake
 from tasks.ledger.dead_letters import SEEN_HEADER, list_dead_letters, requeue_dead_letters
@@ -367,6 +367,11 @@ def test_what_redis_does_not_take_is_given_back_or_a_dead_letter_but_never_lost(
 
     worker.ledger.accept = worker.ledger.cancel = worker.ledger.keep = fails
     ended = worker.send(task, given)
+    if refuses and task == "delete_many":
+        assert [(name, options["task_id"]) for name, options in worker.sent] == [
+            ("finetunes.delete", by_name_many("t1", given, {})[0].id)
+        ]
+        return
     if not refuses:
         assert (ended.state, ended.retval.requeue, worker.result()[0]) == (states.REJECTED, True, states.PENDING)
         return
@@ -400,6 +405,34 @@ def test_a_request_that_redis_refused_is_kept_as_a_message_that_can_be_sent_agai
     wanted = {"task": "finetunes.delete", "id": "t1", "root_id": "r1", "group": "g1", SEEN_HEADER: letter.at}
     wanted |= {"expires": message["expires"]} | ours
     assert {name: value for name, value in again["headers"].items() if value} == wanted
+
+
+def test_of_many_only_what_redis_refuses_becomes_a_dead_letter(worker):
+    # Given a list with one finetune that Redis refuses, as after a write by hand
+    broken = worker.ledger.keys.unfinished("default", "b")
+    worker.ledger.redis.set(broken, "x")
+    # When it is sent, and what comes of it is carried out
+    worker.send("delete_many", ["a", "b", "c"], reason="trial", headers={ETA_HEADER: ETA})
+    state, ids = worker.result()
+    for _, options in worker.sent:
+        worker.send(
+            "delete", *options["args"], id=options["task_id"], headers=options["headers"], **options["kwargs"]
+        )
+    # Then the sender has all ids, the others are on record,
+    assert (state, [id_ for id_ in ids if worker.result(id_)[0] == states.FAILURE]) == (states.SUCCESS, ids[1:2])
+    assert [one and one.finetune_id for one in get_many(worker.ledger, ids)] == ["a", None, "c"]
+    # and the one can be sent again once Redis takes it.
+    (letter,) = list_dead_letters(worker.ledger)
+    worker.ledger.redis.delete(broken)
+    requeue_dead_letters(worker.ledger, {letter.id}, ["deletions"], Act("ana", "command"))
+    args, kwargs, _ = loads(base64.b64decode(check_message(
+        read(worker.ledger.redis.rpop("deletions").encode()), "deletions")["body"]))  # fmt: skip
+    assert (args, kwargs) == (["b"], {"reason": "trial"})
+    # It is the same request as in the list.
+    assert worker.send("delete", "b", id=ids[1], headers={ETA_HEADER: ETA}, reason="trial").state == "IGNORED"
+    worker.sent.clear()
+    assert worker.send("delete_many", ["a", "b", "c"], id="t1", reason="trial", headers={ETA_HEADER: ETA}) is None
+    assert worker.sent == []
 
 
 def with_callbacks(worker):

@@ -121,6 +121,13 @@ def test_protection_ignores_case(pattern, id_):
     assert told(replace(OLD, protect=(pattern,)), replace(STALE, id=id_))[0] == "keep"
 
 
+@pytest.mark.parametrize(
+    ("pattern", "id_"), [("[A-_]*", "Ab"), ("[A-_]*", "ab"), ("[Z-a]x", "_x"), ("[A-z]*", "_x"), ("[A-Z]x", "bX")]
+)
+def test_a_range_protects_as_it_is_written_and_in_any_case(pattern, id_):
+    assert told(replace(OLD, protect=(pattern,)), replace(STALE, id=id_))[0] == "keep"
+
+
 def test_a_plan_says_what_is_to_be_deleted_and_of_the_others_only_why_not():
     delete, keep = select(OLD, [STALE, replace(STALE, id="new", created=ago(1))], use_since=None, now=NOW)
     assert (delete.incarnation, delete.observed_at) == ({"unique_id": "u-1"}, NOW)
@@ -196,7 +203,7 @@ CAPS = [
     (
         [0, 1],
         {"seen_before": 5},
-        "the list has shrunk from 5 to 2 since the last survey, and not by our deletions",
+        "the list has shrunk from 5 to 2, and not by our deletions",
     ),
     ([0, 1], {"seen_before": 5, "deleted_by_us": 2}, None),
     ([1, 1, 1], {}, "all 3 finetunes would be deleted"),
@@ -204,6 +211,15 @@ CAPS = [
     ([1] * 20 + [0] * 200, {}, None),
     ([1, 1, 0, 0, 0], {}, "2 of 5 would be deleted, and max_percent is 25 (1)"),
     ([1, 0], {}, None),
+    # What waits for its deletion is counted with what would be deleted.
+    ([1] * 2 + [0] * 18, {"requested": {"ft-17", "ft-18", "ft-19", "ft-99"}}, None),
+    (
+        [1] * 3 + [0] * 17,
+        {"requested": {"ft-17", "ft-18", "ft-19"}},
+        "3 of 20 would be deleted, and 3 wait for their deletion, and max_percent is 25 (5)",
+    ),
+    ([1, 0, 0], {"requested": {"ft-1", "ft-2"}}, "all 3 finetunes would be deleted"),
+    ([0] * 20, {"requested": {f"ft-{n}" for n in range(19)}}, None),
 ]
 
 

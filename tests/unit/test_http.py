@@ -104,11 +104,13 @@ def test_large_bodies_are_worked_on_a_few_at_a_time_and_hold_up_nothing_else():
 
 
 class Pressed:
-    """A guarded service that answers when `let_go` is set; which token's calls are at work, and what is answered."""
+    """A guarded service that answers when `let_go` is set; whose calls are at work, and what is answered."""
 
     def __init__(self):
         self.at_work, self.answered, self.let_go = Counter(), Counter(), asyncio.Event()
-        tokens = {name: Token(name=name, sha256="0" * 64, scopes=("read",), accounts=("*",)) for name in ("a", "b")}
+        tokens = {
+            name: Token(name=name, sha256="0" * 64, scopes=("read",), accounts=("*",)) for name in ("a", "b")
+        }
         quotas = SimpleNamespace(count_request=lambda _: None)
         self.guarded = guard.Guard(self.app, SimpleNamespace(find=tokens.get), quotas)
 
@@ -187,7 +189,7 @@ def test_a_query_has_a_limit():
         service.let_go.set()
         for size in (guard.MOST_QUERY, guard.MOST_QUERY + 1):
             await service.call("a", query=b"x" * size)
-        assert service.answered == {200: 1, 414: 1}
+        assert service.answered == {200: 1, 422: 1}
 
     asyncio.run(all_of_it())
 

@@ -24,7 +24,7 @@ from kombu.transport.virtual.base import Base64, Message
 from kombu.utils.json import dumps
 
 from worker.kombu_transport import Unacknowledged
-from worker.message_check import MOST_BYTES, MOST_DECOMPRESSED, check_message, read
+from worker.message_check import MOST_BODY, MOST_BYTES, check_message, read
 from worker.message_fields import TASKS, RefusedMessage
 
 QUEUE = "deletions"
@@ -157,8 +157,16 @@ def test_a_compressed_body_is_handed_on_decompressed(name, compress):
 
 
 COMPRESSIONS = {
-    "a bomb": (zlib.compress(b" " * (MOST_DECOMPRESSED + 1)), "gzip", "more than 1,048,576 bytes decompressed"),
-    "a bomb in bzip2": (bz2.compress(b" " * 9_000_000), "bzip2", "more than 1,048,576 bytes decompressed"),
+    "a bomb": (
+        zlib.compress(b" " * (MOST_BODY + 1)),
+        "gzip",
+        "the body has more than 1,048,576 bytes: send smaller parts",
+    ),
+    "a bomb in bzip2": (
+        bz2.compress(b" " * 9_000_000),
+        "bzip2",
+        "the body has more than 1,048,576 bytes: send smaller parts",
+    ),
     "no compression": (b"[[], {}, {}]", "gzip", "is not in gzip: correct the header"),
     "cut": (zlib.compress(b"[[], {}, {}]")[:-4], "gzip", "cut, or something follows it"),
     "something after it": (zlib.compress(b"[[], {}, {}]") + b"x", "gzip", "cut, or something follows it"),
@@ -210,6 +218,10 @@ HEADERS = {
     "kombu's typed values, broken": ({"id": {"__type__": "datetime", "__value__": 5}}, "is not JSON: use"),
 }
 BODIES = {
+    "a list without end": (
+        [[["name"] * 150_000], {}, None],
+        "the body has more than 1,048,576 bytes: send smaller",
+    ),
     "not JSON": ("{", "the body is not in base64"),
     "not base64": ("***", "the body is not in base64"),
     "nothing": (None, "the body is not text"),

@@ -1,6 +1,8 @@
 """Why an unfinished deletion waits: a table of what is found against the one line that a person reads."""
 
+import itertools
 from collections import Counter
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
@@ -10,12 +12,14 @@ from celery.beat import Scheduler
 
 from tasks.api.client import BflClient
 from tasks.api.errors import ApiError
+from tasks.errors import LedgerUnavailable
 from tasks.ledger.queries import Stop, get, get_many
 from tasks.ledger.types import Act
 from tasks.records import Deletion, State
 from tasks.waiting import Around, Place, Worker, explained, read_entry, why
 from tests.conftest import NOW, accept, asking, claim, finish
 from worker.app import configuration
+from worker.cli import following
 from worker.doctor.retries import retries
 from worker.settings import Settings
 
@@ -204,3 +208,27 @@ def test_beat_is_seen_as_soon_as_it_starts_and_if_its_clock_is_behind():
     assert tick.is_due().is_due
     # A worker whose clock is half an hour ahead of beat's does not take the tick for an old one.
     assert timedelta(seconds=tick.options["expires"]) > timedelta(minutes=30)
+
+
+@pytest.mark.parametrize(
+    ("away_for", "timeout", "shown"), [(3, None, True), (3, 60, True), (10**9, None, False), (3, 0, False)]
+)
+def test_a_wait_outlasts_a_short_absence_of_redis(ledger, monkeypatch, away_for, timeout, shown):
+    # Given a deletion that has ended, and a Redis that does not answer at first,
+    accept(ledger, asking(id="d"))
+    finish(ledger, claim(ledger))
+    calls = itertools.count()
+
+    def asked(*given):
+        if next(calls) < away_for:
+            raise LedgerUnavailable("as the test says")
+        return get_many(*given)
+
+    monkeypatch.setattr(following, "get_many", asked)
+    monkeypatch.setattr(following, "with_reasons", lambda _, found: found)
+    monkeypatch.setattr(following, "print_in_full", lambda _: None)
+    monkeypatch.setattr(following, "_AWAY_SECONDS", 0.2)
+    monkeypatch.setattr(following, "_POLL_SECONDS", 0.001)
+    # when somebody waits for it, then it is shown once Redis answers; else the error says why not.
+    with nullcontext() if shown else pytest.raises(LedgerUnavailable):
+        assert following.follow(ledger, ["d"], timeout) == 0

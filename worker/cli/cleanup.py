@@ -147,9 +147,9 @@ def apply(*, id_: str, file: Path | None, act: Act, yes: bool) -> int:
     """
     session = Session()
     plan = get_plan(session.ledger, id_)
-    policies = read_policies(file or session.settings.policy_file)
-    now = from_ms(session.ledger.now_ms())
-    check_plan(plan, now, policies)
+    file = file or session.settings.policy_file
+    policies, now = read_policies(file), from_ms(session.ledger.now_ms())
+    check_plan(plan, now, policies, file)
     # What asks for nothing again needs no answer.
     asks = plan.deletions and not plan.applied_at
     if asks and not agree_to_plan(plan, now + timedelta(seconds=plan.grace_seconds), yes=yes):

@@ -184,7 +184,10 @@ def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, act: Act) -> i
     for one, answer in zip(found, answers, strict=True):
         if answer in _NOT_CANCELLED:
             note(f"{one.id}: {one.error or _NOT_CANCELLED[answer]}")
-    print_in_full(with_reasons(ledger, [one for one in get_many(ledger, wanted) if one]))
+    records = [one for one in get_many(ledger, wanted) if one]
+    print_in_full(with_reasons(ledger, records))
+    if any(one.source.startswith("cleanup:") for one in records):
+        note("the next plan may ask for them again; `janitor protect` keeps a finetune")
     return 1 if _NOT_CANCELLED.keys() & set(answers) else 0
 
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 
+from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.queries import get, get_many
 from tasks.records import Deletion, State
@@ -13,6 +14,7 @@ from worker.cli.output import note, print_in_full, with_reasons
 from worker.cli.session import progress
 
 _POLL_SECONDS = 0.1
+_AWAY_SECONDS = 30.0  # without Redis: a restart, or a failover
 _QUIET_SECONDS = 2.0  # after this without a change, the reason is told
 _LOOKED_AT = 20
 
@@ -44,19 +46,30 @@ def follow(
 
 def _wait(ledger: Ledger, ids: Sequence[str], timeout_seconds: float | None) -> list[Deletion]:
     """The deletions once all are final, or the time is up."""
-    over = time.monotonic() + (math.inf if timeout_seconds is None else timeout_seconds)
+    heard = time.monotonic()
+    over = heard + (math.inf if timeout_seconds is None else timeout_seconds)
     found: dict[str, Deletion] = {}
     left, reasons = ids, _Reasons(ledger)
     with progress("deletions") as advance:
         while True:
-            # One that is not there is asked for by itself, which raises the error that says so.
-            found |= {id_: one or get(ledger, id_) for id_, one in zip(left, get_many(ledger, left), strict=True)}
-            left = [id_ for id_ in ids if not found[id_].is_final]
-            advance(len(ids) - len(left), len(ids))
-            if not left or time.monotonic() >= over:
-                return [found[id_] for id_ in ids]
-            reasons.tell([found[id_] for id_ in left])
+            try:
+                found |= _read(ledger, left)
+                heard = time.monotonic()
+                left = [id_ for id_ in ids if not found[id_].is_final]
+                advance(len(ids) - len(left), len(ids))
+                if not left or heard >= over:
+                    return [found[id_] for id_ in ids]
+                reasons.tell([found[id_] for id_ in left])
+            except LedgerUnavailable:
+                # The deletions go on: an error now would read as if they had not been accepted.
+                if time.monotonic() >= min(over, heard + _AWAY_SECONDS):
+                    raise
             time.sleep(_POLL_SECONDS)
+
+
+def _read(ledger: Ledger, ids: Sequence[str]) -> dict[str, Deletion]:
+    # One that is not there is asked for by itself, which raises the error that says so.
+    return {id_: one or get(ledger, id_) for id_, one in zip(ids, get_many(ledger, ids), strict=True)}
 
 
 class _Reasons:

@@ -56,7 +56,7 @@ def _add_probes(app: FastAPI, ledger: Ledger) -> None:
         return JSONResponse({"status": "ok"})
 
     @app.get("/metrics", tags=["probes"], operation_id="getMetrics", response_class=PlainTextResponse,
-             responses=documented(401, 403))  # fmt: skip
+             responses=documented(401, 403, 422, 429))  # fmt: skip
     def metrics(_: ReaderOfAll) -> Response:
         """Prometheus metrics of all accounts, for tokens with `read` and all accounts."""
         return Response(generate_latest(collected), media_type=CONTENT_TYPE_LATEST)

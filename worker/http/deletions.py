@@ -63,11 +63,7 @@ def create_deletions(
     ids = [one.id for one in requests]
     quotas: Quotas = request.app.state.quotas
     quotas.reserve(caller.name, ids)
-    try:
-        created = dict(zip(ids, _accept(intake, requests, key), strict=True))
-    except IdConflict:
-        quotas.give_back(caller.name, ids)
-        raise
+    created = dict(zip(ids, _accept(intake, requests, key), strict=True))
     found = [one for one in queries.get_many(intake.ledger, ids) if one]
     answers = [{"created": created[one["id"]], "deletion": one} for one in _shown(intake.ledger, found, caller)]
     log.info("http.accepted", requested_by=caller.name, requests=len(ids), any_new=any(created.values()))

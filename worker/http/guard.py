@@ -67,7 +67,7 @@ class Guard:
             return problem(401, f"{given}: send `Authorization: Bearer TOKEN`", {"WWW-Authenticate": "Bearer"})
         scope["janitor.token"] = token
         if len(scope["query_string"]) > MOST_QUERY:
-            return problem(414, f"the query has more than {MOST_QUERY} bytes: send a shorter one")
+            return problem(422, f"the query has more than {MOST_QUERY} bytes: send a shorter one")
         over = None if scope["path"] in _NOT_COUNTED else await self._count(token)
         return over or await self._take_place(token, place)
 

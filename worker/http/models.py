@@ -117,7 +117,9 @@ class Wanted(BaseModel):
         default=[], max_length=MAX_LABELS, description="`key=value`; may be repeated, all must fit"
     )
     requested_by: str | None = Field(None, description="who asked, as the record says")
-    name: str | None = Field(None, max_length=MAX_ID_LENGTH, description="a pattern for the finetune's name, such as `test-*`")
+    name: str | None = Field(
+        None, max_length=MAX_ID_LENGTH, description="a pattern for the finetune's name, such as `test-*`"
+    )
     limit: int = Field(50, ge=1, le=500)
     cursor: str | None = Field(None, description="that of the page before")
 

@@ -43,7 +43,7 @@ class Quotas:
         """Count these deletions as open, before they are accepted; raises a 429 if there would be too many.
 
         What has ended is looked for only when the quota is reached, and each deletion at most once in ten seconds:
-        most calls cost little, and so do refusals.
+        most calls cost little, and so do refusals. What is not accepted after all is counted until that look.
         """
         key, now = self.ledger.keys.token_open(token), int(self.now())
         with self.ledger.redis.pipeline(transaction=False) as pipe:
@@ -54,22 +54,16 @@ class Quotas:
             *_, count = pipe.execute()
         if count <= self.open_deletions or self._forget_ended(key, now) <= self.open_deletions:
             return
-        new = self.give_back(token, ids)
+        known = each(self.ledger, ids, lambda pipe, id_: pipe.exists(self.ledger.keys.deletion(id_)))
+        new = [id_ for id_, is_known in zip(ids, known, strict=True) if not is_known]
         if not new:
             return  # the same call again: it gets the same answer
+        self.ledger.redis.zrem(key, *new)
         words = f"{len(new)} more deletions would be too many unfinished ones for the token {token!r}"
         raise HTTPException(
             429, f"{words}, whose quota is {self.open_deletions}: wait until some have ended, or cancel some",
             {"Retry-After": str(_LOOK_AGAIN_SECONDS)},
         )  # fmt: skip
-
-    def give_back(self, token: str, ids: Sequence[str]) -> list[str]:
-        """Count those that were not accepted no longer, and answer which they are."""
-        known = each(self.ledger, ids, lambda pipe, id_: pipe.exists(self.ledger.keys.deletion(id_)))
-        new = [id_ for id_, is_known in zip(ids, known, strict=True) if not is_known]
-        if new:
-            self.ledger.redis.zrem(self.ledger.keys.token_open(token), *new)
-        return new
 
     def _forget_ended(self, key: str, now: int) -> int:
         """How many are left without those that have ended, or that were never written."""

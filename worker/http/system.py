@@ -17,7 +17,7 @@ from worker.http.problems import documented
 from worker.settings import Settings
 
 _MOST_READ = 10_000  # entries for one page
-router = APIRouter(prefix="/v1", responses=documented(401, 403, 429, 503))
+router = APIRouter(prefix="/v1", responses=documented(401, 403, 422, 429, 503))
 
 
 class Page(BaseModel):
@@ -50,7 +50,7 @@ def get_status(request: Request, intake: TheIntake, _: ReaderOfAll) -> Status:
     return status(intake.ledger, settings.tick_every)
 
 
-@router.get("/audit", tags=["audit"], operation_id="listActs", response_model=Page, responses=documented(422))
+@router.get("/audit", tags=["audit"], operation_id="listActs", response_model=Page)
 def list_acts(intake: TheIntake, _: AdminOfAll, asked: Annotated[Asked, Query()]) -> JSONResponse:
     """List what people and services did, oldest first, for tokens with `admin` and all accounts.
 

@@ -3,13 +3,12 @@
 -- Input: {action, account, finetunes = [name, ...], until_ms, act?, result_within_ms}; at most 500. action: touch | protect | unprotect.
 -- Answer: {cancelled?, requested?}, each a list of the deletions for which a cancel would answer so.
 
-local DAY = 86400000
 local stored = input.action == 'touch' and key.used(input.account) or key.protected(input.account)
 
 -- Use counts as reported without a gap as long as one report follows the other within a day.
 local function report_use()
   local last = tonumber(call('HGET', key.account(input.account), 'use_last') or 0)
-  if now - last > DAY then call('HSET', key.account(input.account), 'use_since', now) end
+  if now - last > USE_GAP then call('HSET', key.account(input.account), 'use_since', now) end
   call('HSET', key.account(input.account), 'use_last', now)
 end
 

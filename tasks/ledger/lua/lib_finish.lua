@@ -4,9 +4,8 @@ local WITHDRAWN = 'withdrawn before anything was deleted'
 
 -- The next finetune of this name is another one, even if it looks the same: its age starts now.
 local function end_incarnation(d)
-  local seen = call('HGET', key.inventory(d.account), d.name)
-  if not seen then return end
-  seen = cjson.decode(seen)
+  local is_read, seen = pcall(cjson.decode, call('HGET', key.inventory(d.account), d.name) or '')
+  if not is_read or type(seen) ~= 'table' then return end
   seen.first_seen = now
   call('HSET', key.inventory(d.account), d.name, cjson.encode(seen))
 end
