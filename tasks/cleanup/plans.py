@@ -18,6 +18,7 @@ from tasks.errors import PlanRefused, UnknownPlan
 from tasks.intake import Intake
 from tasks.ledger import Accepted, Ledger
 from tasks.ledger.queries import each, get_many
+from tasks.ledger.store import BATCH
 from tasks.ledger.types import Act
 from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, moment, to_ms
 
@@ -160,10 +161,28 @@ def apply_plan(
     check_plan(plan, from_ms(ledger.now_ms()), policies)
     _check_part(ledger, plan)
     requests = [_request(plan, item, act.who) for item in plan.items if item.action == "delete"]
-    accepted = intake.accept(requests, act=act) if requests else []
+    accepted: list[Accepted] = []
+    for start in range(0, len(requests), BATCH):
+        if why := _blocked_by_now(ledger, plan):
+            done = f"{start} of its {len(requests)} deletions were asked for"
+            raise PlanRefused(f"plan {plan.id} was blocked meanwhile, {done}: {why}")
+        accepted += intake.accept(requests[start : start + BATCH], act=act)
     ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
     deletions = get_many(ledger, [request.id for request in requests])
     return [_applied(*one) for one in zip(requests, accepted, deletions, strict=True)]
+
+
+def withdraw(ledger: Ledger, plan: Plan, act: Act) -> None:
+    """Block the plan: nothing more is asked for by it, also not by an apply that is under way or a crashed one."""
+    why = f"withdrawn by {act.who}{f': {act.why}' if act.why else ''}"
+    summary = json.dumps(replace(plan, blocked=plan.blocked or why).summary())
+    ledger.redis.hset(ledger.keys.plan(plan.id), "summary", summary)
+
+
+def _blocked_by_now(ledger: Ledger, plan: Plan) -> str | None:
+    summary: Any = ledger.redis.hget(ledger.keys.plan(plan.id), "summary")
+    why: str | None = json.loads(summary)["blocked"]
+    return why
 
 
 def _check_part(ledger: Ledger, plan: Plan) -> None:

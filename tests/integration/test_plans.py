@@ -12,14 +12,14 @@ from tasks import errors
 from tasks.api import errors as api_errors
 from tasks.api.client import BflReader
 from tasks.api.incarnations import Incarnation
-from tasks.cleanup import schedule
+from tasks.cleanup import plans, schedule
 from tasks.cleanup.inventory import load, protect, touch, unknown_among
 from tasks.cleanup.plans import apply_plan, get_plan, list_plans
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.schedule import Cleaner, last_window
 from tasks.intake import Intake
 from tasks.ledger.holds import hold
-from tasks.ledger.queries import get
+from tasks.ledger.queries import Filter, get, list_deletions
 from tasks.ledger.types import Act
 from tasks.records import State, to_ms
 from tests.conftest import accept, asking, carry_out_one, claim_all, finish, mark
@@ -1078,3 +1078,24 @@ def test_what_became_of_a_withdrawn_cleanup_is_told_as_it_is(cleaner, ledger, cl
     finish(ledger, other, "cancelled", attempt=1)
     kept = {one.deletion.state: one.kept for one in applied(cleaner, plan)}
     assert kept == {State.DELETED: None, State.CANCELLED: "as the test says"}
+
+
+def test_a_plan_that_was_withdrawn_asks_for_nothing_more(cleaner, ledger, api, monkeypatch):
+    # Given a plan whose apply writes one deletion at a time, and a person who says no after the first one,
+    monkeypatch.setattr(plans, "BATCH", 1)
+    plan = cleaner.plan(OLD, UUID)
+    accept = ledger.accept
+
+    def accept_then_no(*given, **more):
+        answer = accept(*given, **more)
+        plans.withdraw(ledger, plan, Act("ana", "command", "wrong policy"))
+        return answer
+
+    monkeypatch.setattr(ledger, "accept", accept_then_no)
+    with pytest.raises(errors.PlanRefused, match="withdrawn by ana: wrong policy"):
+        apply_plan(ledger, cleaner.intake, plan, Act("ben", "command"))
+    # when it is applied again, or its schedule takes it up again, then nothing more is asked for.
+    with pytest.raises(errors.PlanRefused):
+        apply_plan(ledger, cleaner.intake, get_plan(ledger, UUID), Act("ben", "command"))
+    assert cleaner.plan(OLD, UUID).blocked == "withdrawn by ana: wrong policy"
+    assert len(list_deletions(ledger, Filter()).deletions) == 1

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import click
 
-from tasks.cleanup.plans import get_plan
+from tasks.cleanup.plans import get_plan, withdraw
 from tasks.errors import InvalidRequest
 from tasks.intake import BULK
 from tasks.ledger import Ledger
@@ -159,7 +159,7 @@ def wait(*, ids: Ids, missing_ok: bool, timeout: float | None) -> int:
 @click.command()
 @options.ids_if_any
 @click.option("--file", type=FILE, help="Read more ids from a file, one a line; - is stdin.")
-@click.option("--plan", "plan_id", metavar="PLAN_ID", help="All that wait of a cleanup's plan.")
+@click.option("--plan", "plan_id", metavar="PLAN_ID", help="A cleanup's plan, and all that wait of it.")
 @options.as_person
 @options.json
 def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, act: Act) -> int:
@@ -167,7 +167,7 @@ def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, act: Act) -> i
 
     It takes effect immediately while no call is under way. Otherwise no further call is made, and an observation
     decides how the deletion ended. Other deletions of the same finetune are not affected. Exit code 1 if one had
-    ended already, or is not known.
+    ended already, or is not known. A plan is withdrawn whole: it cannot be applied any more.
 
     \b
     janitor cancel 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --reason "wrong customer"
@@ -177,7 +177,7 @@ def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, act: Act) -> i
     if bool(given) == (plan_id is not None):
         raise click.UsageError("give either the ids of deletions, some with --file if you like, or --plan")
     ledger = Session().ledger
-    found = find(ledger, list(given)) if plan_id is None else _of_plan(ledger, plan_id)
+    found = find(ledger, list(given)) if plan_id is None else _of_plan(ledger, plan_id, act)
     wanted = [one.id for one in found]
     # Celery results that are due by it are written by the workers' maintenance.
     answers, _ = ledger.cancel(wanted, act)
@@ -273,9 +273,11 @@ def _all_in(session: Session, state: State, account: str | None) -> list[Deletio
     return [one for one in found if not (one.retried_by or one.resolved_at)]
 
 
-def _of_plan(ledger: Ledger, plan_id: str) -> list[Found]:
-    """The deletions of a plan that have not ended; raises `UnknownPlan`."""
+def _of_plan(ledger: Ledger, plan_id: str, act: Act) -> list[Found]:
+    """The deletions of a plan that have not ended; the plan itself is withdrawn. Raises `UnknownPlan`."""
     plan = get_plan(ledger, plan_id)
+    # First: an apply may be under way, and a crashed one is made again.
+    withdraw(ledger, plan, act)
     # Nothing is asked for by a plan before it is made.
     where = Filter(account=plan.account, states=tuple(UNFINISHED), since=plan.created_at)
     listed, _ = list_deletions(ledger, where, limit=sys.maxsize)
