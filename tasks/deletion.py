@@ -18,8 +18,8 @@ from tasks.api.observations import Observation, Presence, observe
 from tasks.api.retry import Again, NotNow, long_delay, retried
 from tasks.attempts import attempt_counts, attempt_line
 from tasks.errors import Cancelled, HandBack, LedgerUnavailable
-from tasks.freshness import FRESH, Watch, boot_seconds
-from tasks.judgement import SETTLED_AFTER, Known, Stays, judge, sibling_deleted
+from tasks.freshness import Watch, boot_seconds
+from tasks.judgement import SETTLED_AFTER, Known, Stays, judge_between, sibling_deleted
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Claim, Findings, Finish, Progress
 from tasks.records import Evidence, State, from_ms
@@ -77,9 +77,8 @@ class _Run:
     def finish(self) -> Finish:
         """How this claim ends; whatever goes wrong is an end, too."""
         found = self._ended()
-        if self.claim.kind == "observe" and found.result == "back":
-            return Finish("observed", found.message, delay=SETTLED_AFTER)
-        return found
+        is_first = self.claim.kind == "observe" and found.result == "back"
+        return Finish("observed", found.message, delay=SETTLED_AFTER) if is_first else found
 
     def _ended(self) -> Finish:
         try:
@@ -127,12 +126,12 @@ class _Run:
             if isinstance(found, Finish):
                 return found
             until = self.watch.fresh_until(is_last=is_last)
-            if self.watch.now() <= until:
-                if not self._mark(until):
-                    # Our clock stood still, so what was observed may mean something else.
-                    self.known = before
-                elif self.watch.now() <= until:
-                    return self._attempt(seen)
+            if self.watch.now() > until:
+                continue
+            if not self._mark(until):
+                self.known = before  # our clock stood still: what was observed may mean something else
+            elif self.watch.now() <= until:
+                return self._attempt(seen)
         raise Again(f"{self.api.host} answers too slowly: the observation was too old for a safe delete")
 
     def _attempt(self, seen: Observation) -> Finish:
@@ -141,19 +140,17 @@ class _Run:
         at = self.watch.now()
         self.made = self.marks
         try:
-            answer = self.api.delete_finetune(self.claim.finetune_id, unique_id=unique_id)
+            said = self.api.delete_finetune(self.claim.finetune_id, unique_id=unique_id)
         except errors.ApiError as error:
             self._note(at, error)
             return self._after(error, seen)
-        except BaseException:
-            # Whatever went wrong, the call may have left.
+        except BaseException:  # whatever went wrong, the call may have left
             self.known = replace(self.known, unclear_at=self.watch.now())
             raise
-        self._note(at, answer)
+        self._note(at, said)
         return Finish(
-            State.DELETED, answer.message, evidence=Evidence.RESPONSE, status=answer.status,
-            timestamp=answer.timestamp,
-        )  # fmt: skip
+            State.DELETED, said.message, evidence=Evidence.RESPONSE, status=said.status, timestamp=said.timestamp
+        )
 
     def _after(self, error: errors.ApiError, seen: Observation) -> Finish:
         """What an answer to a delete means: the rows of the table in docs/explanation/design.md."""
@@ -251,12 +248,9 @@ class _Run:
 
     def _judged(self, seen: Observation) -> Finish | Stays:
         began, ended = self.watch.observation_began, self.watch.observation_ended
-        found = judge(self.claim, self.known, seen, began, self.rules.observe_within)
-        # The answer was made at some moment between these two: a slow one must mean the same at both.
-        if ended - began > FRESH:
-            at_end = judge(self.claim, self.known, seen, ended, self.rules.observe_within)
-            if getattr(at_end, "result", None) != getattr(found, "result", None):
-                raise Again(f"{self.api.host} answers too slowly to tell which finetune this is")
+        found = judge_between(self.claim, self.known, seen, (began, ended), self.rules.observe_within)
+        if found is None:
+            raise Again(f"{self.api.host} answers too slowly to tell which finetune this is")
         if isinstance(found, Stays) and found.is_same and seen.presence is Presence.PRESENT:
             self.known = self.known.with_seen(seen, began)
         return found

@@ -79,6 +79,14 @@ class Stays:
 STAYS = Stays(is_same=True)
 
 
+def judge_between(
+    claim: Claim, known: Known, seen: Observation, moments: tuple[datetime, datetime], within: timedelta
+) -> Finish | Stays | None:
+    """What `seen` means, whenever between these two moments the API made its answer; None if that would decide."""
+    found, at_end = (judge(claim, known, seen, at, within) for at in moments)
+    return found if getattr(found, "result", None) == getattr(at_end, "result", None) else None
+
+
 def judge(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:
     """What `seen` means.
 
