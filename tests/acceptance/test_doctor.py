@@ -262,7 +262,7 @@ FAULTS = [
     (no_beat, 0, "beat", "warning", "no beat is seen", "`janitor beat`"),
     (silent_beat, 0, "beat", "warning", "10m old", "`janitor beat`"),
     (dead_letter, 0, "dead letters", "warning", "'not JSON'", "`janitor dead-letters list`"),
-    (overdue, 0, "queue", "warning", "has waited 10m", "does the API answer?"),
+    (overdue, 0, "queue", "warning", "has waited 10m", "the API answers"),
     (proxy, 0, "proxy", "warning", "HTTPS_PROXY is set, and is not used", "connect to the API directly"),
     (paused, 0, "paused", "warning", "a complaint", "`janitor resume`"),
     (parked, 1, "parked", "error", "HTTP 403", "correct it"),

@@ -135,7 +135,7 @@ def list_(*, limit: int) -> None:
 @options.yes
 @options.json
 def apply(*, id_: str, file: Path | None, act: Act, yes: bool) -> int:
-    """Ask for exactly the deletions of a plan, after the policy's time of grace.
+    """Schedule exactly the deletions of a plan; each waits for the policy's grace period.
 
     Each is bound to the incarnation that the plan saw. What was used, protected, replaced or asked for since is
     kept. A plan is refused with exit code 1 if it is blocked, if it is older than 24 hours, or if its policy was

@@ -59,7 +59,7 @@ def delete(
 ) -> int:
     """Ask for finetunes to be deleted, permanently.
 
-    More than 100, or one that is protected: it shows what it will do and when, and on a terminal it asks.
+    If you name more than 100, or a protected one, it first shows what it will do and when. On a terminal it asks.
 
     \b
     janitor delete my-finetune --wait

@@ -116,8 +116,8 @@ def hold(*, id_: str, account: str, until: datetime | None, act: Act) -> None:
     """Keep a finetune from every deletion, a person's too, until it is released.
 
     What is unfinished is withdrawn; what is asked for later ends cancelled. A call that is under way may still
-    delete it. It needs --reason, which everybody sees who asks for a deletion. A hold that is there and lasts
-    longer stays: release it first.
+    delete it. Give --reason: everybody who asks for a deletion of this finetune sees it. A shorter hold does not
+    replace a longer one: release that one first.
 
     \b
     janitor hold my-finetune --reason "a lawsuit, ask legal"

@@ -34,7 +34,7 @@ def check_ledger(
     yield from _beat(ledger, now, found.beat_age_seconds, late=3 * tick_every)
     yield judged(
         "queue", f"the oldest due deletion has waited {_rounded(overdue)}" if overdue else "nothing is due",
-        (overdue > LATE, "warning", "do workers run, is the account stopped, does the API answer?"),
+        (overdue > LATE, "warning", "see whether workers run, the account is stopped, and the API answers"),
     )  # fmt: skip
     yield from _stops(ledger)
     letters, fact = list_dead_letters(ledger), "every message could be read"
