@@ -63,7 +63,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
      "if memo then return memo end",
      ""),
     ("a mark of an observation that is too old", "mark.lua", "named:a machine that stands still before it observes",
-     "if now > input.fresh_until then",
+     "if now > input.fresh_until and d.mark_of ~= mark_of then",
      "if false then"),
     ("a claim in spite of a running sibling", "claim.lua", "named:a retry of an unclear one behind a sibling",
      "if ends and tonumber(ends) > now then return true end",

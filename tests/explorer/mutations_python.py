@@ -125,7 +125,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
      "            pass\n"),
     ("a lost lease is no reason to stop", "deletion.py", "named:a mark under an ended lease",
      "        raise HandBack(\"the lease ended\" if",
-     "        if verdict.word == \"lost\":\n            return\n        raise HandBack(\"the lease ended\" if"),
+     "        if verdict.word == \"lost\":\n            return True\n        raise HandBack(\"the lease ended\" if"),
     ("one identity field is enough", "api/incarnations.py", "seed:15",
      "    if same and changed:\n",
      "    if False:\n"),

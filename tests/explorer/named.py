@@ -12,6 +12,11 @@ from tests.explorer.world import ELSEWHERE
 
 _R1, _R2 = (0, "ask", "r1"), (0, "ask", "r2")
 _LATE, _500 = (0, "fault", "late-reset"), (0, "fault", "500")
+# An attempt that is applied late: after the observation for the second attempt, and before the mark of that one.
+_SECOND_MARK = (
+    ("before mark", "wait", 0), ("delete", "wait", 0), ("details", "wait", 0), ("asleep", "wait", 0), ("before details", "wait", 18.2),
+    ("before mark", "wait", 1.7),
+)  # fmt: skip
 
 
 def _s(
@@ -32,13 +37,12 @@ NAMED: dict[str, Scenario] = {
     # The first attempt is applied after the observation for the second; the mark of that one leads to no call. A request that
     # came before that mark, but after the finetune was replaced, means the new one.
     "a mark without a call, and a request before it": _s(
-        _R1, _LATE, ("before mark", "wait", 0), ("delete", "wait", 0), ("before mark", "wait", 25.0), ("before mark", "create"),
-        ("before mark", "ask", "r2"), r1="deleted_by_read-back", r2="deleted_by_response",
+        _R1, _LATE, *_SECOND_MARK, ("before mark", "create"), ("before mark", "ask", "r2"), ("mark answered", "wait", 2.5),
+        r1="deleted_by_read-back", r2="deleted_by_response",
     ),
     # The same, asked for at the start: it means the one that is gone.
     "a mark without a call": _s(
-        _R1, _R2, _LATE, ("before mark", "wait", 0), ("delete", "wait", 0), ("before mark", "wait", 25.0),
-        r1="deleted_by_read-back", r2="deleted_by_sibling",
+        _R1, _R2, _LATE, *_SECOND_MARK, ("mark answered", "wait", 2.5), r1="deleted_by_read-back", r2="deleted_by_sibling",
     ),
     # A refused mark made no call: the attempt before it is still the one that deleted.
     "a refused mark after an unclear attempt": _s(

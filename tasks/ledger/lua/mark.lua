@@ -16,10 +16,11 @@ local hold = hold_of(d)
 if hold then return cjson.encode({word = 'held', wait_ms = 0, now = now, why = hold.message}) end
 local why, wait_ms = stopped(account_of(d.account))
 if why then return cjson.encode({word = why, wait_ms = wait_ms, now = now}) end
-if now > input.fresh_until then return cjson.encode({word = 'stale', wait_ms = 0, now = now}) end
 
-call('ZADD', key.leases(d.account, d.running_lane), now + input.lease_ms, d.id)
 local mark_of = input.token .. '/' .. input.attempt
+-- Sent twice, it was in time.
+if now > input.fresh_until and d.mark_of ~= mark_of then return cjson.encode({word = 'stale', wait_ms = 0, now = now}) end
+call('ZADD', key.leases(d.account, d.running_lane), now + input.lease_ms, d.id)
 if d.mark_of ~= mark_of then
   if given(input.made) then note_made(d, input.token .. '/' .. input.made) end
   add_attempts(d, input.attempts, input.counts)
