@@ -82,7 +82,7 @@ STAYS = Stays(is_same=True)
 def judge_between(
     claim: Claim, known: Known, seen: Observation, moments: tuple[datetime, datetime], within: timedelta
 ) -> Finish | Stays | None:
-    """What `seen` means, whenever between these two moments the API made its answer; None if that would decide."""
+    """What `seen` means, whenever between these two moments the API made its answer; None if that decides."""
     found, at_end = (judge(claim, known, seen, at, within) for at in moments)
     return found if getattr(found, "result", None) == getattr(at_end, "result", None) else None
 

@@ -2,8 +2,8 @@
 -- Give a runner one deletion to carry out.
 -- Input: {account, token, begun, lease_ms, wakeup_ms, result_within_ms, first_after_ms}. token: of this claim alone: asked again because
 --   the answer was lost, it gets the same answer. begun: a wake-up led here.
--- Answer: {why, more, claim?, dropped?}. why: '' | 'full' | 'parked' | 'cooling' | 'paused' | 'idle'. more: publish one more wake-up; also if others
---   were in the way of what can run.
+-- Answer: {why, more, claim?, dropped?}. why: '' | 'full' | 'parked' | 'cooling' | 'paused' | 'idle'. more: publish one more
+--   wake-up, since more is due and permits are free, or this claim used up SCAN before it found one that can run.
 --   claim: fields of the record as text, with kind (delete | resolve | observe), id, token, lane, now, account, started_at, and tries: what
 --   attempts of siblings came to. dropped: ids without a readable record.
 -- Work: at most SCAN deletions are promoted, and SCAN passed over, of the first observations and of all other lanes.
