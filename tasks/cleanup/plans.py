@@ -23,6 +23,7 @@ from tasks.ledger.types import Act
 from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, from_ms, moment, to_ms
 
 APPLY_WITHIN = timedelta(hours=24)
+_WITHDRAWN = "withdrawn by "
 _CLOCKS_DIFFER = timedelta(minutes=5)  # at most: Redis's, and that of who applies a plan
 
 
@@ -49,6 +50,11 @@ class Plan(Plain):
     deletions: int = 0
     total: int = 0
     items: tuple[Item, ...] = ()
+
+    @property
+    def needs_a_person(self) -> bool:
+        """Whether it is blocked, and not because somebody withdrew it."""
+        return bool(self.blocked) and not str(self.blocked).startswith(_WITHDRAWN)
 
     def summary(self) -> dict[str, Any]:
         """The JSON form, without the items."""
@@ -174,7 +180,7 @@ def apply_plan(
 
 def withdraw(ledger: Ledger, plan: Plan, act: Act) -> None:
     """Block the plan: nothing more is asked for by it, also not by an apply that is under way or a crashed one."""
-    why = f"withdrawn by {act.who}{f': {act.why}' if act.why else ''}"
+    why = f"{_WITHDRAWN}{act.who}{f': {act.why}' if act.why else ''}"
     summary = json.dumps(replace(plan, blocked=plan.blocked or why).summary())
     ledger.redis.hset(ledger.keys.plan(plan.id), "summary", summary)
 

@@ -246,7 +246,7 @@ def test_a_plan_is_applied_once_a_person_agrees_and_withdrawn_whole(env, plan, t
     assert records(janitor_here(env, "show", other["id"], "--json"))[0]["state"] == "scheduled"
     twice = janitor_here(env, "cancel", "--plan", plan["id"], "--json")
     assert (twice.returncode, twice.stdout) == (0, "")
-    assert twice.stderr == "0 of the plan's 2 deletions can still be withdrawn\n"
+    assert twice.stderr == "the plan is withdrawn; 0 of its 2 deletions have not ended\n"
 
 
 def test_a_hold_tells_of_a_call_under_way_that_it_may_come_too_late(env, redis_url, finetune):

@@ -8,7 +8,7 @@ from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tasks.api.client import BflClient
-from tasks.cleanup.plans import empty_plan, store
+from tasks.cleanup.plans import empty_plan, get_plan, store, withdraw
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.schedule import noted
 from tasks.deletion import Rules, carry_out
@@ -16,6 +16,7 @@ from tasks.errors import InvalidRequest
 from tasks.intake import Intake
 from tasks.ledger import Finish, Ledger
 from tasks.ledger.dead_letters import keep
+from tasks.ledger.types import Act
 from tasks.records import State
 from tests.conftest import asking, carry_out_one, claim, claim_all, finish, progress, register
 from worker.metrics import registry
@@ -250,7 +251,13 @@ def test_a_scheduled_cleanup_that_is_blocked_or_overdue_is_seen(ledger, clocked)
     assert counted(ledger, "policy_overdue_seconds") == {}
     later = clocked.after(hours=15, minutes=20)
     assert counted(later, "policy_overdue_seconds") == {("tests",): 1200}
-    # And when a plan is not blocked, it is not.
+    # When somebody has looked at a plan and withdrawn it, then it calls nobody,
+    withdraw(later, get_plan(later, "plan-1"), Act("ana", "command"))
+    assert counted(later, "policy_blocked") == {("tests",): 1}, "it was blocked before, which nobody has mended"
+    store(later, empty_plan(policy, clocked.now, "plan-4", blocked=None))
+    withdraw(later, get_plan(later, "plan-4"), Act("ana", "command", "not now"))
+    assert counted(later, "policy_blocked") == {}
+    # and when a plan is not blocked, it is not.
     store(later, empty_plan(policy, clocked.now, "plan-3", blocked=None))
     assert counted(later, "policy_blocked") == {}
 

@@ -83,6 +83,20 @@ def test_a_signal_stops_all_in_reverse_and_leaves_nothing(number):
     assert not any(map(alive, pids))
 
 
+def test_under_nohup_a_closed_terminal_stops_nothing():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does; the child inherits it
+    try:
+        tree = Tree("only", SLEEPER[2])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with tree:
+        tree.heard("only runs")
+        tree.process.send_signal(signal.SIGHUP)
+        # It goes on: what dies is started again.
+        os.kill(tree.pids()[0], signal.SIGKILL)
+        tree.heard("starting it again")
+
+
 def test_killed_outright_it_takes_its_processes_along():
     with Tree("only", SLEEPER[2]) as tree:
         tree.heard("only runs")

@@ -186,7 +186,7 @@ def cancel(*, ids: Ids, file: TextIO | None, plan_id: str | None, act: Act) -> i
             note(f"{one.id}: {one.error or _NOT_CANCELLED[answer]}")
     records = [one for one in get_many(ledger, wanted) if one]
     print_in_full(with_reasons(ledger, records))
-    if any(one.source.startswith("cleanup:") for one in records):
+    if set(answers) - _NOT_CANCELLED.keys() and any(one.source.startswith("cleanup:") for one in records):
         note("the next plan may ask for them again; `janitor protect` keeps a finetune")
     return 1 if _NOT_CANCELLED.keys() & set(answers) else 0
 
@@ -282,7 +282,7 @@ def _of_plan(ledger: Ledger, plan_id: str, act: Act) -> list[Found]:
     where = Filter(account=plan.account, states=tuple(UNFINISHED), since=plan.created_at)
     listed, _ = list_deletions(ledger, where, limit=sys.maxsize)
     found = [Found(one.id) for one in listed if one.source == f"cleanup:{plan.id}"]
-    note(f"{len(found)} of the plan's {plan.deletions} deletions can still be withdrawn")
+    note(f"the plan is withdrawn; {len(found)} of its {plan.deletions} deletions have not ended")
     return found
 
 

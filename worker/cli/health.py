@@ -27,7 +27,7 @@ def health(*, kind: str) -> int:
 def _state_dir() -> Path:
     """As the settings say. Reading them all would take longer than the probe."""
     if given := os.environ.get("JANITOR_STATE_DIR"):
-        return Path(given).expanduser()
+        return Path(os.path.expanduser(given))  # Path.expanduser raises if there is no such user
     from platformdirs import user_state_path  # noqa: PLC0415 -- only if it is needed
 
     return user_state_path("finetune-janitor", appauthor=False)

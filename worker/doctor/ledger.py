@@ -78,7 +78,7 @@ def _policies(ledger: Ledger, now: datetime, late: timedelta) -> Iterator[Findin
     """Whether each scheduled policy runs, and deletes something: its newest plan may be blocked."""
     workers = running_workers(ledger)
     for one in scheduled_policies(ledger):
-        if one.plan and one.plan.blocked:
+        if one.plan and one.is_blocked:
             fact = f"{one.name!r} of account {one.plan.account} is blocked and deletes nothing: {one.plan.blocked}"
             when = f"{fact} ({_utc(one.plan.created_at)})"
             yield Finding("policy", "error", f"{when}: find out why, `janitor cleanup show {one.plan.id}`")

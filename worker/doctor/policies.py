@@ -27,8 +27,8 @@ class ScheduledPolicy(NamedTuple):
 
     @property
     def is_blocked(self) -> bool:
-        """Whether its newest plan is, and so deletes nothing."""
-        return bool(self.plan and self.plan.blocked)
+        """Whether its newest plan is, and nobody has looked at it yet."""
+        return bool(self.plan and self.plan.needs_a_person)
 
     def next_after(self, moment: datetime) -> datetime:
         """The first scheduled time after a moment."""

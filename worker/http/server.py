@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 import uvicorn
-from anyio import to_thread
+from anyio import CapacityLimiter, to_thread
 from prometheus_client import make_asgi_app
 
 from tasks.celery_tasks import wake
@@ -65,11 +65,13 @@ def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> 
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     heart = Heart("http", settings.state_dir, _BEAT_COUNTS)
 
+    thread = CapacityLimiter(1)
+
     async def beat() -> None:
-        """The loop, its threads and Redis do their work: as /readyz answers."""
+        """Say that the loop runs and Redis answers, as /readyz does; calls of tenants must not delay it."""
         # Whatever it is, /readyz says it too; raised here, it would end the service.
         with suppress(Exception):
-            await to_thread.run_sync(intake.ledger.check_schema)
+            await to_thread.run_sync(intake.ledger.check_schema, limiter=thread)
             heart.beat()
 
     _run(api, listening, api.state.waiting.stop, beat)

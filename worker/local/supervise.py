@@ -110,6 +110,7 @@ def supervise(specs: Sequence[Spec], *, on_event: Callable[[str], None]) -> int:
     before = {
         number: signal.signal(number, lambda number, _: signals.append(number))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN  # it may run under nohup
     }
 
     def tell(line: str) -> None:
