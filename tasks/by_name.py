@@ -72,8 +72,8 @@ def send_each(
 ) -> None:  # fmt: skip
     """Send the requests of a list that are not on record as messages of their own; raises `LedgerUnavailable`.
 
-    Redis refuses one of them, and took none after it. Then that one alone becomes a dead letter. send: Celery's
-    `send_task`.
+    Redis refused one of them, and what came after it was not written. Sent alone, only the refused one becomes a
+    dead letter. send: Celery's `send_task`.
     """
     records = get_many(ledger, [request.id for request in requests])
     left = [request for request, record in zip(requests, records, strict=True) if record is None]

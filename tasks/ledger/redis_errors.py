@@ -11,10 +11,10 @@ from redis.exceptions import AuthenticationError, ConnectionError, RedisError, R
 from tasks.errors import LedgerRefused, LedgerUnavailable
 
 # Why Redis refuses everything, until that is over or corrected. Within a script all of these come as plain errors.
-# The last two are about rights and commands that it lacks.
+# The last four are about rights and commands that it lacks, in the words of Redis 6 to 8 and Valkey.
 _PASSING = (
     "OOM", "MISCONF", "NOREPLICAS", "READONLY", "BUSY", "LOADING", "MASTERDOWN", "TRYAGAIN",
-    "user executing the script", "command called from",
+    "user executing the script", "ACL failure in script", "command called from", "not allowed from script",
 )  # fmt: skip
 
 
@@ -29,7 +29,7 @@ def unavailable() -> Iterator[None]:
 
 
 class Client(redis.Redis):
-    """A client, on the connections of another one, whose every command raises `LedgerUnavailable` or nothing."""
+    """A client, on the connections of another one: it raises redis-py's errors as `unavailable` does."""
 
     def __init__(self, client: redis.Redis) -> None:
         super().__init__(connection_pool=client.connection_pool)
