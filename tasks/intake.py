@@ -69,13 +69,13 @@ class Intake:
         self.count_refused(account, "conflict" if isinstance(error, IdConflict) else None)
         log.warning("request.refused", deletion=one_line(request_id), error=one_line(str(error)))
 
-    def count_refused(self, account: object, why: str | None = None) -> None:
+    def count_refused(self, account: object, why: str | None = None, count: int = 1) -> None:
         """Count what is refused. why: by default `request`, or `account` if that is not known."""
         with suppress(LedgerUnavailable):
             is_known = isinstance(account, str) and account in self._known({account})
             # A sender's name for an account makes no key of its own.
             stats = self.ledger.keys.stats(account if is_known else DEFAULT_ACCOUNT)
-            self.ledger.redis.hincrby(stats, f"refused:{why or ('request' if is_known else 'account')}", 1)
+            self.ledger.redis.hincrby(stats, f"refused:{why or ('request' if is_known else 'account')}", count)
 
     def _known(self, asked: set[str]) -> set[str]:
         known = {DEFAULT_ACCOUNT, *self.accounts}

@@ -133,7 +133,8 @@ def report_use(intake: Intake, account: str | None, ids: Iterable[object]) -> No
         refused.append(error)
     for why in refused:
         log.warning("use.refused", account=account, error=str(why))
-        intake.count_refused(account)
+    if refused:
+        intake.count_refused(account, count=len(refused))
 
 
 def protect(

@@ -182,7 +182,7 @@ def withdraw(ledger: Ledger, plan: Plan, act: Act) -> None:
     """Block the plan: nothing more is asked for by it, also not by an apply that is under way or a crashed one."""
     why = f"{_WITHDRAWN}{act.who}{f': {act.why}' if act.why else ''}"
     summary = json.dumps(replace(plan, blocked=plan.blocked or why).summary())
-    ledger.redis.hset(ledger.keys.plan(plan.id), "summary", summary)
+    ledger.act("withdraw", act, ids=[plan.id], plan=(plan.id, summary))
 
 
 def _blocked_by_now(ledger: Ledger, plan: Plan) -> str | None:

@@ -155,10 +155,14 @@ class Ledger:
             raise NotInReview(f"{id_} is {word}: only a deletion in review can be resolved")
 
     def act(
-        self, name: str, act: Act, *, ids: Sequence[str] | None = None, letters: Sequence[Sequence[str]] = ()
-    ) -> list[str]:
-        """Note an act on what is no record, and drop or send again dead letters: see `act.lua`."""
-        return self._json("act", letters=list(letters), ids=ids, act=act_input(name, act)) or []
+        self, name: str, act: Act, *, ids: Sequence[str] | None = None, letters: Sequence[Sequence[str]] = (),
+        plan: tuple[str, str] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """Note an act on what is no record, and drop or send again dead letters, or write a plan's summary.
+
+        See `act.lua`.
+        """
+        return self._json("act", letters=list(letters), ids=ids, plan=plan, act=act_input(name, act)) or []
 
     def keep(
         self, action: str, account: str, ids: Sequence[str], until_ms: int | None = None, act: Act | None = None

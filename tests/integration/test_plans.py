@@ -18,6 +18,7 @@ from tasks.cleanup.plans import apply_plan, get_plan, list_plans
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.schedule import Cleaner, last_window
 from tasks.intake import Intake
+from tasks.ledger import audit
 from tasks.ledger.holds import hold
 from tasks.ledger.queries import Filter, get, list_deletions
 from tasks.ledger.types import Act
@@ -1099,3 +1100,6 @@ def test_a_plan_that_was_withdrawn_asks_for_nothing_more(cleaner, ledger, api, m
         apply_plan(ledger, cleaner.intake, get_plan(ledger, UUID), Act("ben", "command"))
     assert cleaner.plan(OLD, UUID).blocked == "withdrawn by ana: wrong policy"
     assert len(list_deletions(ledger, Filter()).deletions) == 1
+    # The log says who withdrew it.
+    acts = [entry for _, entry in audit.read(ledger, audit.Wanted(act="withdraw")) if entry]
+    assert [(one.who, one.ids, one.why) for one in acts] == [("ana", (UUID,), "wrong policy")]
