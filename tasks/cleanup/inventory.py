@@ -23,7 +23,7 @@ from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, checked_until, holds
 from tasks.ledger.queries import each, known_accounts
 from tasks.ledger.types import Act, Withdrawn
-from tasks.records import DEFAULT_ACCOUNT, check_account, check_finetune_id, from_ms, moment, to_ms
+from tasks.records import DEFAULT_ACCOUNT, State, check_account, check_finetune_id, from_ms, moment, to_ms
 from tasks.text import finetune_key
 
 log = structlog.get_logger()
@@ -257,6 +257,15 @@ def requested_among(ledger: Ledger, account: str, ids: Collection[str]) -> froze
     name = ledger.keys.unfinished
     found = each(ledger, ids, lambda pipe, id_: pipe.exists(name(account, finetune_key(id_))))
     return frozenset(id_ for id_, exists in zip(ids, found, strict=True) if exists)
+
+
+def deleted_among(ledger: Ledger, account: str, ids: Collection[str], since: datetime) -> frozenset[str]:
+    """Those of `ids` that the janitor has deleted since then, by this spelling or another."""
+    key = ledger.keys.deletion
+    finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
+    rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(key(id_), "account", "state", "name"))
+    deleted = {name for where, state, name in rows if (where, state) == (account, State.DELETED)}
+    return frozenset(id_ for id_ in ids if finetune_key(id_) in deleted)
 
 
 def _seen(text: str) -> Seen | None:

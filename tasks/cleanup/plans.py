@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from tasks.cleanup.inventory import Inventory, requested_among
+from tasks.cleanup.inventory import Inventory, deleted_among, requested_among
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.rules import Item, blocked, too_large_a_part, unfitting
 from tasks.durations import format_duration, iso
@@ -180,8 +180,10 @@ def apply_plan(
 
 def withdraw(ledger: Ledger, plan: Plan, act: Act) -> None:
     """Block the plan: nothing more is asked for by it, also not by an apply that is under way or a crashed one."""
+    if plan.blocked:
+        return
     why = f"{_WITHDRAWN}{act.who}{f': {act.why}' if act.why else ''}"
-    summary = json.dumps(replace(plan, blocked=plan.blocked or why).summary())
+    summary = json.dumps(replace(plan, blocked=why).summary())
     ledger.act("withdraw", act, ids=[plan.id], plan=(plan.id, summary))
 
 
@@ -194,7 +196,8 @@ def _blocked_by_now(ledger: Ledger, plan: Plan) -> str | None:
 def _check_part(ledger: Ledger, plan: Plan) -> None:
     """Plans that were made together must not delete too much together. Applied again it asks for nothing."""
     ids = [] if plan.applied_at else [item.finetune_id for item in plan.items]
-    if why := too_large_a_part(plan.items, requested_among(ledger, plan.account, ids), plan.max_percent):
+    gone = requested_among(ledger, plan.account, ids) | deleted_among(ledger, plan.account, ids, plan.created_at)
+    if why := too_large_a_part(plan.items, gone, plan.max_percent):
         raise PlanRefused(f"plan {plan.id} is refused, nothing was written: {why}")
 
 

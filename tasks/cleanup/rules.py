@@ -126,19 +126,20 @@ def blocked(
     return too_large_a_part(items, requested, policy.max_percent)
 
 
-def too_large_a_part(items: Sequence[Item], requested: Collection[str], max_percent: int) -> str | None:
-    """Why a plan must not be applied beside the deletions that are unfinished, None if it may.
+def too_large_a_part(items: Sequence[Item], gone: Collection[str], max_percent: int) -> str | None:
+    """Why a plan must not be applied, None if it may.
 
-    Else several policies, or one in several nights of a long grace, would pass together what each keeps to.
+    gone: what waits for its deletion, or was deleted since the survey. Else several policies, or one in several
+    nights of a long grace, would pass together what each keeps to.
     """
     own = {item.finetune_id: item.action for item in items if _can_be_asked_for(item.finetune_id)}
     deletions = sum(action == "delete" for action in own.values())
-    waiting = sum(action == "keep" and id_ in requested for id_, action in own.items())
+    others = sum(action == "keep" and id_ in gone for id_, action in own.items())
     most = max(1, len(own) * max_percent // 100)
-    if deletions and deletions + waiting == len(own):
+    if deletions and deletions + others == len(own):
         return f"all {len(own)} finetunes would be deleted"
-    if deletions and deletions + waiting > most:
-        also = f", and {waiting} wait for their deletion" if waiting else ""
+    if deletions and deletions + others > most:
+        also = f", besides {others} already deleted or waiting for it" if others else ""
         return f"{deletions} of {len(own)} would be deleted{also}, and max_percent is {max_percent} ({most})"
     return None
 

@@ -4,11 +4,11 @@ It only reads: its client has no delete method. If the API fails, the survey fai
 """
 
 import uuid
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import TypeVar
 
 import structlog
 
@@ -17,11 +17,10 @@ from tasks.api import errors
 from tasks.api.client import BflReader, Details
 from tasks.api.retry import Again, retried
 from tasks.cleanup.about import About, about
-from tasks.cleanup.inventory import Inventory, Seen, load, read, requested_among, save
+from tasks.cleanup.inventory import Inventory, Seen, deleted_among, load, read, requested_among, save
 from tasks.cleanup.policies import Policy
 from tasks.ledger import Ledger
-from tasks.ledger.queries import each
-from tasks.records import State, check_account, to_ms
+from tasks.records import check_account
 from tasks.text import finetune_key, is_same_name
 
 log = structlog.get_logger()
@@ -84,7 +83,7 @@ class Surveyor:
     def _kept(self, before: Inventory, inventory: Inventory) -> Inventory:
         gone = before.seen.keys() - set(map(finetune_key, inventory.seen))
         if before.listed_at and gone:
-            ours = _deleted_by_us(self.ledger, inventory.account, before.listed_at, gone)
+            ours = len(deleted_among(self.ledger, inventory.account, gone, before.listed_at))
             inventory = replace(inventory, deleted_by_us=ours)
         believed = len(inventory.seen) >= ((before.seen_before or 0) - inventory.deleted_by_us) / 2
         save(self.ledger, before, inventory, believed=believed)
@@ -155,12 +154,3 @@ class Surveyor:
             return retried(once, self.retry_budget, self.sleep)
         except Again as again:
             raise again.__cause__ or errors.TryAgain(f"no survey for now: {again}") from None
-
-
-def _deleted_by_us(ledger: Ledger, account: str, since: datetime, ids: Collection[str]) -> int:
-    """How many of `ids` the janitor has deleted since then."""
-    key = ledger.keys.deletion
-    finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
-    rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(key(id_), "account", "state", "name"))
-    deleted = {name for where, state, name in rows if (where, state) == (account, State.DELETED)}
-    return len(deleted & set(map(finetune_key, ids)))

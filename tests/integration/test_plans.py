@@ -651,15 +651,22 @@ class TestApply:
         first, second = self.BY_NAME
         applied(cleaner, cleaner.plan(first))
         # When the second is planned, then it is blocked until the first has been carried out.
-        why = "1 of 6 would be deleted, and 1 wait for their deletion, and max_percent is 25 (1)"
+        why = "1 of 6 would be deleted, besides 1 already deleted or waiting for it, and max_percent is 25 (1)"
         assert cleaner.plan(second).blocked == why
 
-    def test_plans_that_were_made_together_are_within_the_caps_together_when_they_are_applied(self, cleaner):
-        # Given plans of several policies, made before any was applied
-        first, second = [cleaner.plan(policy) for policy in self.BY_NAME]
+    @pytest.mark.parametrize("carried_out", [False, True])
+    def test_plans_that_were_made_together_are_within_the_caps_together_when_they_are_applied(
+        self, cleaner, ledger, clocked, carried_out
+    ):
+        # Given plans of several policies, made before any was applied, and one of them applied
+        first, second = [cleaner.plan(replace(policy, grace=timedelta(0))) for policy in self.BY_NAME]
         applied(cleaner, first)
-        # When the second is applied, then it is refused, and the first can still be applied again.
-        with pytest.raises(errors.PlanRefused, match=r"1 of 6 would be deleted, and 1 wait for their deletion"):
+        # and even carried out,
+        if carried_out:
+            ledger.redis.set(ledger.keys.reports_clear, clocked.after(milliseconds=1).now_ms())
+            finish(ledger, *claim_all(ledger), "deleted", attempt=1)
+        # when the second is applied, then it is refused, and the first can still be applied again.
+        with pytest.raises(errors.PlanRefused, match="1 of 6 would be deleted, besides 1 already deleted"):
             applied(cleaner, second)
         assert [one.created for one in applied(cleaner, first)] == [False]
 

@@ -216,7 +216,7 @@ CAPS = [
     (
         [1] * 3 + [0] * 17,
         {"requested": {"ft-17", "ft-18", "ft-19"}},
-        "3 of 20 would be deleted, and 3 wait for their deletion, and max_percent is 25 (5)",
+        "3 of 20 would be deleted, besides 3 already deleted or waiting for it, and max_percent is 25 (5)",
     ),
     ([1, 0, 0], {"requested": {"ft-1", "ft-2"}}, "all 3 finetunes would be deleted"),
     ([0] * 20, {"requested": {f"ft-{n}" for n in range(19)}}, None),

@@ -200,6 +200,8 @@ def _print(plan: Plan, about: Mapping[str, str] = _NOTHING) -> None:
     note(f"plan {plan.id} of {plan.policy}, {local(plan.created_at)}: {totals}, after {grace}")
     for warning in plan.warnings:
         note(f"warning: {warning}")
+    if plan.applied_at:
+        note(f"applied {local(plan.applied_at)}")
     if plan.blocked:
         note(f"blocked, it cannot be applied: {plan.blocked}")
     elif not plan.applied_at:
@@ -213,9 +215,9 @@ def _sorted(plan: Plan) -> list[Item]:
 
 def _cells(plan: Plan) -> tuple[str, ...]:
     count = f"{plan.deletions} of {plan.total}"
-    state = f"applied {local(plan.applied_at)}" if plan.applied_at else "not applied"
-    state = f"blocked: {plan.blocked}" if plan.blocked else state
-    return local(plan.created_at), plan.policy, plan.account, plan.id, count, state
+    states = [f"applied {local(plan.applied_at)}"] if plan.applied_at else []
+    states += [f"blocked: {plan.blocked}"] if plan.blocked else []
+    return local(plan.created_at), plan.policy, plan.account, plan.id, count, "; ".join(states) or "not applied"
 
 
 def _in_words(policy: Policy) -> str:
