@@ -276,7 +276,8 @@ def moment(milliseconds: float | str | None) -> datetime | None:
 
 
 def to_ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)
+    # Rounded up, the last moment that Python knows would become one that it does not know.
+    return (moment - from_ms(0)) // timedelta(milliseconds=1)
 
 
 def _plain(value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -111,6 +111,7 @@ def store(ledger: Ledger, plan: Plan) -> Plan:
         pipe.pexpire(key, life)
         pipe.zadd(index, {plan.id: to_ms(plan.created_at)}, nx=True)
         pipe.zremrangebyscore(index, "-inf", to_ms(plan.created_at - life))
+        pipe.set(ledger.keys.newest_plan(plan.policy_digest), plan.id, px=life)
         pipe.execute()
     return get_plan(ledger, plan.id)
 
@@ -126,9 +127,18 @@ def get_plan(ledger: Ledger, plan_id: str) -> Plan:
 def list_plans(ledger: Ledger, *, limit: int = 50, accounts: Sequence[str] = ()) -> list[Plan]:
     """Plans, newest first, without their items. accounts: only of these; empty: of all."""
     ids: Any = ledger.redis.zrevrange(ledger.keys.plans, 0, -1 if accounts else limit - 1)
+    return list(islice((one for one in _summaries(ledger, ids) if not accounts or one.account in accounts), limit))
+
+
+def newest_plans(ledger: Ledger, digests: Iterable[str]) -> dict[str, Plan]:
+    """The newest plan of each policy that has one, by the policy's digest, without its items."""
+    ids = each(ledger, digests, lambda pipe, digest: pipe.get(ledger.keys.newest_plan(digest)))
+    return {plan.policy_digest: plan for plan in _summaries(ledger, filter(None, ids))}
+
+
+def _summaries(ledger: Ledger, ids: Iterable[str]) -> Iterator[Plan]:
     rows = each(ledger, ids, lambda pipe, id_: pipe.hmget(ledger.keys.plan(id_), "summary", "applied_at"))
-    plans = (_plan(*row) for row in rows if row[0])
-    return list(islice((one for one in plans if not accounts or one.account in accounts), limit))
+    return (_plan(*row) for row in rows if row and row[0])
 
 
 def check_plan(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from tasks.durations import iso
+from tasks.durations import LONGEST, iso
 from tasks.errors import InvalidRequest
 from tasks.ledger.queries import known_accounts
 from tasks.ledger.store import Ledger
@@ -69,9 +69,12 @@ def hold(ledger: Ledger, account: str, finetune_id: str, until: datetime | None,
 
 
 def checked_until(ledger: Ledger, until: datetime | None) -> datetime | None:
-    """The end of a hold or a protection. Raises `InvalidRequest` if it has passed."""
-    if until and until <= from_ms(ledger.now_ms()):
+    """The end of a hold or a protection. Raises `InvalidRequest` if it has passed, or is over ten years off."""
+    now = from_ms(ledger.now_ms())
+    if until and until <= now:
         raise InvalidRequest(f"{iso(until)} is in the past: give a later time")
+    if until and until > now + LONGEST:
+        raise InvalidRequest(f"{iso(until)} is too far off: give at most ten years, or no time: for good")
     return until
 
 

@@ -58,6 +58,7 @@ _BELOW_PREFIX = {
     "holds": "holds:{account}",  # hash: finetune -> the hold that keeps it from every deletion, as JSON
     "plan": "plan:{id}",  # hash: a cleanup plan
     "plans": "plans",  # zset: their ids by creation
+    "newest_plan": "newest-plan:{digest}",  # string: the newest plan of a policy that reads so
     "policy_runs": "policy-runs",  # hash: policy -> its last scheduled run
     "policy_lease": "policy-lease:{policy}",  # string: one process runs this policy now
     # tokens of the HTTP service

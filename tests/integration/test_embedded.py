@@ -75,20 +75,38 @@ def test_any_folder_will_do(tmp_path, name):
             assert channel.client.get("here") == b"yes"
 
 
-def test_a_server_left_behind_by_a_kill_is_shut_down_and_followed(tmp_path):
+@pytest.fixture
+def left_behind(tmp_path):
+    """A server whose `janitor up` was killed."""
     spec = embedded.spec(tmp_path)
     left = subprocess.Popen(list(spec.argv), stdout=subprocess.DEVNULL, start_new_session=True)
     try:
         until(lambda: embedded.find_running(tmp_path) is not None, seconds=60, what="the first server")
-        with client(embedded.url(tmp_path)) as store:
-            store.set("kept", "yes")
-        with embedded.running(tmp_path) as url, client(url) as store:
-            assert store.get("kept") == "yes"
-        assert left.wait(10) == 0
+        yield left
     finally:
         if left.poll() is None:
             left.send_signal(signal.SIGKILL)
             left.wait(10)
+
+
+def test_a_server_left_behind_by_a_kill_is_shut_down_and_followed(tmp_path, left_behind):
+    with client(embedded.url(tmp_path)) as store:
+        store.set("kept", "yes")
+    with embedded.running(tmp_path) as url, client(url) as store:
+        assert store.get("kept") == "yes"
+    assert left_behind.wait(10) == 0
+
+
+def test_a_server_left_behind_that_stands_still_is_no_reason_to_start_a_second(tmp_path, left_behind, monkeypatch):
+    monkeypatch.setattr(embedded, "_STOP_SECONDS", 0.1)
+    left_behind.send_signal(signal.SIGSTOP)
+    with pytest.raises(EmbeddedRedisError, match="does not stop"), embedded.running(tmp_path):
+        pass
+    # When it goes on, then the next one finds it where it was.
+    left_behind.send_signal(signal.SIGCONT)
+    monkeypatch.undo()
+    with embedded.running(tmp_path):
+        assert left_behind.wait(10) == 0
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """Holds: nothing deletes a finetune that is held, no matter who asks and when the hold comes."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -164,11 +164,14 @@ def test_protection_is_not_shortened_either(ledger, clocked):
     lambda ledger, until: hold(ledger, "default", "a", until, ANA),
     lambda ledger, until: inventory.protect(ledger, "default", ["a"], until),
 ], ids=["hold", "protect"])  # fmt: skip
-def test_a_time_in_the_past_is_refused_and_changes_nothing(ledger, clocked, keep):
+def test_a_time_in_the_past_or_too_far_off_is_refused_and_changes_nothing(ledger, clocked, keep):
     # Given a deletion that waits, when the finetune is held or protected until a time that has passed,
     accept(ledger, asking("a", id="r1", delay=timedelta(hours=1), source="cleanup:p1"))
     with pytest.raises(InvalidRequest, match=r"2026-03-01T12:00:00\.000Z is in the past: give a later time"):
         keep(ledger, clocked.now)
+    # or until one that nothing could show again,
+    with pytest.raises(InvalidRequest, match="is too far off: give at most ten years, or no time: for good"):
+        keep(ledger, datetime.max.replace(tzinfo=UTC))
     # then that is told, and nothing is withdrawn.
     assert (get(ledger, "r1").state, holds(ledger, "default")) == ("scheduled", [])
 

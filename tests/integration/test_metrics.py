@@ -251,6 +251,10 @@ def test_a_scheduled_cleanup_that_is_blocked_or_overdue_is_seen(ledger, clocked)
     assert counted(ledger, "policy_overdue_seconds") == {}
     later = clocked.after(hours=15, minutes=20)
     assert counted(later, "policy_overdue_seconds") == {("tests",): 1200}
+    # However many plans another policy makes meanwhile, it is still seen.
+    for n in range(210):
+        store(ledger, empty_plan(replace(draft, name="other"), clocked.now, f"other-{n}", blocked=None))
+    assert counted(ledger, "policy_blocked") == {("tests",): 1}
     # When somebody has looked at a plan and withdrawn it, then it calls nobody,
     withdraw(later, get_plan(later, "plan-1"), Act("ana", "command"))
     assert counted(later, "policy_blocked") == {("tests",): 1}, "it was blocked before, which nobody has mended"

@@ -173,6 +173,7 @@ def test_done_is_deleted_or_missing_if_that_is_fine(missing_ok):
 def test_times_are_milliseconds_in_the_ledger():
     assert records.from_ms("1500.0") == datetime(1970, 1, 1, 0, 0, 1, 500_000, tzinfo=UTC)
     assert records.to_ms(NOON) == 1_772_366_400_000
+    assert records.from_ms(records.to_ms(datetime.max.replace(tzinfo=UTC))).year == 9999
     assert (records.moment(None), records.moment(0)) == (None, datetime(1970, 1, 1, tzinfo=UTC))
 
 

@@ -1,16 +1,13 @@
 """What is known of each scheduled cleanup: its last and next time, and its newest plan."""
 
-from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
 from cronsim import CronSim
 
-from tasks.cleanup.plans import Plan, list_plans
+from tasks.cleanup.plans import Plan, newest_plans
 from tasks.ledger import Ledger
 from tasks.records import DEFAULT_ACCOUNT, from_ms
-
-_MOST_PLANS = 200  # of the newest are read
 
 
 class ScheduledPolicy(NamedTuple):
@@ -42,12 +39,16 @@ class ScheduledPolicy(NamedTuple):
 def scheduled_policies(ledger: Ledger) -> list[ScheduledPolicy]:
     """All of them, by name. Raises `LedgerUnavailable`."""
     runs: Any = ledger.redis.hgetall(ledger.keys.policy_runs)
-    newest = {plan.policy_digest: plan for plan in reversed(list_plans(ledger, limit=_MOST_PLANS) if runs else [])}
-    return [_read(name, run, newest) for name, run in sorted(runs.items())]
+    notes = {name: _read(run) for name, run in sorted(runs.items())}
+    newest = newest_plans(ledger, [digest for _, _, digest, _ in notes.values()])
+    return [
+        ScheduledPolicy(name, account, schedule, from_ms(at), newest.get(digest))
+        for name, (at, schedule, digest, account) in notes.items()
+    ]
 
 
-def _read(name: str, run: str, newest: Mapping[str, Plan]) -> ScheduledPolicy:
-    """What `tasks.cleanup.schedule.noted` wrote; its schedule has five fields. newest: by the policy's digest."""
+def _read(run: str) -> tuple[str, str, str, str]:
+    """What `tasks.cleanup.schedule.noted` wrote: its time, schedule (five fields), digest and account."""
     at, *words = run.split()
     digest, account = [*words[5:], "", DEFAULT_ACCOUNT][:2]  # an older worker notes neither
-    return ScheduledPolicy(name, account, " ".join(words[:5]), from_ms(at), newest.get(digest))
+    return at, " ".join(words[:5]), digest, account
