@@ -29,10 +29,11 @@ from tasks.maintenance import TOUCHES
 from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, check_request_id
 from tasks.runner import Runners
 from tasks.text import one_line
+from tasks.waiting import WAKEUPS
 
 log = structlog.get_logger()
 
-DELETIONS, WAKEUPS = "deletions", "wakeups"
+DELETIONS = "deletions"
 ETA_HEADER = "janitor_eta"  # what was Celery's eta; our transport moves it, so that no worker holds the message
 AGAIN_HEADER = "janitor_again"  # of a message that runs callbacks: the nonce that proves it is ours
 ROUTES = {
@@ -55,7 +56,8 @@ _ANSWERING: dict[str, Any] = {
 # Nobody follows the events of a wake-up or a tick, and nobody asks for their results.
 _INNER: dict[str, Any] = {"shared": False, "send_events": False}
 _REQUEUE_AFTER_SECONDS = 1.0
-_MOST_CALLBACK_MESSAGES = 5  # one a minute; each publishes those callbacks again that can be published
+_MOST_CALLBACK_TRIES = 5  # one a minute; each publishes those callbacks again that can be published
+_MOST_UNREAD = 1000  # messages
 # What a message holds besides arguments and headers of others: by Celery's message protocol 2.
 _EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 _HEADERS = (
@@ -213,13 +215,13 @@ def _write_result(app: Celery, ledger: Ledger, id_: str) -> None:
 def _run_callbacks(app: Celery, ledger: Ledger, deletion: Deletion, callbacks: dict[str, Any]) -> None:
     """Send the message that runs them, and look in a minute whether they have run."""
     id_ = deletion.id
-    nonce, sent = ledger.new_callbacks_nonce(id_)
-    if sent > _MOST_CALLBACK_MESSAGES:
+    nonce, tried = ledger.new_callbacks_nonce(id_)
+    if tried >= _MOST_CALLBACK_TRIES:
         log.error("callbacks.given_up", deletion=id_, message="they cannot be published, see the log of each try")
         ledger.result_written(id_, callbacks_ran=True)
         return
-    if nonce:
-        # By the queue of wake-ups, which is short: the proof is good for a minute.
+    # By the queue of wake-ups, which is short: the proof is good for a minute. If nobody reads it, that is enough.
+    if nonce and ledger.redis.llen(WAKEUPS) < _MOST_UNREAD:
         app.send_task(
             "finetunes.delete", args=[deletion.finetune_id], task_id=id_, queue=WAKEUPS,
             headers={AGAIN_HEADER: nonce}, **callbacks,

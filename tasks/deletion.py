@@ -250,7 +250,8 @@ class _Run:
         began, ended = self.watch.observation_began, self.watch.observation_ended
         found = judge_between(self.claim, self.known, seen, (began, ended), self.rules.observe_within)
         if found is None:
-            raise Again(f"{self.api.host} answers too slowly to tell which finetune this is")
+            why = "it answers too slowly, or less than before"
+            raise Again(f"{self.api.host} does not tell which finetune this is: {why}")
         if isinstance(found, Stays) and found.is_same and seen.presence is Presence.PRESENT:
             self.known = self.known.with_seen(seen, began)
         return found

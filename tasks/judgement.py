@@ -82,13 +82,18 @@ STAYS = Stays(is_same=True)
 def judge_between(
     claim: Claim, known: Known, seen: Observation, moments: tuple[datetime, datetime], within: timedelta
 ) -> Finish | Stays | None:
-    """What `seen` means, whenever between these two moments the API made its answer; None if that decides."""
+    """What `seen` means. The API made its answer at some moment between `moments`.
+
+    None if the result depends on which, or if the answer tells too little.
+    """
     found, at_end = (judge(claim, known, seen, at, within) for at in moments)
     return found if getattr(found, "result", None) == getattr(at_end, "result", None) else None
 
 
-def judge(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:
-    """What `seen` means.
+def judge(
+    claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta
+) -> Finish | Stays | None:
+    """What `seen` means; None if the API told before which finetune it is, and now does not.
 
     now: Redis's clock when the observation began. within: how long the name alone tells which finetune was meant
     (`JANITOR_OBSERVE_WITHIN`).
@@ -97,7 +102,7 @@ def judge(claim: Claim, known: Known, seen: Observation, now: datetime, within: 
         return _absent(claim, known, seen, now)
     if seen.presence is Presence.UNLISTED:
         why = f"details does not work at {seen.host} and the list lacks it, which proves nothing"
-        return _undecided(claim, known, now, within, why)
+        return None if _tells_less(known, seen) else _undecided(claim, known, now, within, why)
     if known.incarnation is None:
         return _first_seen(claim, known, seen, now, within)
     return _seen_again(claim, known, seen, now, within)
@@ -159,11 +164,20 @@ def _first_seen(claim: Claim, known: Known, seen: Observation, now: datetime, wi
     return _undecided(claim, known, now, within, "the API tells no creation time")
 
 
-def _seen_again(claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta) -> Finish | Stays:
+def _seen_again(
+    claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta
+) -> Finish | Stays | None:
     gap = now - known.observed_at if known.observed_at else timedelta.max
+    is_newer = existed(seen, from_ms(claim.asked_at), now) is False
+    # Equal settings count for nothing if it was created after the request.
+    believed = timedelta(seconds=-1) if is_newer else within
     verdict, why = compare(
-        known.incarnation or Incarnation(), seen.incarnation or Incarnation(), gap=gap, within=within
+        known.incarnation or Incarnation(), seen.incarnation or Incarnation(), gap=gap, within=believed
     )
+    if verdict is Verdict.UNKNOWN and is_newer:
+        verdict, why = Verdict.OTHER, "this one was created after the request"
+    if verdict is not Verdict.OTHER and _tells_less(known, seen):
+        return None
     if verdict is Verdict.SAME:
         return STAYS
     if verdict is Verdict.UNKNOWN:
@@ -175,6 +189,12 @@ def _seen_again(claim: Claim, known: Known, seen: Observation, now: datetime, wi
         return Finish(State.DELETED, message, evidence=Evidence.READ_BACK)
     message = f"an attempt is unclear, and another finetune that may be older has the name: {why}"
     return Finish(State.REVIEW, message)
+
+
+def _tells_less(known: Known, seen: Observation) -> bool:
+    """Whether the API told a unique id or a creation time before, and none now: details fails for a while."""
+    told, tells = known.incarnation, seen.incarnation
+    return bool(told and told.identity) and not (tells and tells.identity)
 
 
 def _undecided(claim: Claim, known: Known, now: datetime | None, within: timedelta, why: str) -> Finish | Stays:

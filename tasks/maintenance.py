@@ -7,6 +7,7 @@ at once: what a round does is decided in the ledger. Calls to the API may take l
 import json
 import threading
 import time
+import uuid
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from tasks.ledger.queries import each
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
 from tasks.verification import verify_round
+from tasks.waiting import WAKEUPS
 
 log = structlog.get_logger()
 
@@ -33,7 +35,7 @@ TOUCHES = "touches"  # the queue of reports of use
 # acknowledged.
 _REPORTS = (TOUCHES, *(f"{TOUCHES}\x06\x16{priority}" for priority in (3, 6, 9)))
 _UNACKNOWLEDGED = "unacked"
-_CLEAR_FOR = timedelta(seconds=5)  # if nobody looks for so long, no cleanup starts
+_MOST_UNREAD = 100  # wake-ups; if nobody reads them, no more are published
 _PRUNE_AUDIT_EVERY = timedelta(days=1).total_seconds()
 
 
@@ -111,7 +113,8 @@ class Maintenance:
             log.warning("leases.reclaimed", account=account, deletions=found.reclaimed)
         for id_ in found.dropped:
             log.error("deletion.dropped", deletion=id_, account=account, message="it has no readable record")
-        if found.wake and not self.wake(account):
+        can_wake = found.wake and self.ledger.redis.llen(WAKEUPS) < _MOST_UNREAD
+        if can_wake and not self.wake(account):
             # A full Redis takes no message: without a runner nothing would end, and nothing would be pruned.
             threading.Thread(target=self.run, args=(account,), name="runner", daemon=True).start()
 
@@ -132,7 +135,7 @@ class Maintenance:
             self._clear_since = None
             return
         if self._clear_since is not None:
-            self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since, px=_CLEAR_FOR)
+            self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since)
         self._clear_since = before
 
     def _has_reports(self) -> bool:
@@ -168,7 +171,7 @@ class Maintenance:
 
     def _probe(self, account: str, api: BflReader) -> None:
         """Ask whether a parked account's key is accepted again, if it is this process's turn."""
-        holder = f"probe:{account}"
+        holder = f"probe:{uuid.uuid4().hex}"
         if not self.ledger.account(account, "probe", probe_ms=PROBE_EVERY):
             return
         if self.ledger.permit(account, holder, self.max_concurrent, probe=True).word != "go":

@@ -5,6 +5,7 @@ list lacks it. It needs a person only if the same incarnation is there ten minut
 deletion; everything else ends after a day without a result.
 """
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -101,7 +102,7 @@ def _findings(
     records: Sequence[Unverified], ledger: Ledger, account: str, api: BflReader, max_concurrent: int
 ) -> list[dict[str, Any]]:
     """A finding for each record that could be looked at in this round."""
-    holder = f"verify:{account}"
+    holder = f"verify:{uuid.uuid4().hex}"
 
     def may_call() -> bool:  # a permit expires with the longest call, so each call takes it again
         return ledger.permit(account, holder, max_concurrent).word == "go"

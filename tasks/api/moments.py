@@ -9,6 +9,7 @@ from functools import lru_cache
 
 _DAY = timedelta(days=1)
 _EPOCH = re.compile(r"(\d{10})((?:\d{3}){0,2})(?:\.(\d+))?")  # seconds, milliseconds or microseconds since 1970
+_SECONDS = re.compile(r":\d\d:\d\d|[T ]\d{6}")
 _FRACTION = re.compile(r"(?<=:\d\d)[.,](\d{1,6})")
 _OFFSET = re.compile(r"(?:Z|[+-]\d\d:?\d\d(?::?\d\d)?)$")
 # BFL has no older finetunes; 0001 and 1970 are how software writes "no time".
@@ -19,8 +20,10 @@ ANY_ZONE = timedelta(hours=14)  # how far a time whose zone is not told can be f
 
 @dataclass(frozen=True)
 class Created:
-    """When a finetune was created. moment: UTC. unit: how exactly it was written; a day for a date alone.
+    """When a finetune was created. moment: UTC.
 
+    unit: how exactly it was written; a day for a date alone and for a time without seconds, which cannot tell what
+    was made first within a minute.
     has_offset: whether the zone was told. Without it the moment is read as UTC, and can be off by hours.
     """
 
@@ -93,4 +96,4 @@ def _read(text: str) -> Created | None:
     fraction = _FRACTION.search(iso)
     exact = timedelta(seconds=1) / 10 ** (len(fraction[1]) if fraction else 0)
     has_offset = bool(epoch or _OFFSET.search(iso))
-    return Created(moment, _DAY if len(iso) <= len("2026-02-01") else exact, has_offset)
+    return Created(moment, exact if _SECONDS.search(iso) else _DAY, has_offset)

@@ -159,7 +159,7 @@ def known_accounts(ledger: Ledger) -> set[str]:
 def stopped_accounts(ledger: Ledger) -> dict[str, Stop]:
     """The accounts that do not delete now, and why; `*` stands for all of them."""
     now = ledger.now_ms()
-    asked = ("parked_reason", "cool_until", "cool_reason", "paused_at", "paused_by", "parked_at")
+    asked = ("parked_reason", "cool_until", "cool_ms", "cool_reason", "paused_at", "paused_by", "parked_at")
     paused: Any = ledger.redis.hgetall(ledger.keys.paused)
     names = sorted({*_all_accounts(ledger), *paused})
     rows = each(ledger, names, lambda pipe, name: pipe.hmget(ledger.keys.account(name), *asked))
@@ -173,9 +173,15 @@ def workers_seen(ledger: Ledger) -> list[str]:
     return list(found)
 
 
+def cooling_ms(until: str | None, length: str | None, now: int) -> int:
+    """For how long a cool-down still lasts, 0 if there is none; all in milliseconds. See `lib_account.lua`."""
+    left = int(float(until or 0)) - now
+    return left if 0 < left <= int(float(length or 0)) else 0
+
+
 def _stop(paused: str | None, now: int, *row: str | None) -> Stop:
-    parked, until, why, paused_at, paused_by, parked_at = row
-    cooling = why if int(until or 0) > now else None
+    parked, until, length, why, paused_at, paused_by, parked_at = row
+    cooling = why if cooling_ms(until, length, now) else None
     return Stop(paused, parked, cooling, moment(paused_at), paused_by or None, moment(parked_at), moment(until))
 
 

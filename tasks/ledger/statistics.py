@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from tasks.api.observations import Presence
 from tasks.ledger.keys import LANES
-from tasks.ledger.queries import each
+from tasks.ledger.queries import cooling_ms, each
 from tasks.ledger.store import Ledger
 from tasks.records import DEFAULT_ACCOUNT, FINAL, State
 
@@ -94,12 +94,12 @@ def _account(ledger: Ledger, name: str, now: int, *, is_paused: bool) -> Account
     keys = ledger.keys
     with ledger.redis.pipeline(transaction=False) as pipe:
         pipe.zcount(keys.permits(name), now, "+inf")
-        pipe.hmget(keys.account(name), "max_concurrent", "cool_until", "parked_at")
+        pipe.hmget(keys.account(name), "max_concurrent", "cool_until", "cool_ms", "parked_at")
         pipe.hgetall(keys.stats(name))
         pipe.zcard(keys.retrying(name))
         pipe.zcard(keys.verify(name))
         pipe.zrange(keys.verify(name), 0, 0, withscores=True)
-        permits, (limit, cool_until, parked_at), stats, retrying, unverified, to_verify = pipe.execute()
+        permits, (limit, cool_until, cool_ms, parked_at), stats, retrying, unverified, to_verify = pipe.execute()
     states = each(ledger, State, lambda pipe, state: pipe.zcard(keys.index(name, state)))
     leases = each(ledger, LANES, lambda pipe, lane: pipe.zcard(keys.leases(name, lane)))
     calls: dict[str, Counter[str]] = defaultdict(Counter)
@@ -121,7 +121,7 @@ def _account(ledger: Ledger, name: str, now: int, *, is_paused: bool) -> Account
         oldest_due_seconds=_oldest_due(ledger, name, now) / 1000,
         permits=permits + sum(leases),
         permits_limit=int(limit or 1),
-        cool_down_seconds=max(0.0, (int(float(cool_until or 0)) - now) / 1000),
+        cool_down_seconds=cooling_ms(cool_until, cool_ms, now) / 1000,
         parked=parked_at is not None,
         paused=is_paused,
     )

@@ -231,21 +231,23 @@ class Ledger:
         return json.loads(stored) if stored else None
 
     def new_callbacks_nonce(self, id_: str) -> tuple[str | None, int]:
-        """A secret for the message that runs the callbacks of a request, and how many messages had one.
+        """A secret for the message that runs the callbacks of a request, and how many such messages were read.
 
         The secret is None if a message is on its way already.
         """
         nonce = uuid.uuid4().hex
         if not self.redis.set(self.keys.callbacks_nonce(id_), nonce, nx=True, px=_RESULT_AGAIN):
             return None, 0
-        sent: Any = self.redis.hincrby(self.keys.deletion(id_), "callbacks_sent", 1)
-        return nonce, sent
+        tried: Any = self.redis.hget(self.keys.deletion(id_), "callbacks_tried")
+        return nonce, int(tried or 0)
 
     def take_callbacks_nonce(self, id_: str, nonce: str) -> bool:
         """Whether a message proves by this nonce that it is ours; true once."""
-        return self.redis.get(self.keys.callbacks_nonce(id_)) == nonce and bool(
-            self.redis.set(self.keys.callbacks_nonce(id_), "taken", xx=True, px=_RESULT_AGAIN)
-        )
+        key = self.keys.callbacks_nonce(id_)
+        if self.redis.get(key) != nonce or not self.redis.set(key, "taken", xx=True, px=_RESULT_AGAIN):
+            return False
+        self.redis.hincrby(self.keys.deletion(id_), "callbacks_tried", 1)
+        return True
 
     def check_room(self) -> None:
         """Raise `LedgerFull` if Redis may soon refuse to write, so that what is accepted can also be finished."""

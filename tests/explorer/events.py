@@ -166,6 +166,10 @@ class Events:
     def unclear_observation(self, fault: str = "500") -> None:
         self.world.observation_faults.append(fault)
 
+    def broken_details(self) -> None:
+        """Details answers 405 for a while, and the list goes on."""
+        self.world.observation_faults += ["405"] * 3
+
     def become(self, kind: str) -> None:
         """The API tells something else from now on."""
         self.world.kind = kind

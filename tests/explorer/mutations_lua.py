@@ -4,12 +4,12 @@ from __future__ import annotations
 
 # name, file, what catches it, old text, new text
 ROWS: tuple[tuple[str, str, str, str, str], ...] = (
-    ("a renewal without its token check", "renew.lua", "seed:55",
-     "if d[1] == 'running' and d[2] == claim.token then",
-     "if d[1] == 'running' then"),
+    ("a renewal without its token check", "renew.lua", "seed:313",
+     "if d and d.state == 'running' and d.token == claim.token then",
+     "if d and d.state == 'running' then"),
     ("a renewal that does not renew", "renew.lua", "named:crash after the mark",
-     "call('ZADD', key.leases(d[3], d[4]), now",
-     "call('ZADD', key.leases(d[3], d[4]), 'NX', now"),
+     "call('ZADD', key.leases(d.account, d.running_lane), now",
+     "call('ZADD', key.leases(d.account, d.running_lane), 'NX', now"),
     ("a mark without its token check", "mark.lua", "named:a mark under an ended lease",
      " or d.token ~= input.token then",
      " then"),
@@ -68,7 +68,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("a claim in spite of a running sibling", "claim.lua", "named:a retry of an unclear one behind a sibling",
      "if ends and tonumber(ends) > now then return true end",
      "if ends and tonumber(ends) > now then return false end"),
-    ("a claim that leaves an ended lease", "claim.lua", "seed:26",
+    ("a claim that leaves an ended lease", "claim.lua", "seed:3",
      "    reclaim(running)  -- now",
      "    if false then reclaim(running) end  -- now"),
     ("a claim in spite of a hold", "claim.lua", "named:a refused mark after an unclear attempt",
@@ -161,7 +161,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
     ("a cleanup of what is protected", "lib_cleanup.lua", "named:a cleanup of a protected finetune",
      "if protected > now then",
      "if false then"),
-    ("a use that withdraws everything", "keep.lua", "seed:22",
+    ("a use that withdraws everything", "keep.lua", "seed:2",
      "local id, word = withdraw_cleanup(input.account, name, why)",
      "local id, word\nfor _, one in ipairs(call('SMEMBERS', key.unfinished(input.account, name))) do "
      "withdraw(read(one), 'x', why, '', why) end"),

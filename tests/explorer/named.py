@@ -174,8 +174,17 @@ NAMED: dict[str, Scenario] = {
     ),
     # What the API tells changes meanwhile.
     "an identity that is told only at first": _s(
-        (0, "ask", "r1", {"delay": 100.0}), (0, "fault", "503"), ("before finish", "become", "plain"), ("delete", "become", "uid"),
-        ("delete", "reuse"), kind="uid", steps=90, r1="superseded",
+        (0, "ask", "r1", {"delay": 100.0}), (0, "fault", "503"), ("before finish", "become", "created"), ("delete", "become", "uid"),
+        ("delete", "reuse"), kind="both", steps=90, r1="superseded",
+    ),
+    "the creation time moves to another field": _s(
+        (0, "ask", "r1", {"delay": 100.0}), ("before finish", "reuse"), kind="moving", r1="superseded",
+    ),
+    "the settings change": _s(
+        (0, "ask", "r1", {"delay": 100.0}), ("before finish", "reuse"), kind="settings", r1="superseded",
+    ),
+    "details fail for a while": _s(
+        (0, "ask", "r1", {"delay": 100.0}), ("before finish", "reuse"), ("before finish", "broken_details"), r1="superseded",
     ),
     "a younger one after an unclear attempt": _s(
         _R1, ("delete", "wait", 10.0), ("delete", "create"), ("delete", "become", "created"), ("delete", "kill", "busy"), kind="listed",

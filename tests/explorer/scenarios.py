@@ -22,7 +22,7 @@ _EVENTS: tuple[Event, ...] = (
     ("cancel", "r1"), ("cancel", "r2"), ("remove",), ("create",), ("reuse",), ("reuse",), ("pause",), ("resume",), ("kill", 0),
     ("kill", 1), ("freeze", 0, 14.0), ("freeze", 0, 70.0), ("freeze", 1, 3.0), ("suspend", 0, 14.0), ("stop", 0), ("move_house", 0),
     ("move_house", 1), ("redis_clock", 600.0), ("redis_clock", -600.0), ("api_clock", 30.0), ("api_clock", -600.0), ("slow", 3.0),
-    ("slow", 12.0), ("slow", 3.0, 3.0, 3.0), ("unclear_observation",), ("cut",), ("script", "twice"), ("script", "lost"), ("script", "lost"),
+    ("slow", 12.0), ("slow", 3.0, 3.0, 3.0), ("unclear_observation",), ("broken_details",), ("cut",), ("script", "twice"), ("script", "lost"), ("script", "lost"),
     ("script", "refused"), ("keep", "touch"), ("keep", "protect"), ("save",), ("roll_back",), ("wait", 1.5), ("wait", 40.0),
     ("wait", 4000.0),
 )  # fmt: skip

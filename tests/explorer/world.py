@@ -21,8 +21,8 @@ START = 1_780_000_000_000  # ms, the true clock
 CALL_DEADLINE = 20.0  # seconds
 # What the API tells of a finetune: `created` a creation time, `undated` the same without a `Date`, `uid` a unique id, `both`,
 # `settings` other settings in each life, `plain` equal ones, `shifting` a field that changes at each answer, `odd` a unique id that
-# does so beside a creation time, `empty` nothing, `listed` details answers 405.
-KINDS = ("created", "undated", "uid", "both", "settings", "plain", "shifting", "odd", "empty", "listed")
+# does so beside a creation time, `moving` a creation time in another field in each life, `empty` nothing, `listed` details answers 405.
+KINDS = ("created", "undated", "uid", "both", "settings", "plain", "shifting", "odd", "moving", "empty", "listed")
 HOME, ELSEWHERE = "api.test 11111111", "other.test 22222222"  # vantages: the second sees no finetune
 
 
@@ -133,6 +133,8 @@ class World:
             return {"finetune_comment": "for a test"}
         if self.kind in ("created", "undated", "both", "odd"):
             fields["created_at"] = life.created_at
+        if self.kind == "moving":
+            fields["created_at" if life.number % 2 else "timestamp"] = life.created_at
         if self.kind in ("uid", "both"):
             fields["id"] = f"uid-{life.number}"
         if self.kind == "odd":
@@ -174,7 +176,7 @@ class Api:
         self._watcher.observation_ends(None if fault else life)
         if fault == "500":
             raise errors.Unclear("Internal Server Error", http_status=500)
-        if world.kind == "listed":
+        if world.kind == "listed" or fault == "405":
             raise errors.Refused("Method Not Allowed", http_status=405, from_api=True)
         if life is None or fault == "404":
             raise errors.NotFound("Finetune not found or access denied", http_status=404, from_api=True)

@@ -81,6 +81,15 @@ def test_reports_of_use_requests_and_what_changes_nothing_are_no_acts(ledger):
     assert [one.act for one in entries(ledger)] == ["cancel"]
 
 
+def test_an_act_about_several_accounts_names_none(ledger):
+    accept(ledger, asking("a", id="r1"), asking("b", id="r2", account="other"))
+    ledger.accept(
+        [asking("a", id="r3", retry_of="r1"), asking("b", id="r4", account="other", retry_of="r2")], act=ANA
+    )
+    (entry,) = entries(ledger)
+    assert (entry.act, entry.account, entry.ids) == ("retry", None, ("r3", "r4"))
+
+
 def test_a_cancel_that_is_sent_twice_is_noted_once(ledger):
     accept(ledger, asking("a", id="r1"))
     for _ in range(2):

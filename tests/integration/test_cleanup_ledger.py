@@ -12,7 +12,9 @@ from tasks.api.errors import Throttled
 from tasks.cleanup.inventory import load, protect, protected_among, report_use, touch, unprotect
 from tasks.errors import InvalidRequest
 from tasks.intake import Intake
+from tasks.ledger.holds import hold
 from tasks.ledger.queries import get
+from tasks.ledger.types import Act
 from tasks.records import State, to_ms
 from tests.conftest import accept, asking, carry_out_one, claim, finish, mark
 
@@ -355,3 +357,31 @@ def test_a_throttled_account_cools_down_for_all_workers(ledger, clocked, answer)
 def test_the_inventory_of_an_account_that_was_never_surveyed_is_empty(ledger, clocked):
     found = load(ledger, "default")
     assert (found.seen, found.listed_at, found.seen_before, to_ms(found.now)) == ({}, None, None, clocked.at_ms)
+
+
+@pytest.mark.parametrize("keep", ["used", "protected", "held", "used later"])
+def test_a_retry_of_a_cleanups_deletion_is_still_a_cleanup(ledger, clocked, keep):
+    # Given a cleanup's deletion that failed, and a finetune that is wanted again since,
+    accept(ledger, cleaning(clocked, delay=timedelta(0)))
+    finish(ledger, claim_cleanup(ledger, clocked), State.FAILED)
+
+    def want():
+        if keep == "held":
+            hold(ledger, "default", "my-finetune", None, Act("ana", "command", "a trial"))
+        elif keep == "protected":
+            protect(ledger, "default", ["my-finetune"])
+        else:
+            touch(ledger, "default", ["my-finetune"])
+
+    clocked.after(minutes=1)
+    if keep != "used later":
+        want()
+    # when somebody retries all that failed, then it is kept;
+    accept(ledger, asking(id="again", retry_of="c1"))
+    if keep == "used later":
+        want()
+    again = get(ledger, "again")
+    assert (again.state, again.source) == (State.CANCELLED, PLAN)
+    # a request of its own is carried out.
+    accept(ledger, asking(id="r1"))
+    assert keep == "held" or claim(ledger).id == "r1"

@@ -100,7 +100,19 @@ class TestAccountStops:
         ledger.account("default", "pause")
         finish(ledger, held, "back", attempt=1, delay=timedelta(seconds=20), found={"unclear_at": clocked.at_ms})
         assert clocked.after(minutes=1).maintain("default", PERMITS).wake
+        # And again, if that observation asks for another one.
+        again = claim(ledger)
+        assert again.kind == "resolve"
+        finish(ledger, again, "back", delay=timedelta(seconds=20))
+        assert not clocked.after(seconds=10).maintain("default", PERMITS).wake
+        assert clocked.after(seconds=11).maintain("default", PERMITS).wake
         assert claim(ledger).kind == "resolve"
+
+    def test_a_cool_down_of_before_a_clock_step_is_not_shown(self, ledger, clocked):
+        ledger.account("default", "cool", reason="429", ms=60_000, step_ms=1_000, most_ms=60_000)
+        clocked.after(hours=-10)
+        assert stopped_accounts(ledger) == {}
+        assert [one.cool_down_seconds for one in statistics(ledger).accounts.values()] == [0]
 
 
 class TestHousekeep:

@@ -28,7 +28,9 @@ from tests.conftest import (
 )  # fmt: skip
 
 HOUR = timedelta(hours=1)
-ATTEMPT = json.dumps({"at": 1, "sent": True, "http_status": 500})
+ATTEMPT, OTHER_ATTEMPT, THIRD_ATTEMPT = (
+    json.dumps({"at": at, "sent": True, "http_status": 500}) for at in (1, 2, 3)
+)
 FAILED = Finish(result=State.FAILED, message="no")
 
 
@@ -234,6 +236,20 @@ class TestLateFinish:
         assert (deletion.state, deletion.message) == (State.FAILED, "first")
         assert [attempt.error for attempt in deletion.attempts] == ["WorkerLost", None]
 
+    def test_an_attempt_is_noted_once_however_often_it_is_told(self, ledger, clocked):
+        # Given an outcome whose answer was lost, and another worker that has gone on since,
+        accept(ledger, asking(id="r1"))
+        first = claim_and_mark(ledger)
+        finish(ledger, first, "back", attempt=1, lines=(ATTEMPT,))
+        finish(ledger, claim_and_mark(ledger), "back", attempt=1, lines=(OTHER_ATTEMPT,))
+        # when the first one is written again, then it adds nothing;
+        assert finish(ledger, first, "back", attempt=1, lines=(ATTEMPT,)) == "late"
+        # nor does a finish that tells what a mark has told, whose answer was lost.
+        claimed = claim_and_mark(ledger)
+        ledger.mark(claimed, progress(claimed, 2, made=1, lines=(THIRD_ATTEMPT,)), LATER)
+        finish(ledger, claimed, "back", attempt=1, lines=(THIRD_ATTEMPT,))
+        assert len(get(ledger, "r1").attempts) == 3
+
     def test_deleted_by_a_late_observation_is_no_fact(self, ledger, slow):
         finish(ledger, claim(ledger), State.FAILED)
         finish(ledger, slow, "deleted", evidence=Evidence.READ_BACK)
@@ -301,6 +317,13 @@ class TestReclaim:
         assert clocked.after(seconds=20).renew([claimed]) == set()
         clocked.after(seconds=20).maintain("default", PERMITS)
         assert states(ledger, "r1") == [State.RUNNING]
+
+    def test_a_record_that_cannot_be_read_keeps_no_other_lease_from_being_renewed(self, ledger):
+        accept(ledger, asking("a", id="r1"), asking("b", id="r2"))
+        claims = claim_all(ledger)
+        ledger.redis.delete(ledger.keys.deletion("r1"))
+        ledger.redis.set(ledger.keys.deletion("r1"), "by hand")
+        assert ledger.renew(claims) == {"r1"}
 
     def test_only_the_holder_renews(self, ledger, clocked):
         accept(ledger, asking(id="r1"))

@@ -93,8 +93,10 @@ class Model(RuleBasedStateMachine):
         old = pick(
             data, sorted(id_ for id_, state in self.states.items() if state in FINAL and get(self.ledger, id_))
         )
-        self.accept("n", finetune_id=self.requests[old].finetune_id, retry_of=old)
-        assert get(self.ledger, f"n{self.number}").asked_at == get(self.ledger, old).asked_at
+        # One of a cleanup stays a cleanup's.
+        kind = "c" if old.startswith("c") else "n"
+        self.accept(kind, finetune_id=self.requests[old].finetune_id, retry_of=old)
+        assert get(self.ledger, f"{kind}{self.number}").asked_at == get(self.ledger, old).asked_at
 
     @rule(data=st.data(), digest=st.sampled_from(["d", "other"]))
     @precondition(lambda self: self.requests)

@@ -484,14 +484,30 @@ def test_callbacks_that_could_not_be_published_once_are_published_by_the_next_me
     assert worker.ledger.redis.zscore(worker.ledger.keys.results, "t1") is not None
 
 
-def test_callbacks_that_cannot_be_published_are_given_up_after_five_messages(worker):
+def test_callbacks_that_cannot_be_published_are_given_up_after_five_tries(worker):
     with_callbacks(worker)
     for _ in range(8):
-        # When a minute is over, and the callbacks have not run
+        # When their message is read, and a minute later the callbacks have not run
+        nonce = worker.ledger.redis.get(worker.ledger.keys.callbacks_nonce("t1"))
+        worker.ledger.take_callbacks_nonce("t1", nonce or "")
         worker.ledger.redis.delete(worker.ledger.keys.callbacks_nonce("t1"))
         write_results(worker.app, worker.ledger, ["t1"])
+    # then five messages were sent.
     assert (len(worker.sent), worker.ledger.callbacks("t1")) == (5, None)
     assert worker.ledger.redis.zscore(worker.ledger.keys.results, "t1") is None
+
+
+def test_callbacks_whose_messages_nobody_reads_are_not_given_up(worker, monkeypatch):
+    monkeypatch.setattr("tasks.celery_tasks._MOST_UNREAD", 10)
+    with_callbacks(worker)
+    for _ in range(20):
+        # When a minute is over, and nobody reads the queue of wake-ups
+        worker.ledger.redis.delete(worker.ledger.keys.callbacks_nonce("t1"))
+        worker.ledger.redis.rpush("wakeups", "unread")
+        write_results(worker.app, worker.ledger, ["t1"])
+    # then they are kept, and messages do not pile up.
+    assert worker.ledger.callbacks("t1") is not None
+    assert len(worker.sent) == 10
 
 
 @pytest.mark.parametrize("forged", ["true", "0" * 32, True, ["x"]])

@@ -115,6 +115,11 @@ def test_another_moment_is_another_incarnation(other):
         ("2026-02-01", "2026-02-01", UNKNOWN), ("2026-02-01", "20260201", UNKNOWN),
         ("2026-02-01", "2026-02-02", OTHER), ("2026-02-01", "2026-02-01T10:00:00Z", UNKNOWN),
         ("2026-02-01", "2026-02-02T01:00:00Z", UNKNOWN), ("2026-02-01", "2026-02-04T01:00:00Z", OTHER),
+        # So can a time without seconds.
+        ("2026-02-01T10:00Z", "2026-02-01T10:00Z", UNKNOWN),
+        ("2026-02-01T10:00Z", "2026-02-01T10:00:37Z", UNKNOWN),
+        ("2026-02-01T10Z", "2026-02-01T10:20Z", UNKNOWN), ("2026-02-01T10:00Z", "2026-02-04T10:00Z", OTHER),
+        ("20260201T1000Z", "20260201T100000Z", UNKNOWN), ("20260201T100000Z", "2026-02-01T10:00:00Z", SAME),
         # So can two times of which only one tells its zone.
         (TEN, "2026-02-01T12:00:00", UNKNOWN), (TEN, "2026-02-02T01:00:00", OTHER),
     ],

@@ -33,6 +33,7 @@ A_MINUTE_AGO, AN_HOUR_AGO = NOW - timedelta(minutes=1), NOW - HOUR
 # How long before NOW the finetune of THERE was created.
 AGE = timedelta(days=28, hours=2)
 # Tells apart no incarnation from another: THERE with a creation date alone.
+MOVED_NEWER = {**AGELESS, "timestamp": NEWER["created_at"]}
 DAY_ONLY = {**THERE, "created_at": "2026-02-01"}
 
 
@@ -164,8 +165,19 @@ TABLE = {
     "unknown, waited": (present({**AGELESS, "views": 7}), known(CHANGED), WAITED, "review"),
     "unknown, cleanup": (present({**AGELESS, "views": 7}), known(CHANGED), CLEANUP, "cancelled"),
     "unknown, unclear attempt": (present({**AGELESS, "views": 7}), unclear(known(CHANGED)), {}, "review"),
-    "details work no more": (LISTED, known(THERE), {}, "stays, not the same"),
-    "details work no more, unclear attempt": (LISTED, unclear(known(THERE)), {}, "review"),
+    "details work no more": (LISTED, known(THERE), {}, "waits"),
+    "details work no more, unclear attempt": (LISTED, unclear(known(THERE)), {}, "waits"),
+    "details tell less than before": (present(AGELESS), known(THERE), {}, "waits"),
+    "details work no more, the list lacks it": (UNLISTED, known(THERE), {}, "waits"),
+    "details never told it apart": (LISTED, known(AGELESS), {}, "stays, not the same"),
+    "a newer one that tells it in another field": (present(MOVED_NEWER), known(THERE), {}, "superseded"),
+    "a newer one that tells more": (present(MOVED_NEWER), known(AGELESS), {}, "superseded"),
+    "a newer one in another field, created after the attempt": (
+        present(MOVED_NEWER), unclear(known(THERE)), {}, "deleted/read-back"
+    ),
+    "a newer one in another field, may be older than the attempt": (
+        present(MOVED_NEWER), unclear(known(THERE), NOW - 33 * SECONDS), {}, "review"
+    ),
 }  # fmt: skip
 
 
@@ -174,8 +186,8 @@ def test_what_an_observation_means(seen, known_, claim, result):
     # Given what was known, when this is seen,
     found = judge(claimed(**claim), known_, seen, NOW, HOUR)
     # then it ends so, or stays.
-    stays = "stays" if not isinstance(found, Finish) and found.is_same else "stays, not the same"
-    assert (shown(found) if isinstance(found, Finish) else stays) == result
+    names = {True: "stays", False: "stays, not the same", None: "waits"}
+    assert (shown(found) if isinstance(found, Finish) else names[found and found.is_same]) == result
     assert not isinstance(found, Finish) or found.message
 
 

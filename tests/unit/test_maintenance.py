@@ -55,6 +55,19 @@ def maintenance(ledger, *accounts, **more):
     return made, woken, written, allowed
 
 
+def test_wake_ups_that_nobody_reads_do_not_pile_up(ledger, clocked):
+    made, woken, *_ = maintenance(ledger)
+    accept(ledger, asking())
+    ledger.redis.rpush("wakeups", *["unread"] * 100)
+    clocked.after(minutes=1)
+    made._maintain("default")
+    assert woken == []
+    ledger.redis.rpop("wakeups")
+    clocked.after(minutes=1)
+    made._maintain("default")
+    assert woken == ["default"]
+
+
 def test_a_runner_starts_here_if_no_wake_up_can_be_published(clocked):
     ledger, ran = clocked(), queue.SimpleQueue()
     made, *_ = maintenance(ledger, wake=lambda account: False, run=ran.put)
@@ -257,9 +270,17 @@ def test_a_report_that_comes_in_the_midst_of_a_cleanup_stops_what_is_left_of_it(
     assert cleaning.starts()
 
 
-def test_cleanups_wait_if_nobody_looks_for_reports_any_more(cleaning, ledger):
+def test_cleanups_wait_if_nobody_looks_for_reports_any_more(clocked, cleaning, ledger):
+    # Given a moment without reports that was noted, and after which nobody has looked,
+    accept(ledger, asking("other", source="cleanup:plan"))
     cleaning.look(2)
-    assert 0 < ledger.redis.pttl(ledger.keys.reports_clear) <= 5000
+    clear_at = ledger.redis.get(ledger.keys.reports_clear)
+    clocked.after(seconds=6)
+    # when a process that stood still writes it once more, then no cleanup starts.
+    ledger.redis.set(ledger.keys.reports_clear, clear_at)
+    assert not cleaning.starts()
+    cleaning.look(2)
+    assert cleaning.starts()
 
 
 @pytest.mark.parametrize("back", [1, 3600])

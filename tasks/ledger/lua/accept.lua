@@ -7,12 +7,17 @@
 -- Answer: {answers = ['accepted' | 'known' | 'conflict', ...], wake = [accounts to publish a wake-up for]}.
 -- This script has no leave to write when Redis is full: what cannot be kept must not be accepted.
 
--- A retry goes on with what the old deletion knew: which finetune was meant, and an attempt that may still be applied.
+-- A retry goes on with what the old deletion knew: which finetune was meant, and an attempt that may still be applied. One of a
+-- cleanup stays a cleanup's, so that use and protection keep the finetune.
 local function continue_old(r, fields)
   local old = given(r.retry_of) and read(r.retry_of)
   if not old then return end
   for _, name in ipairs({'asked_at', 'incarnation', 'observed_at', 'vantage', 'born_after', 'unclear_at', 'made', 'made_of'}) do
     fields[name] = old[name]
+  end
+  if old.cleanup then
+    fields.cleanup, fields.lane = old.cleanup, old.lane
+    fields.source, fields.needs_use = unpack(call('HMGET', key.deletion(old.id), 'source', 'needs_use'))
   end
   fields.retry_of = old.id
   set(old, {retried_by = r.id})
@@ -77,7 +82,9 @@ for i, r in ipairs(input.requests) do
   end
   accounts[r.account] = true
 end
-if created[1] then audit(input.act, input.requests[1].account, created) end
+local account = next(accounts)
+if next(accounts, account) then account = nil end  -- there are several
+if created[1] then audit(input.act, account, created) end
 for name in pairs(accounts) do
   call('SADD', key.accounts(), name)
   if given(input.wake) and should_wake(account_of(name)) then wake[#wake + 1] = name end

@@ -1,6 +1,6 @@
 -- needs: record order siblings finish account audit
 -- Write what came of a claim.
--- Input: {id, token, attempt, result, status, message, timestamp, evidence, deleted_by, incarnation, observed_at, vantage, unclear_at,
+-- Input: {id, token, attempt, result, status, message, timestamp, evidence, deleted_by, incarnation, observed_at, vantage, unclear_at, born_after,
 --   last_try, not_founds, attempts, counts, delay_ms, counted, pause, result_within_ms, first_after_ms}.
 --   result: a final state, `back` (wait and try again) or `observed` (a first observation was made, or failed: then with delay_ms).
 --   attempt: which mark of this claim was the last whose call was made, '' if none was.

@@ -1,5 +1,7 @@
 -- What holds for a whole account: permits, stops, wake-ups.
 
+local CLEAR_FOR = 5000  -- milliseconds: if nobody looks for reports of use for so long, no cleanup starts
+
 local function account_of(name)
   local values = call('HMGET', key.account(name), 'max_concurrent', 'parked_at', 'cool_until', 'cool_ms', 'wakeup_until')
   return {
@@ -9,7 +11,7 @@ local function account_of(name)
 end
 
 -- Why no attempt may start for the account now, and for how long if that is known.
--- A cool-down never lasts longer than it was given for, even if Redis's clock is set back.
+-- A cool-down with more time left than its length was set before Redis's clock was set back: it is ignored.
 local function stopped(account)
   if account.parked_at then return 'parked', 0 end
   local left = account.cool_until - now
@@ -27,12 +29,13 @@ local function in_flight(name)
 end
 
 -- Where deletions of a lane wait, and the end of the range of scores in it that may start now. A cleanup may start only if it
--- was due before the last moment at which the broker held no report of use; until there was one, no cleanup starts. One that
--- lies ahead is from before Redis's clock was set back, and says nothing of now.
+-- was due before the last moment at which the broker held no report of use, if a worker has looked lately: an old moment may be
+-- written late, by a process that stood still. A moment in the future was noted before Redis's clock was set back.
 local function waiting_in(name, lane)
   if lane == 'first' then return key.first(name), now end
   local clear_at = tonumber(call('GET', key.reports_clear()) or 0)
-  local limit = lane == 'cleanup' and '(' .. digits(clear_at > now and 0 or clear_at) or '+inf'
+  local is_of_now = clear_at <= now and now - clear_at <= CLEAR_FOR
+  local limit = lane == 'cleanup' and '(' .. digits(is_of_now and clear_at or 0) or '+inf'
   return key.queue(name, lane), limit
 end
 
@@ -47,7 +50,7 @@ end
 
 -- How many deletions a claim could take now.
 local function count_due(name, why)
-  local due = is_open('single', why) and call('ZCOUNT', key.wait(name), '-inf', now) or 0
+  local due = is_open('resolve', why) and call('ZCOUNT', key.wait(name), '-inf', now) or 0  -- some may be of that lane
   for _, lane in ipairs(LANES) do
     if is_open(lane, why) then due = due + count_waiting(name, lane) end
   end

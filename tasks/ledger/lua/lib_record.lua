@@ -44,10 +44,17 @@ local function set(d, changes)
 end
 
 -- Add attempts to a record: lines of JSON, of which the newest hundred stay. counts: statistics that go with them.
+-- Lines that are there were written by a script whose answer was lost.
 local function add_attempts(d, lines, counts)
-  if given(lines) and lines[1] then
-    call('RPUSH', key.attempts(d.id), unpack(lines))
+  local new = {}
+  for _, line in ipairs(given(lines) or {}) do
+    if not call('LPOS', key.attempts(d.id), line) then new[#new + 1] = line end
+  end
+  if new[1] then
+    call('RPUSH', key.attempts(d.id), unpack(new))
     call('LTRIM', key.attempts(d.id), -100, -1)
+  elseif given(lines) and lines[1] then
+    return
   end
   if given(counts) then
     for field, n in pairs(counts) do call('HINCRBY', key.stats(d.account), field, n) end

@@ -4,9 +4,9 @@
 
 local lost = {}
 for _, claim in ipairs(input.claims) do
-  local d = call('HMGET', key.deletion(claim.id), 'state', 'token', 'account', 'running_lane')
-  if d[1] == 'running' and d[2] == claim.token then
-    call('ZADD', key.leases(d[3], d[4]), now + input.lease_ms, claim.id)
+  local d = read(claim.id)
+  if d and d.state == 'running' and d.token == claim.token then
+    call('ZADD', key.leases(d.account, d.running_lane), now + input.lease_ms, claim.id)
   else
     lost[#lost + 1] = claim.id
   end
