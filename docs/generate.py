@@ -114,19 +114,25 @@ def _default(name: str, field: FieldInfo) -> str:
 
 
 def http() -> Iterator[str]:
-    """Each operation of the service, then each shape of a body."""
+    """What all operations answer, each operation of the service, then each shape of a body."""
     described = create_api(Mock(), Mock(), Mock(), Mock()).openapi()
+    answers = [one["responses"] for path, of_it in described["paths"].items() for one in of_it.values()
+               if path.startswith("/v1/")]  # fmt: skip
+    common = {status: answer for status, answer in answers[0].items() if all(status in one for one in answers[1:])}
+    del common["200"]
+    yield "Every operation under `/v1` may answer:\n"
+    yield from _answers(common)
     for path, operations in described["paths"].items():
         for method, operation in operations.items():
             yield f"## `{method.upper()} {path}`\n"
             yield f"{_text(operation['description'])} Operation id: `{operation['operationId']}`.\n"
-            yield from _operation(operation)
+            yield from _operation(operation, common if path.startswith("/v1/") else {})
     yield "## Bodies\n"
     for name, schema in described["components"]["schemas"].items():
         yield from _body(name, schema)
 
 
-def _operation(operation: Mapping[str, Any]) -> Iterator[str]:
+def _operation(operation: Mapping[str, Any], known: Mapping[str, Any]) -> Iterator[str]:
     yield from _table(
         ("parameter", "in", "accepted", "default", "meaning"),
         (
@@ -138,10 +144,11 @@ def _operation(operation: Mapping[str, Any]) -> Iterator[str]:
     )  # fmt: skip
     for content in operation.get("requestBody", {}).get("content", {}).values():
         yield f"Body: {_type(content['schema'])}.\n"
-    yield from _table(
-        ("status", "meaning"),
-        ((status, _answer(response)) for status, response in sorted(operation["responses"].items())),
-    )
+    yield from _answers({status: one for status, one in operation["responses"].items() if status not in known})
+
+
+def _answers(responses: Mapping[str, Any]) -> Iterator[str]:
+    yield from _table(("status", "meaning"), ((status, _answer(one)) for status, one in sorted(responses.items())))
 
 
 def _answer(response: Mapping[str, Any]) -> str:

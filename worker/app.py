@@ -1,4 +1,4 @@
-"""The Celery app: standard Celery, each unusual setting with its reason (measured: docs/explanation/design.md)."""
+"""The Celery app: standard Celery, each unusual setting with its reason."""
 
 import os
 import re

@@ -20,7 +20,7 @@ from worker.doctor.policies import ScheduledPolicy, scheduled_policies
 _Kind = type[GaugeMetricFamily] | type[CounterMetricFamily]
 _OF_ALL = {
     "workers": "Worker processes seen lately",
-    "workers_stuck": "Those of them with tasks that run far too long and keep their slots",
+    "workers_stuck": "Worker processes with tasks that run far too long and keep their slots",
     "maintenance_age_seconds": "Since the last round of maintenance, of any worker",
     "beat_age_seconds": "Since beat last ran",
     "dead_letters": "Messages that could not be read",
@@ -33,7 +33,7 @@ _BY_ACCOUNT = {
     "retrying": "Unfinished deletions of which a try failed",
     "reviews_open": "Deletions in review that no person resolved or retried, among the newest 200",
     "unverified": "Deleted records that the list of finetunes is still to confirm",
-    "verification_late_seconds": "For how long the first of these is due; 0 if none is",
+    "verification_late_seconds": "How long the check of the oldest unverified record is overdue; 0 if none is",
     "parked": "1 while the API refuses the key of the account",
     "paused": "1 while deleting is paused",
     "verifications_failed": "Deleted finetunes that were found to be still there",
@@ -50,7 +50,7 @@ _COUNTED: list[tuple[_Kind, str, str, str, Callable[[AccountStatistics], Mapping
     (GaugeMetricFamily, "deletions", "Deletions on record", "state", lambda one: one.states),
     (CounterMetricFamily, "requests", "Requests accepted", "source", lambda one: one.requests),
     (CounterMetricFamily, "refused", "Requests and reports of use refused", "reason", lambda one: one.refused),
-    (CounterMetricFamily, "finished", "Deletions that ended so", "outcome", lambda one: one.finished),
+    (CounterMetricFamily, "finished", "Deletions that ended, by outcome", "outcome", lambda one: one.finished),
     (CounterMetricFamily, "observations", "Observations, by what was seen, or by HTTP status or error", "answer",
      lambda one: one.observations),
     (CounterMetricFamily, "attempts", "Delete calls, by HTTP status or error", "answer",

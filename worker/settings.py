@@ -92,9 +92,9 @@ class Settings(BaseSettings):
     read_timeout: Duration = _default("15s", "longest silence while an answer is read")
     retry_budget: Duration = Field(timedelta(seconds=5),
         description="total time of a deletion's short waits; longer ones free the worker")  # fmt: skip
-    give_up_after: Duration = _default("7d", "the first try later than this after the due time is the last")
+    give_up_after: Duration = _default("7d", "a deletion that is overdue by this much gets one last try")
     observe_within: Duration = _default("1h", "a deletion that waited longer needs a creation time from the API "
-        "or two observations that can be compared")  # fmt: skip
+        "or two observations that can be compared; without these it ends in review")  # fmt: skip
     retention: Duration = _default("90d", "how long final records and results are kept")
     audit_retention: Duration = _default("1095d", "how long the audit log is kept, in whole months")
     visibility_timeout: Duration = _default("1h", "when the broker delivers an unacknowledged message again")

@@ -3,15 +3,19 @@
 from typing import Any
 
 import redis
+from redis.exceptions import NoPermissionError
 
-from tasks.errors import LedgerFull, WrongLedger
+from tasks.errors import LedgerFull, LedgerUnavailable, WrongLedger
 from tasks.ledger.keys import SCHEMA
 
 _LEAST_FREE = 16 << 20  # bytes
 
 
 def check_schema(client: redis.Redis, key: str) -> None:
-    """Raise `WrongLedger` if another version wrote the ledger; note ours if nobody did. key: of the schema."""
+    """Raise `WrongLedger` if another version wrote the ledger; note ours if nobody did. key: of the schema.
+
+    A user of Redis that may only read, as beat's and the exporter's, leaves the note to others.
+    """
     found: Any = client.get(key)
     if found is None:
         if client.exists("janitor:accounts"):
@@ -19,7 +23,11 @@ def check_schema(client: redis.Redis, key: str) -> None:
                 "this Redis holds a ledger of finetune-janitor 0.1, which this version cannot read: "
                 "use another Redis database, or delete the keys janitor:*"
             )
-        client.set(key, SCHEMA, nx=True)
+        try:
+            client.set(key, SCHEMA, nx=True)
+        except LedgerUnavailable as error:
+            if not isinstance(error.__cause__, NoPermissionError):
+                raise
         return
     if int(found) > SCHEMA:
         raise WrongLedger(

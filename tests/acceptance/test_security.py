@@ -200,11 +200,12 @@ FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
     "beat": [
         ("HGETALL", "janitor:2:d:some-id"), ("RPOP", "deletions"), ("GET", "celery-task-meta-some-id"),
         ("SET", "deletions", "x"), ("GET", "deletions"), ("SET", "janitor:2:accounts", "x"),
-        ("CONFIG", "GET", "*"), ("PUBLISH", "/0.celery.pidbox", "x"),
+        ("CONFIG", "GET", "*"), ("PUBLISH", "/0.celery.pidbox", "x"), ("SET", "janitor:2:schema", 99),
     ],
     "exporter": [
         ("HSET", "janitor:2:paused", "*", "x"), ("DEL", "janitor:2:paused"), ("LPUSH", "wakeups", "x"),
         ("GET", "celery-task-meta-some-id"), ("EVAL", "return 1", 0), ("CONFIG", "GET", "*"), ("KEYS", "*"),
+        ("SET", "janitor:2:schema", 99),
     ],
     "backup": [("HGETALL", "janitor:2:d:some-id"), ("SET", "x", "x"), ("FLUSHALL",), ("CONFIG", "GET", "*")],
     "flower": [
@@ -322,7 +323,8 @@ def test_beat_sees_that_the_ledger_is_of_a_newer_version(urls, env):
 
 
 def test_the_exporter_can_tell_everything(urls, env):
-    # Given the service for Prometheus, which runs as its own user of Redis,
+    # Given a ledger, and the service for Prometheus, which runs as its own user of Redis,
+    Ledger(urls.admin).check_schema()
     urls.refused()
     (port,) = free_ports(1)
 

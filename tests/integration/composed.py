@@ -64,7 +64,7 @@ class Outside:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        ports = dict(zip(("6379", "5555", "8899", "8080"), map(str, free_ports(4)), strict=True))
+        ports = dict(zip(("6379", "5555", "8899", "8080", "9464"), map(str, free_ports(5)), strict=True))
         self.places = ports | {
             "redis:6379": f"127.0.0.1:{ports['6379']}",
             "bind * -::*": "bind 127.0.0.1",

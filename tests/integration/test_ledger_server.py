@@ -217,6 +217,19 @@ class TestSchema:
         ledger.redis.sadd("janitor:accounts", "default")
         ledger.check_schema()
 
+    def test_a_user_who_may_only_read_does_not_write_it(self, ledger, redis_url):
+        # Given a user of Redis who may not write
+        ledger.redis.execute_command("ACL", "SETUSER", "reader", "reset", "on", "nopass", "~*", "+@read")
+        only_reads = Ledger(connect(redis_url.replace("//", "//reader:any@", 1), patient=False))
+        # When it comes first, then it goes on, and nothing is written
+        only_reads.check_schema()
+        assert ledger.redis.get(ledger.keys.schema) is None
+        # When the ledger is of a newer version, then it is refused
+        ledger.redis.set(ledger.keys.schema, 2)
+        with pytest.raises(WrongLedger, match="schema 2"):
+            only_reads.check_schema()
+        ledger.redis.execute_command("ACL", "DELUSER", "reader")
+
     def test_a_newer_schema_is_refused(self, ledger):
         ledger.redis.set(ledger.keys.schema, 2)
         with pytest.raises(WrongLedger, match="schema 2"):

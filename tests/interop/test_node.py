@@ -36,11 +36,10 @@ def redis_url(tmp_path_factory):
         yield f"redis://:{PASSWORD}@127.0.0.1:{port}/0"
 
 
-def run(mark, *arguments):
-    """What the documented program prints."""
-    (code,) = re.findall(
-        rf"<!-- tested: {mark} -->\n```js\n(.*?)```", (ROOT / "docs/how-to/producers.md").read_text(), re.DOTALL
-    )
+def run(guide, *arguments):
+    """What the program in this guide prints."""
+    text = (ROOT / "docs/how-to" / guide).read_text(encoding="utf-8")
+    (code,) = re.findall(r"<!-- tested: \w+ -->\n```js\n(.*?)```", text, re.DOTALL)
     argv = ["node", "-", *arguments]
     done = subprocess.run(argv, cwd=HERE, input=code, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
@@ -49,7 +48,7 @@ def run(mark, *arguments):
 
 def ask(redis_url, finetune):
     """By Celery: the deletion's id with its record, or with the error."""
-    return run("node", redis_url, finetune)
+    return run("producers.md", redis_url, finetune)
 
 
 def test_its_deletion_ends_in_deleted_and_it_reads_the_result(redis_url, tmp_path):
@@ -75,7 +74,7 @@ def test_its_fetch_asks_over_http_and_reads_the_record(redis_url, tmp_path):
         api.create("by-fetch")
         env = environment(redis_url, api.url, JANITOR_STATE_DIR=tmp_path, JANITOR_TOKENS_FILE=token_file(tmp_path))
         with worker(env, tmp_path / "log"), served(env, tmp_path / "http.log") as (base, _):
-            record = run("fetch", base, secret_of("billing"), "order-4714", "by-fetch")
+            record = run("http.md", base, secret_of("billing"), "order-4714", "by-fetch")
         assert api.finetunes() == []
     assert (record["state"], record["source"], record["requested_by"]) == ("deleted", "http", "billing")
     assert record["asked_at"] < record["created_at"], "requested_at was sent"

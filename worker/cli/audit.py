@@ -21,7 +21,7 @@ from worker.cli.times import local
 def audit(
     *, since: datetime | None, until: datetime | None, who: str | None, act: str | None, prunes: bool
 ) -> None:  # fmt: skip
-    """Show who did what other than asking, when and why, oldest first.
+    """Show who did what, when and why, oldest first. Requests and reports of use are not in it.
 
     The users of Redis for workers, HTTP and people may add entries and read them, and not change or remove any. So
     --prune needs the URL of a user who may.

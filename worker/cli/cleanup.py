@@ -95,7 +95,7 @@ def plan_(*, file: Path | None, name: str | None) -> int:
 
 @cleanup.command()
 @click.argument("id_", metavar="PLAN_ID")
-@click.option("--csv", is_flag=True, help="Print CSV with a heading: what is deleted, what is kept, and why.")
+@click.option("--csv", is_flag=True, help="Print CSV with a header row: what is deleted, what is kept, and why.")
 @options.json
 def show(*, id_: str, csv: bool) -> None:
     """Show a plan again.

@@ -130,7 +130,7 @@ def show(*, id_: str) -> int:
 @options.ids_if_any
 @options.as_person
 def requeue(*, ids: options.Ids, act: Act) -> int:
-    """Send messages again to their queue, as when what refused them is mended.
+    """Send messages to their queue again, once the cause is fixed.
 
     \b
     janitor dead-letters requeue 3f1c0a9b7d21

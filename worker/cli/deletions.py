@@ -111,7 +111,10 @@ def show(*, id_: str) -> None:
 @click.option("--name", metavar="PATTERN", help="Only finetunes whose name fits, such as 'test-*'.")
 @click.option("--limit", type=click.IntRange(1, 10_000), default=50, help="At most this many.")
 @click.option("--cursor", metavar="C", help="Continue a list: the cursor that it printed on stderr.")
-@click.option("--csv", is_flag=True, help="Print CSV with a heading; a formula gets a ' in front.")
+@click.option(
+    "--csv", is_flag=True,
+    help="Print CSV with a header row; a value that looks like a formula is prefixed with '.",
+)  # fmt: skip
 @options.json
 def list_(*, limit: int, cursor: str | None, csv: bool, **where: Any) -> None:
     """List records, newest first.

@@ -39,8 +39,8 @@ class Setting(NamedTuple):
 def doctor(*, show_settings: bool) -> int:
     """Check settings, Redis, the API and the workers; say what to do if something is wrong.
 
-    It deletes nothing. Exit codes: 0 all is well (warnings included), 1 something must be done, 3 Redis or the API
-    cannot be reached.
+    It deletes nothing. Exit codes: 0 all is well (warnings included), 1 something must be done, 2 a setting is
+    wrong, 3 Redis or the API cannot be reached.
 
     \b
     janitor doctor

@@ -1,4 +1,4 @@
-"""The command `export`: all records of a time, for other tools."""
+"""The command `export`: all records of a period, for other tools."""
 
 import sys
 from collections.abc import Iterator
@@ -22,12 +22,13 @@ from worker.cli.times import local
 @click.option("--account", type=options.ACCOUNT, help="Only this account.")
 @options.labels("Only with this label; may be repeated, all must fit.")
 @click.option("--format", "form", type=click.Choice(["jsonl", "csv"]), default="jsonl",
-              help="JSON, one record a line, or CSV with a heading.")  # fmt: skip
+              help="JSON, one record a line, or CSV with a header row.")  # fmt: skip
 def export(*, form: str, **where: Any) -> None:
-    """Write all records of a time to stdout, newest first, without a limit.
+    """Write all records of a period to stdout, newest first, without a limit.
 
     Each has who asked and why, labels, incarnation, host and key tag, and attempts; in CSV the number of attempts
-    and the answer to the last one, and a formula gets a ' in front. What is accepted while it runs is not in it.
+    and the answer to the last one; there a value that looks like a formula is prefixed with '. What is accepted
+    while it runs is not in it.
 
     \b
     janitor export --since 2027-01-01 --until 2027-02-01 > january.jsonl

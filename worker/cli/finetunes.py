@@ -67,8 +67,9 @@ def finetunes(*, account: str, file: Path | None, details: bool) -> None:
 def protect(*, ids: Ids, account: str, until: datetime | None, act: Act) -> None:
     """Protect finetunes from cleanups, immediately; a cleanup's deletion that is waiting is withdrawn.
 
-    Requests from people and services are not affected. A call that is under way may still delete; the command
-    says so. What is protected for longer stays so: unprotect it first.
+    A call that is under way may still delete; the command says so. What is protected for longer stays so:
+    unprotect it first. Requests from people and services are not affected: `janitor hold` keeps it from every
+    deletion.
 
     \b
     janitor protect my-finetune

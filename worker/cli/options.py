@@ -90,7 +90,7 @@ timeout = click.option(
     "--timeout", type=_Parsed("duration", _seconds), help="Wait at most that long, such as 90s, then exit 4."
 )
 json = click.option(
-    "--json", is_flag=True, expose_value=False, help="Print records as JSON, one per line.",
+    "--json", is_flag=True, expose_value=False, help="Print JSON, one object per line.",
     callback=lambda context, _, value: context.meta.update({_AS_JSON: value}),
 )  # fmt: skip
 

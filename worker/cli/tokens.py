@@ -48,7 +48,7 @@ def tokens() -> None:
 @click.option("--expires", type=options.LATER_TIME, help="When it expires; never unless given.")
 @options.as_person
 def new(*, name: str, scopes: _Texts, accounts: _Texts, expires: datetime | None, act: Act) -> None:
-    """Make a token and print it, this once; add its digest to the file.
+    """Make a token, add its digest to the file, and print it; it cannot be shown again.
 
     Without JANITOR_TOKENS_FILE it prints what the file must hold.
 

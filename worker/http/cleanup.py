@@ -29,7 +29,7 @@ async def _no_body(request: Request) -> None:
 
 
 router = APIRouter(
-    prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 404, 422, 429, 503),
+    prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 422, 429, 503),
     dependencies=[Depends(_no_body)],
 )  # fmt: skip
 
@@ -57,7 +57,8 @@ class Protection(WhereAndWhy):
 class Holding(Where):
     """The account that has the finetune, how long it is held, and why."""
 
-    reason: Line = Field(min_length=1, description="why; everybody sees it who asks for a deletion")
+    reason: Line = Field(min_length=1,
+        description="why; shown to everybody who asks for a deletion of this finetune")  # fmt: skip
     until: Moment | None = Field(None, description="until it is released if it is not given")
 
 
@@ -170,7 +171,7 @@ def list_plans(intake: TheIntake, caller: Reader, limit: Annotated[int, Query(ge
     return JSONResponse({"plans": [plan.summary() for plan in found]})
 
 
-@router.get("/plans/{plan_id}", operation_id="getPlan", response_model=Plan)
+@router.get("/plans/{plan_id}", operation_id="getPlan", response_model=Plan, responses=documented(404))
 def get_plan(plan_id: str, intake: TheIntake, caller: Reader) -> JSONResponse:
     """A plan with every finetune of its account."""
     return JSONResponse(_visible(intake, plan_id, caller).to_json())
@@ -178,7 +179,8 @@ def get_plan(plan_id: str, intake: TheIntake, caller: Reader) -> JSONResponse:
 
 @router.post(
     "/plans/{plan_id}/apply", operation_id="applyPlan", status_code=202, response_model=AppliedPlan,
-    responses=documented(409) | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
+    responses=documented(404, 409)
+    | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
 )  # fmt: skip
 def apply_plan(
     plan_id: str, request: Request, intake: TheIntake, caller: Admin, reason: Reason = None

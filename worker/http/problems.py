@@ -33,7 +33,7 @@ _MEANINGS = {
     413: "the body is larger than 1 MiB",
     422: "not acceptable; nothing was written",
     429: "the token is over its quota, or has too many calls at a time: call again after `Retry-After`",
-    503: "Redis cannot be reached, or is full: call again after `Retry-After`",
+    503: "Redis cannot be reached, is nearly full, or has a newer ledger: call again after `Retry-After`",
 }
 
 
