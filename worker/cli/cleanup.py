@@ -148,13 +148,14 @@ def apply(*, id_: str, file: Path | None, act: Act, yes: bool) -> int:
     session = Session()
     plan = get_plan(session.ledger, id_)
     file = file or session.settings.policy_file
-    policies, now = read_policies(file), from_ms(session.ledger.now_ms())
-    check_plan(plan, now, policies, file)
+    now = from_ms(session.ledger.now_ms())
+    check_plan(plan, now, read_policies(file), file)
     # What asks for nothing again needs no answer.
     asks = plan.deletions and not plan.applied_at
     if asks and not agree_to_plan(plan, now + timedelta(seconds=plan.grace_seconds), yes=yes):
         return NOT_AGREED
-    applied = apply_plan(session.ledger, session.intake, plan, act, policies)
+    # Read again: the question may have been open for hours.
+    applied = apply_plan(session.ledger, session.intake, plan, act, read_policies(file))
     for one in applied:
         if one.deletion is None:
             note(f"{one.finetune_id} was not asked for: {one.error}")

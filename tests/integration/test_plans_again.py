@@ -1,0 +1,60 @@
+"""What changes while a plan is applied or made: its policy, its records, the process at work."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import redis
+
+from tasks import errors
+from tasks.api.client import BflReader
+from tasks.cleanup import plans
+from tasks.cleanup.plans import apply_plan, get_plan, list_plans
+from tasks.cleanup.policies import Policy, read_policies
+from tasks.cleanup.schedule import Cleaner, noted
+from tasks.intake import Intake
+from tasks.ledger.types import Act
+from tasks.records import to_ms
+from tests.conftest import accept, asking
+from tests.processes import janitor_here
+from worker.cli import cleanup
+from worker.sandbox.api import Sandbox
+
+DAY = timedelta(days=1)
+OLD = Policy("old", older_than=30 * DAY, max_percent=50)
+ANA = Act("ana", "command")
+
+
+@pytest.fixture
+def api():
+    """Two stale finetunes of six."""
+    with Sandbox(latency_seconds=0) as sandbox:
+        for name, days in {"a": 45, "b": 31, "c": 29, "d": 3, "e": 2, "f": 1}.items():
+            made = datetime.now(UTC) - timedelta(days=days, minutes=1)
+            sandbox.create(name, timestamp=made.isoformat())
+        yield sandbox
+
+
+@pytest.fixture
+def cleaner(clocked, ledger, api):
+    clocked.at_ms = to_ms(datetime.now(UTC))  # ages are measured against the API's `Date`
+    readers = {"default": BflReader(api.url, "sandbox-key")}
+    return Cleaner(ledger, readers, 8, timedelta(0), lambda _: None, intake=Intake(ledger, lambda _: None))
+
+
+def test_what_the_policy_says_when_a_person_has_agreed_decides_whether_a_plan_is_applied(
+    cleaner, redis_url, tmp_path, monkeypatch
+):
+    # Given a plan, and a policy that is edited while the question is on the screen
+    file = tmp_path / "policies.toml"
+    file.write_text("[[policy]]\nname = 'old'\nolder_than = '30d'\nmax_percent = 50\n")
+    plan = cleaner.plan(*read_policies(file))
+
+    def edit_and_agree(*_, **__):
+        file.write_text(file.read_text() + "protect = ['a']\n")
+        return True
+
+    monkeypatch.setattr(cleanup, "agree_to_plan", edit_and_agree)
+    # when the person agrees, then the plan is refused.
+    done = janitor_here({"REDIS_URL": redis_url}, "cleanup", "apply", plan.id, "--file", str(file))
+    assert (done.returncode, f"as it was when plan {plan.id} was made" in done.stderr) == (1, True)
+    assert cleaner.ledger.redis.keys(cleaner.ledger.keys.deletion("*")) == []
