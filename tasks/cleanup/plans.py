@@ -149,7 +149,8 @@ def check_plan(
     file: where they are from.
     """
     if plan.blocked:
-        raise PlanRefused(f"plan {plan.id} is blocked, nothing was written: {plan.blocked}")
+        nothing = "nothing more" if plan.applied_at else "nothing"
+        raise PlanRefused(f"plan {plan.id} is blocked, {nothing} was written: {plan.blocked}")
     if policies is not None and plan.policy_digest not in [policy.digest for policy in policies]:
         raise PlanRefused(
             f"policy {plan.policy} is not in {file} as it was when plan {plan.id} was made, nothing was written: "
@@ -178,12 +179,13 @@ def apply_plan(
     _check_part(ledger, plan)
     requests = [_request(plan, item, act.who) for item in plan.items if item.action == "delete"]
     accepted: list[Accepted] = []
-    for start in range(0, len(requests), BATCH):
+    for start in range(0, len(requests) or 1, BATCH):
         if why := _blocked_by_now(ledger, plan):
             done = f"{start} of its {len(requests)} deletions were asked for"
             raise PlanRefused(f"plan {plan.id} was blocked meanwhile, {done}: {why}")
         accepted += intake.accept(requests[start : start + BATCH], act=act)
-    ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
+        # With the first part, so that one that dies after it is not told as not applied, and can be completed.
+        ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
     deletions = get_many(ledger, [request.id for request in requests])
     return [_applied(*one) for one in zip(requests, accepted, deletions, strict=True)]
 

@@ -3,14 +3,13 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-import redis
 
 from tasks import errors
 from tasks.api.client import BflReader
 from tasks.cleanup import plans
-from tasks.cleanup.plans import apply_plan, get_plan, list_plans
+from tasks.cleanup.plans import apply_plan, get_plan
 from tasks.cleanup.policies import Policy, read_policies
-from tasks.cleanup.schedule import Cleaner, noted
+from tasks.cleanup.schedule import Cleaner
 from tasks.intake import Intake
 from tasks.ledger.types import Act
 from tasks.records import to_ms
@@ -58,3 +57,37 @@ def test_what_the_policy_says_when_a_person_has_agreed_decides_whether_a_plan_is
     done = janitor_here({"REDIS_URL": redis_url}, "cleanup", "apply", plan.id, "--file", str(file))
     assert (done.returncode, f"as it was when plan {plan.id} was made" in done.stderr) == (1, True)
     assert cleaner.ledger.redis.keys(cleaner.ledger.keys.deletion("*")) == []
+
+
+def test_a_plan_that_was_begun_is_told_as_applied_and_can_be_completed(cleaner, monkeypatch):
+    # Given an apply that dies after its first part, and people who ask for others meanwhile
+    monkeypatch.setattr(plans, "BATCH", 1)
+    plan, write = cleaner.plan(OLD), cleaner.ledger.accept
+    with monkeypatch.context() as patch:
+
+        def write_one_part(*given, **more):
+            patch.setattr(cleaner.ledger, "accept", crash)
+            return write(*given, **more)
+
+        patch.setattr(cleaner.ledger, "accept", write_one_part)
+        with pytest.raises(KeyboardInterrupt):
+            apply_plan(cleaner.ledger, cleaner.intake, plan, ANA)
+    accept(cleaner.ledger, *[asking(name, delay=DAY) for name in "cd"])
+    # when the plan is shown, then as applied, and its second deletion can still be asked for,
+    begun = get_plan(cleaner.ledger, plan.id)
+    assert begun.applied_at
+    assert [one.created for one in apply_plan(cleaner.ledger, cleaner.intake, begun, ANA)] == [False, True]
+    # and a withdrawal then does not say that nothing was written.
+    plans.withdraw(cleaner.ledger, begun, ANA)
+    with pytest.raises(errors.PlanRefused, match="is blocked, nothing more was written: withdrawn by ana"):
+        apply_plan(cleaner.ledger, cleaner.intake, get_plan(cleaner.ledger, plan.id), ANA)
+
+
+def test_a_plan_of_nothing_is_applied_too(cleaner):
+    plan = cleaner.plan(Policy("none", match=("zzz",)))
+    assert apply_plan(cleaner.ledger, cleaner.intake, plan, ANA) == []
+    assert get_plan(cleaner.ledger, plan.id).applied_at
+
+
+def crash(*_, **__):
+    raise KeyboardInterrupt
