@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from tasks.errors import InvalidRequest, UnknownDeletion
-from worker.http import guard
+from worker.http import cleanup, guard
 from worker.http.models import NewDeletions
 from worker.http.problems import HANDLERS
 from worker.http.server import listen
@@ -60,6 +60,15 @@ def test_a_body_that_trickles_is_given_up(monkeypatch):
     with pytest.raises(HTTPException) as refused:
         read([chunk(b"{", more=True)])
     assert refused.value.status_code == 408
+
+
+def test_a_client_that_leaves_before_its_body_came_is_no_fault_of_ours():
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    with pytest.raises(HTTPException) as refused:
+        asyncio.run(cleanup._no_body(Request({"type": "http"}, receive)))
+    assert refused.value.status_code == 400
 
 
 def test_large_bodies_are_worked_on_a_few_at_a_time_and_hold_up_nothing_else():

@@ -4,6 +4,8 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from tasks.cleanup import inventory, plans
@@ -24,7 +26,11 @@ from worker.http.tokens import Token
 
 async def _no_body(request: Request) -> None:
     """What these calls are given in a body would not count, and the defaults would in its place."""
-    if await request.body() not in (b"", b"{}"):
+    try:
+        body = await request.body()
+    except ClientDisconnect:  # else it is logged as a bug
+        raise HTTPException(400, "the client left before its body came") from None
+    if body not in (b"", b"{}"):
         raise InvalidRequest("this call takes no body: give all in the query, such as ?account=emea")
 
 
