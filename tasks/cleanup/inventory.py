@@ -264,7 +264,7 @@ def deleted_among(ledger: Ledger, account: str, ids: Collection[str], since: dat
     key = ledger.keys.deletion
     finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
     rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(key(id_), "account", "state", "name"))
-    deleted = {name for where, state, name in rows if (where, state) == (account, State.DELETED)}
+    deleted = {row[2] for row in rows if row and row[:2] == [account, State.DELETED]}
     return frozenset(id_ for id_ in ids if finetune_key(id_) in deleted)
 
 

@@ -89,5 +89,14 @@ def test_a_plan_of_nothing_is_applied_too(cleaner):
     assert get_plan(cleaner.ledger, plan.id).applied_at
 
 
+def test_a_record_of_another_type_stops_no_plan(cleaner):
+    # Given a key of another type among the records, as after a write by hand
+    keys, plan = cleaner.ledger.keys, cleaner.plan(OLD)
+    cleaner.ledger.redis.set(keys.deletion("odd"), "no hash")
+    cleaner.ledger.redis.zadd(keys.finished, {"odd": cleaner.ledger.now_ms()})
+    # when a plan is applied, then it is.
+    assert len(apply_plan(cleaner.ledger, cleaner.intake, plan, ANA)) == 2
+
+
 def crash(*_, **__):
     raise KeyboardInterrupt
