@@ -117,8 +117,8 @@ class Cleaner(Surveyor):
     def _take_turn(self, policy: Policy, read: Read) -> None:
         """Make the run that is due, unless another process is at it. It is noted as made if all went well."""
         keys, redis = self.ledger.keys, self.ledger.redis
-        lease = keys.policy_lease(policy.name)
-        if policy.schedule is None or not redis.set(lease, "1", nx=True, px=_RUN_FOR):
+        lease, ours = keys.policy_lease(policy.name), uuid.uuid4().hex
+        if policy.schedule is None or not redis.set(lease, ours, nx=True, px=_RUN_FOR):
             return
         try:
             now = from_ms(self.ledger.now_ms())
@@ -128,7 +128,8 @@ class Cleaner(Surveyor):
                 self._run(policy, window, now, read)
                 redis.hset(keys.policy_runs, policy.name, noted(policy, window))
         finally:
-            redis.delete(lease)
+            if redis.get(lease) == ours:
+                redis.delete(lease)
 
     def _is_due(self, policy: Policy, window: datetime) -> bool:
         """Whether the run of this window is still to be made.

@@ -1,5 +1,6 @@
 """What changes while a plan is applied or made: its policy, its records, the process at work."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tasks import errors
 from tasks.api.client import BflReader
 from tasks.cleanup import plans
-from tasks.cleanup.plans import apply_plan, get_plan
+from tasks.cleanup.plans import apply_plan, get_plan, list_plans
 from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.schedule import Cleaner
 from tasks.intake import Intake
@@ -96,6 +97,24 @@ def test_a_record_of_another_type_stops_no_plan(cleaner):
     cleaner.ledger.redis.zadd(keys.finished, {"odd": cleaner.ledger.now_ms()})
     # when a plan is applied, then it is.
     assert len(apply_plan(cleaner.ledger, cleaner.intake, plan, ANA)) == 2
+
+
+def test_a_run_that_outlasts_its_lease_leaves_that_of_the_next_one_alone(cleaner, clocked, monkeypatch):
+    # Given a run that takes so long that another process starts it too
+    policy = replace(OLD, schedule="* * * * *")
+    cleaner.tick(lambda: [policy])
+    clocked.after(minutes=1)
+    lease, listed = cleaner.ledger.keys.policy_lease(policy.name), BflReader.my_finetunes
+
+    def list_late(reader):
+        cleaner.ledger.redis.set(lease, "of the other process")
+        return listed(reader)
+
+    monkeypatch.setattr(BflReader, "my_finetunes", list_late)
+    # when it ends, then the other one is still the only one at work.
+    cleaner.tick(lambda: [policy])
+    assert list_plans(cleaner.ledger)
+    assert cleaner.ledger.redis.get(lease) == "of the other process"
 
 
 def crash(*_, **__):
