@@ -29,7 +29,7 @@ def file(tmp_path):
 def tokens(file):
     """Runs `janitor tokens` on the file."""
     env = environment(JANITOR_TOKENS_FILE=file)
-    return lambda *arguments: janitor_here(env, "tokens", *arguments)
+    return lambda *arguments, **more: janitor_here(env | more, "tokens", *arguments)
 
 
 @pytest.mark.parametrize(
@@ -114,6 +114,13 @@ class TestCommands:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         token = TokenFile(file, []).find(secret)
         assert (token.name, token.scopes, token.accounts) == ("billing", ("enqueue", "read"), ("default",))
+
+    def test_settings_of_redis_that_are_wrong_hide_no_token_and_stop_no_revoke(self, file, tokens):
+        done = tokens("new", "billing", REDIS_URL="bogus")
+        assert (done.returncode, TokenFile(file, []).find(done.stdout.strip()).name) == (0, "billing")
+        assert "not in the audit log: REDIS_URL is not a URL" in done.stderr
+        done = tokens("revoke", "billing", REDIS_URL="bogus")
+        assert (done.returncode, "warning: this is not in the audit log" in done.stderr) == (0, True)
 
     def test_a_new_token_has_the_scopes_accounts_and_expiry_that_are_given(self, file, tokens):
         file.write_text(KEEP + new_token("first")[1].rstrip("\n"))

@@ -7,7 +7,7 @@ from typing import Any, get_args
 import click
 
 from tasks.durations import iso
-from tasks.errors import LedgerUnavailable
+from tasks.errors import JanitorError
 from tasks.ledger.types import Act
 from tasks.records import DEFAULT_ACCOUNT
 from worker.cli import options
@@ -62,9 +62,10 @@ def new(*, name: str, scopes: _Texts, accounts: _Texts, expires: datetime | None
         note(f"JANITOR_TOKENS_FILE is not set; add this to the file that it names for the service:\n\n{table}")
     else:
         files.add(file, name, table)
-        _noted("token new", name, act)
     note("the token, shown this once:")
     click.echo(secret)
+    if file is not None:
+        _audit("token new", name, act)
 
 
 @tokens.command("list")
@@ -92,14 +93,14 @@ def revoke(*, name: str, act: Act) -> None:
     """
     files.remove(files.required(load_settings().tokens_file), name)
     note(f"revoked: {name}")
-    _noted("token revoke", name, act)
+    _audit("token revoke", name, act)
 
 
-def _noted(what: str, name: str, act: Act) -> None:
-    """The file is no part of Redis, and a token must be revoked also while Redis is away."""
+def _audit(what: str, name: str, act: Act) -> None:
+    """Write it to the audit log; only warn if that fails: the file is changed, and it is no part of Redis."""
     try:
         Session().ledger.act(what, act, ids=[name])
-    except LedgerUnavailable as error:
+    except JanitorError as error:
         note(f"warning: this is not in the audit log: {error}")
 
 
