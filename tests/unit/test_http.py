@@ -88,7 +88,7 @@ def test_large_bodies_are_worked_on_a_few_at_a_time_and_hold_up_nothing_else():
         async def read_nothing(_):
             await asyncio.Event().wait()
 
-        await guarded({"type": "http", "path": "/healthz"}, receive, read_nothing)
+        await guarded({"type": "http", "method": "POST", "path": "/healthz"}, receive, read_nothing)
 
     async def seen(size, count):
         while at_work[size] < count:
@@ -113,10 +113,13 @@ def test_large_bodies_are_worked_on_a_few_at_a_time_and_hold_up_nothing_else():
 
 
 class Pressed:
-    """A guarded service that answers when `let_go` is set; whose calls are at work, and what is answered."""
+    """A guarded service that answers when `let_go` is set.
+
+    Whose calls are at work, those of them whose body is read, and what is answered.
+    """
 
     def __init__(self):
-        self.at_work, self.answered, self.let_go = Counter(), Counter(), asyncio.Event()
+        self.at_work, self.read, self.answered, self.let_go = Counter(), Counter(), Counter(), asyncio.Event()
         tokens = {
             name: Token(name=name, sha256="0" * 64, scopes=("read",), accounts=("*",)) for name in ("a", "b")
         }
@@ -127,19 +130,21 @@ class Pressed:
         self.at_work[scope["janitor.token"].name] += 1
         if scope["path"] == "/long-poll":
             await scope["janitor.place"].aclose()
+        await receive()
+        self.read[scope["janitor.token"].name] += 1
         await self.let_go.wait()
         await send({"type": "http.response.start", "status": 200, "headers": []})
 
-    async def call(self, token, path="/", query=b""):
+    async def call(self, token, path="/", query=b"", method="GET", body=b""):
         async def receive():
-            return chunk(b"", more=False)
+            return chunk(body, more=False)
 
         async def send(message):
             if "status" in message:
                 self.answered[message["status"]] += 1
 
         headers = [(b"authorization", f"Bearer {token}".encode())]
-        scope = {"type": "http", "path": path, "query_string": query, "headers": headers}
+        scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": headers}
         await self.guarded(scope, receive, send)
 
     async def seen(self, counted, key, count):
@@ -187,6 +192,22 @@ def test_long_polls_take_no_place():
             for _ in range(guard.MOST_CALLS + 1):
                 clients.create_task(service.call("a", "/long-poll"))
             await service.seen(service.at_work, "a", guard.MOST_CALLS + 1)
+            service.let_go.set()
+
+    asyncio.run(all_of_it())
+
+
+def test_long_polls_with_large_bodies_hold_up_no_large_request():
+    async def all_of_it():
+        service, large = Pressed(), b"x" * (guard.LARGE_BYTES + 1)
+        async with asyncio.timeout(30), asyncio.TaskGroup() as clients:
+            # Given as many long polls of one token as large bodies may be worked on, each with a large body,
+            for _ in range(guard.MOST_LARGE):
+                clients.create_task(service.call("a", "/long-poll", body=large))
+            await service.seen(service.read, "a", guard.MOST_LARGE)
+            # when another token sends a large request, then it is worked on at once.
+            clients.create_task(service.call("b", method="POST", body=large))
+            await service.seen(service.read, "b", 1)
             service.let_go.set()
 
     asyncio.run(all_of_it())

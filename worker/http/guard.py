@@ -54,8 +54,12 @@ class Guard:
             scope["janitor.place"] = place  # a long poll gives it back while it waits
             if scope["path"] not in _OPEN and (refusal := await self._refusal(scope, place)):
                 return await refusal(scope, receive, send_out)
-            receive = _bounded(receive, lambda: place.enter_async_context(self._places))
-            return await self._app(scope, receive, send_out)
+
+            async def take_large() -> None:
+                if scope["method"] == "POST":  # no other body is worked on, and a long poll would keep the place
+                    await place.enter_async_context(self._places)
+
+            return await self._app(scope, _bounded(receive, take_large), send_out)
 
     async def _refusal(self, scope: Asgi, place: AsyncExitStack) -> Response | None:
         kind, _, secret = Headers(scope=scope).get("Authorization", "").partition(" ")
