@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import resource
 import socket
 import uuid
 from collections import Counter
@@ -18,7 +19,7 @@ from tasks.errors import InvalidRequest, UnknownDeletion
 from worker.http import cleanup, guard
 from worker.http.models import NewDeletions
 from worker.http.problems import HANDLERS
-from worker.http.server import listen
+from worker.http.server import allow_open_files, listen
 from worker.http.tokens import Token
 
 
@@ -281,6 +282,18 @@ def test_answers_do_not_wait_for_acknowledgements():
         accepted, _ = listening.accept()
         with accepted:
             assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_system_that_allows_no_higher_limit_of_open_files_stops_no_start(monkeypatch):
+    # Given macOS, whose hard limit is none, and which refuses that as a soft limit (setrlimit(2), COMPATIBILITY)
+    def refuse(_, limits):
+        assert limits == (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (256, resource.RLIM_INFINITY))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    # then the usual limit stays.
+    allow_open_files()
 
 
 LONG = "x" * 900_000

@@ -49,6 +49,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
+def allow_open_files() -> None:
+    """Allow as many as may be: a long poll is one, and the usual soft limit of 1,024 would end at as many."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # macOS may have no hard limit, and refuses a soft limit of that kind: then the usual one stays.
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> None:
     """Serve on this socket until SIGINT or SIGTERM; needs no API key. tokens: those of the file at the start.
 
@@ -60,9 +68,7 @@ def serve(settings: Settings, tokens: list[Token], listening: socket.socket) -> 
     quotas = Quotas(intake.ledger, settings.http_requests_per_minute, settings.http_open_deletions)
     file = TokenFile(required(settings.tokens_file), tokens)
     api = create_api(settings, intake, file, quotas)
-    # A long poll is an open file: the usual soft limit of 1,024 would end at as many.
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allow_open_files()
     heart = Heart("http", settings.state_dir, _BEAT_COUNTS)
 
     thread = CapacityLimiter(1)
