@@ -105,11 +105,15 @@ class Unacknowledged(kombu_redis.QoS):
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:  # noqa: FBT001, FBT002 -- kombu's signature
         self._freeing(delivery_tag, super().reject, delivery_tag, requeue)
 
+    def free(self, delivery_tag: str) -> None:
+        """Free its slot alone: the note in `unacked` brings the message again."""
+        virtual.QoS.ack(self, delivery_tag)
+
     def _freeing(self, delivery_tag: str, settle: Callable[..., Any], *arguments: Any) -> None:
         try:
             settle(*arguments)
         except Exception:
-            virtual.QoS.ack(self, delivery_tag)
+            self.free(delivery_tag)
             raise
 
 
@@ -162,9 +166,10 @@ class Channel(_Channel):  # type: ignore[misc] # it is Any
             except Exception as error:
                 reason = str(error) if isinstance(error, RefusedMessage) else unforeseen("take", error)
                 with self.conn_or_acquire() as client:
-                    set_aside(client, queue, reason, raw)
+                    is_kept = set_aside(client, queue, reason, raw)
                 if tag in self.qos._delivered:
-                    self.qos.ack(tag)
+                    settle = self.qos.ack if is_kept else self.qos.free
+                    settle(tag)
 
         callbacks[queue] = delivered
 

@@ -18,6 +18,7 @@ import redis
 from celery import signature
 from kombu import Connection
 
+from tasks.ledger import dead_letters
 from tasks.ledger.keys import keys
 from tests.integration.small_app import SLOTS, create
 from tests.unit.test_kombu_transport import MESSAGES, encoded, plain
@@ -345,6 +346,31 @@ def test_a_ledger_client_follows_the_master(tmp_path, program, write):
             for client in (workers, command):
                 idle = client.connection_pool._available_connections
                 assert sum(connection._sock is not None for connection in idle) == 1
+
+
+@pytest.mark.parametrize("is_kept", [True, False])
+def test_a_message_that_fails_unforeseen_is_acknowledged_only_once_it_is_kept(tmp_path, monkeypatch, is_kept):
+    # Given a consumer that fails, and a Redis that goes away before the dead letter is written, or does not
+    def away(*_):
+        raise redis.ConnectionError("gone")
+
+    def fail(_):
+        raise LookupError("unforeseen")
+
+    if not is_kept:
+        monkeypatch.setattr(dead_letters, "keep", away)
+    with ExitStack() as stack:
+        (port,) = stack.enter_context(servers(tmp_path))
+        client = stack.enter_context(redis.Redis(port=port))
+        connection = stack.enter_context(Connection(f"redis://127.0.0.1:{port}", transport=Transport))
+        channel = connection.channel()
+        channel.basic_qos(prefetch_count=1)
+        channel.basic_consume("deletions", no_ack=False, callback=fail, consumer_tag="consumer")
+        # When a message is delivered,
+        channel.connection._callbacks["deletions"](json.loads(encoded(plain())))
+        # then its slot is free, and it is a dead letter or comes again.
+        assert channel.qos.can_consume()
+        assert (client.llen(DEAD), client.hlen("unacked")) == ((1, 0) if is_kept else (0, 1))
 
 
 def test_a_publisher_follows_the_master(tmp_path):
