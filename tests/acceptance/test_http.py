@@ -149,6 +149,20 @@ class TestCancel:
         refused = billing.post(f"/v1/deletions/{id_}/cancel", params={"reason": "two\nlines"})
         assert (refused.status_code, "give one line" in detail(refused)) == (422, True)
 
+    @pytest.mark.parametrize(
+        ("given", "words"),
+        [
+            ({"json": {"reason": "it is needed"}}, "give all in the query"),
+            ({"params": {"reasn": "it is needed"}}, "query.reasn is 'it is needed': Extra inputs"),
+        ],
+    )
+    @pytest.mark.parametrize("call", ["cancel", "resolve?as=kept&note=seen"])
+    def test_a_reason_that_would_be_ignored_is_refused(self, boss, finetune, call, given, words):
+        id_ = id_of(only(boss.ask(finetune, delay_seconds=3600)))
+        refused = boss.post(f"/v1/deletions/{id_}/{call}", **given)
+        assert (refused.status_code, words in detail(refused)) == (422, True), refused.text
+        assert boss.get(f"/v1/deletions/{id_}").json()["state"] == "scheduled"
+
     def test_what_waits_is_withdrawn_and_again_answers_alike(self, billing, api, finetune):
         id_ = id_of(only(billing.ask(finetune, delay_seconds=3600)))
         for _ in range(2):

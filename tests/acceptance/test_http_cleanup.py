@@ -134,6 +134,8 @@ REFUSED = [
     ("boss", "GET", "/v1/plans/nope", 404, "no plan has the id 'nope'"),
     ("boss", "POST", "/v1/plans/nope/apply", 404, "no plan has the id 'nope'"),
     ("boss", "GET", "/v1/plans?limit=0", 422, "query.limit is '0'"),
+    ("boss", "GET", "/v1/plans?limt=1", 422, "query.limt is '1'"),
+    ("boss", "POST", "/v1/plans/nope/apply?reasn=x", 422, "query.reasn is 'x'"),
     ("boss", "POST", "/v1/finetunes/a%20b/touch", 422, "'a b' has a space"),
     ("boss", "POST", "/v1/finetunes/a/touch?acount=b", 422, "query.acount is 'b'"),
     ("boss", "POST", "/v1/finetunes/a/touch?account=nobody", 422, "the account 'nobody' is not known"),

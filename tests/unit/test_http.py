@@ -16,8 +16,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from tasks.errors import InvalidRequest, UnknownDeletion
-from worker.http import cleanup, guard
-from worker.http.models import NewDeletions
+from worker.http import guard
+from worker.http.models import NewDeletions, no_body
 from worker.http.problems import HANDLERS
 from worker.http.server import allow_open_files, listen
 from worker.http.tokens import Token
@@ -68,7 +68,7 @@ def test_a_client_that_leaves_before_its_body_came_is_no_fault_of_ours():
         return {"type": "http.disconnect"}
 
     with pytest.raises(HTTPException) as refused:
-        asyncio.run(cleanup._no_body(Request({"type": "http"}, receive)))
+        asyncio.run(no_body(Request({"type": "http"}, receive)))
     assert refused.value.status_code == 400
 
 

@@ -4,14 +4,12 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 
 from tasks.cleanup import inventory, plans
 from tasks.cleanup.plans import Plan
 from tasks.cleanup.policies import read_policies
-from tasks.errors import InvalidRequest, UnknownPlan
+from tasks.errors import UnknownPlan
 from tasks.intake import Intake
 from tasks.ledger import holds
 from tasks.ledger.holds import Hold
@@ -19,24 +17,13 @@ from tasks.ledger.types import Act, Withdrawn
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.http.deletions import TheIntake
 from worker.http.guard import Admin, Enqueuer, Reader, check_account
-from worker.http.models import Line, Moment, Reason
+from worker.http.models import Line, Moment, Why, no_body
 from worker.http.problems import documented
 from worker.http.tokens import Token
 
-
-async def _no_body(request: Request) -> None:
-    """What these calls are given in a body would not count, and the defaults would in its place."""
-    try:
-        body = await request.body()
-    except ClientDisconnect:  # else it is logged as a bug
-        raise HTTPException(400, "the client left before its body came") from None
-    if body not in (b"", b"{}"):
-        raise InvalidRequest("this call takes no body: give all in the query, such as ?account=emea")
-
-
 router = APIRouter(
     prefix="/v1", tags=["cleanup"], responses=documented(401, 403, 422, 429, 503),
-    dependencies=[Depends(_no_body)],
+    dependencies=[Depends(no_body)],
 )  # fmt: skip
 
 
@@ -48,10 +35,8 @@ class Where(BaseModel):
     account: str = DEFAULT_ACCOUNT
 
 
-class WhereAndWhy(Where):
+class WhereAndWhy(Why, Where):
     """The account that has the finetune, and why this is done."""
-
-    reason: Line | None = Field(None, description="why; kept in the audit log")
 
 
 class Protection(WhereAndWhy):
@@ -68,8 +53,12 @@ class Holding(Where):
     until: Moment | None = Field(None, description="until it is released if it is not given")
 
 
-InAccount = Annotated[Where, Query()]
-Protect = Annotated[Protection, Query()]
+class Latest(BaseModel):
+    """How many plans."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: int = Field(50, ge=1, le=500)
 
 
 class Kept(BaseModel):
@@ -118,7 +107,9 @@ class AppliedPlan(BaseModel):
 
 
 @router.post("/finetunes/{finetune_id:path}/touch", operation_id="touchFinetune")
-def touch_finetune(finetune_id: str, intake: TheIntake, caller: Enqueuer, where: InAccount) -> Kept:
+def touch_finetune(
+    finetune_id: str, intake: TheIntake, caller: Enqueuer, where: Annotated[Where, Query()]
+) -> Kept:
     """Report that a finetune is used, now."""
     check_account(caller, where.account)
     withdrawn = inventory.touch(intake.ledger, where.account, [finetune_id])
@@ -126,7 +117,9 @@ def touch_finetune(finetune_id: str, intake: TheIntake, caller: Enqueuer, where:
 
 
 @router.post("/finetunes/{finetune_id:path}/protect", operation_id="protectFinetune")
-def protect_finetune(finetune_id: str, intake: TheIntake, caller: Admin, where: Protect) -> Kept:
+def protect_finetune(
+    finetune_id: str, intake: TheIntake, caller: Admin, where: Annotated[Protection, Query()]
+) -> Kept:
     """Keep a finetune from every cleanup."""
     check_account(caller, where.account)
     act = Act(caller.name, "http", where.reason)
@@ -164,16 +157,16 @@ def release_finetune(
 
 
 @router.get("/holds", operation_id="listHolds", response_model=Holds)
-def list_holds(intake: TheIntake, caller: Reader, where: InAccount) -> JSONResponse:
+def list_holds(intake: TheIntake, caller: Reader, where: Annotated[Where, Query()]) -> JSONResponse:
     """List what is held in an account, by name: since when, until when, who holds it and why."""
     check_account(caller, where.account)
     return JSONResponse({"holds": [one.to_json() for one in holds.holds(intake.ledger, where.account)]})
 
 
 @router.get("/plans", operation_id="listPlans", response_model=Plans)
-def list_plans(intake: TheIntake, caller: Reader, limit: Annotated[int, Query(ge=1, le=500)] = 50) -> JSONResponse:
+def list_plans(intake: TheIntake, caller: Reader, wanted: Annotated[Latest, Query()]) -> JSONResponse:
     """List the latest plans, newest first; those of accounts that the token may not see are left out."""
-    found = plans.list_plans(intake.ledger, limit=limit, accounts=caller.limited_to)
+    found = plans.list_plans(intake.ledger, limit=wanted.limit, accounts=caller.limited_to)
     return JSONResponse({"plans": [plan.summary() for plan in found]})
 
 
@@ -189,7 +182,7 @@ def get_plan(plan_id: str, intake: TheIntake, caller: Reader) -> JSONResponse:
     | {200: {"model": AppliedPlan, "description": "Nothing new: it was applied before"}},
 )  # fmt: skip
 def apply_plan(
-    plan_id: str, request: Request, intake: TheIntake, caller: Admin, reason: Reason = None
+    plan_id: str, request: Request, intake: TheIntake, caller: Admin, given: Annotated[Why, Query()]
 ) -> JSONResponse:
     """Ask for exactly the plan's deletions, each bound to what the plan saw. Repeating it is harmless.
 
@@ -198,7 +191,7 @@ def apply_plan(
     """
     plan, file = _visible(intake, plan_id, caller), request.app.state.settings.policy_file
     policies = read_policies(file) if file else None
-    applied = plans.apply_plan(intake.ledger, intake, plan, Act(caller.name, "http", reason), policies)
+    applied = plans.apply_plan(intake.ledger, intake, plan, Act(caller.name, "http", given.reason), policies)
     items = [one._asdict() | {"deletion": one.deletion.to_json() if one.deletion else None} for one in applied]
     return JSONResponse({"deletions": items}, 202 if any(one.created for one in applied) else 200)
 

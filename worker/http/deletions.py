@@ -23,7 +23,7 @@ from tasks.ledger.types import Act
 from tasks.records import Deletion, NewRequest, State
 from tasks.waiting import explained
 from worker.http.guard import Admin, Canceller, Enqueuer, Follower, Reader, check_account
-from worker.http.models import Answers, Listed, NewDeletions, Reason, Resolution, Wanted
+from worker.http.models import Answers, Listed, NewDeletions, Resolution, Wanted, Why, no_body
 from worker.http.problems import documented, problem
 from worker.http.quotas import Quotas
 from worker.http.tokens import Scope, Token
@@ -107,15 +107,18 @@ async def get_deletion(
     "/{deletion_id:path}/cancel", operation_id="cancelDeletion", response_model=Deletion,
     responses=documented(404, 409)
     | {202: {"model": Deletion, "description": "A call may be under way: an observation decides how it ends"}},
+    dependencies=[Depends(no_body)],
 )  # fmt: skip
-def cancel_deletion(deletion_id: str, intake: TheIntake, caller: Canceller, reason: Reason = None) -> JSONResponse:
+def cancel_deletion(
+    deletion_id: str, intake: TheIntake, caller: Canceller, given: Annotated[Why, Query()]
+) -> JSONResponse:
     """Withdraw one deletion: the token's own, with `admin` any; 409 if it had ended otherwise already.
 
     `reason` is kept on record.
     """
     _allowed(intake.ledger, deletion_id, caller, "admin")
     # The Celery result of a request by name is written by a worker's maintenance.
-    (answer,), _ = intake.ledger.cancel([deletion_id], Act(caller.name, "http", reason))
+    (answer,), _ = intake.ledger.cancel([deletion_id], Act(caller.name, "http", given.reason))
     deletion = queries.get(intake.ledger, deletion_id)
     if answer == "final" and deletion.state != State.CANCELLED:
         return problem(409, f"the deletion {deletion_id!r} had ended already: it is {deletion.state}")
@@ -124,7 +127,7 @@ def cancel_deletion(deletion_id: str, intake: TheIntake, caller: Canceller, reas
 
 @router.post(
     "/{deletion_id:path}/resolve", operation_id="resolveDeletion", response_model=Deletion,
-    responses=documented(404, 409),
+    responses=documented(404, 409), dependencies=[Depends(no_body)],
 )  # fmt: skip
 def resolve_deletion(
     deletion_id: str, intake: TheIntake, caller: Admin, given: Annotated[Resolution, Query()]
