@@ -71,7 +71,7 @@ def test_what_is_touched_or_protected_is_kept(boss, billing, env, api, stale, pl
         200,
         {"withdrawn": [ids[touched]], "under_way": [], "known": True},
     )
-    kept = boss.post(f"/v1/finetunes/{protected}/protect?until=2999-01-01")
+    kept = boss.post(f"/v1/finetunes/{protected}/protect?until=2035-01-01")
     assert (kept.status_code, kept.json()) == (
         200,
         {"withdrawn": [ids[protected]], "under_way": [], "known": True},
@@ -80,7 +80,7 @@ def test_what_is_touched_or_protected_is_kept(boss, billing, env, api, stale, pl
     assert states == ["cancelled", "cancelled", "scheduled"]
     # and the next plan keeps the protected one, until it is no longer.
     reasons = {item["finetune_id"]: item["reason"] for item in plan()["items"]}
-    assert reasons[protected].startswith("protected until 2999")
+    assert reasons[protected].startswith("protected until 2035")
     assert boss.post(f"/v1/finetunes/{protected}/unprotect").json() == {
         "withdrawn": [],
         "under_way": [],
