@@ -72,8 +72,8 @@ def send_each(
 ) -> None:  # fmt: skip
     """Send the requests of a list that are not on record as messages of their own; raises `LedgerUnavailable`.
 
-    Redis refused one of them, and what came after it was not written. Sent alone, only the refused one becomes a
-    dead letter. send: Celery's `send_task`.
+    For use after Redis refused one request of a list: those after it were not written. If each is sent as its own
+    message, only the refused one becomes a dead letter. send: Celery's `send_task`.
     """
     records = get_many(ledger, [request.id for request in requests])
     left = [request for request, record in zip(requests, records, strict=True) if record is None]

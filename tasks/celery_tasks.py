@@ -248,7 +248,7 @@ def _times(request: Any) -> tuple[str, str]:
 
 
 def _headers(eta: str, seen: str) -> dict[str, str | None]:
-    """The same of a message that is sent for one that is here."""
+    """The headers of a message that is sent in place of the current one."""
     return {ETA_HEADER: eta or None, dead_letters.SEEN_HEADER: seen or iso(datetime.now(UTC))}
 
 
@@ -264,7 +264,7 @@ def _raise_first(app: Celery, id_: str, conflicts: Sequence[IdConflict]) -> None
 
 
 def _as_json(app: Celery, value: Any) -> Any:
-    """What may hold times and the like, as Celery writes it: its reader makes the same of it again."""
+    """`value` as plain JSON data, in Celery's own encoding, so that times and the like survive."""
     return json.loads(app.backend.encode(value))
 
 

@@ -259,8 +259,7 @@ class _Run:
     def _mark(self, fresh_until: datetime) -> bool:
         """Whether the call may start; False if the observation is too old by Redis's clock. Or it raises."""
         self.marks += 1
-        progress = replace(self.progress(), attempt=self.marks, made=self.made)
-        verdict = self.ledger.mark(self.claim, progress, fresh_until)
+        verdict = self.ledger.mark(self.claim, self.progress(), self.marks, fresh_until)
         self.on_mark()
         self.watch.compare(verdict.now)
         if verdict.word == "go":

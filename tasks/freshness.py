@@ -36,7 +36,7 @@ class Watch:
 
     @contextmanager
     def observing(self) -> Iterator[None]:
-        """An observation is made inside; one that fails did not happen."""
+        """Time the observation made in this block. One that raises leaves the earlier times as they are."""
         began = self.now()
         yield
         self.observation_began, self.observation_ended = began, self.now()
@@ -47,7 +47,11 @@ class Watch:
         self.lag = max(self.lag, (redis_ms - self.claimed_at_ms) / 1000 - ours)
 
     def fresh_until(self, *, is_last: bool) -> datetime:
-        """Until when a delete may start. The last observation that is made may itself have taken its time."""
+        """Until when a delete may start.
+
+        is_last: it is the last observation allowed. Its time counts from its end, so that a slow API does not rule
+        out every delete.
+        """
         return (self.observation_ended if is_last else self.observation_began) + FRESH
 
     def since_claim(self) -> timedelta:

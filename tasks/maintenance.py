@@ -23,6 +23,7 @@ from tasks.api.client import BflReader
 from tasks.errors import LedgerRefused, LedgerUnavailable
 from tasks.ledger.audit import prune
 from tasks.ledger.queries import each
+from tasks.ledger.server import free_memory
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Act
 from tasks.verification import verify_round
@@ -93,7 +94,7 @@ class Maintenance:
 
     def watch_memory(self) -> None:
         """Take no new requests from the broker while Redis may be unable to keep them."""
-        free, least = self.ledger.free_memory()
+        free, least = free_memory(self.ledger.redis)
         was_full = self._is_full
         if free is None or free >= least * 1.5:
             self._is_full = False
@@ -121,7 +122,7 @@ class Maintenance:
     def _look_for_reports(self) -> None:
         """Let cleanups start that were due before a moment at which no report of use was in the broker.
 
-        A report that is seen takes this back: it may be about any of those that have not started yet. kombu takes
+        If a report is seen, none may start: it may be about any cleanup deletion that has not started yet. kombu takes
         a message from its queue and notes it in `unacked` a moment later, so one look can miss it. If two looks in
         a row see no report, the moment before the first of them counts.
         """
@@ -158,7 +159,7 @@ class Maintenance:
             self.write_results(due)
 
     def _prune_audit(self) -> None:
-        """Once a day; the users of Redis that secure-redis.md gives to workers may not, and then a person does."""
+        """Once a day. With the Redis users of secure-redis.md workers lack the right, and an operator does it."""
         if self.clock() < self._prune_audit_at:
             return
         self._prune_audit_at = self.clock() + _PRUNE_AUDIT_EVERY

@@ -14,6 +14,7 @@ from tasks.durations import iso
 from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, holds
 from tasks.ledger.queries import Stop, each, stopped_accounts, workers_seen
+from tasks.ledger.server import free_memory
 from tasks.records import DEFAULT_ACCOUNT, Deletion, State, from_ms
 from tasks.text import finetune_key
 
@@ -186,7 +187,7 @@ def _in_line(place: Place, around: Around) -> str:
 
 
 def _around(ledger: Ledger) -> Around:
-    free, least = ledger.free_memory()
+    free, least = free_memory(ledger.redis)
     return Around(
         from_ms(ledger.now_ms()), running_workers(ledger), stopped_accounts(ledger),
         free if free is not None and free < least else None,

@@ -27,10 +27,15 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+# Fixtures of a module that start processes or build something.
+SHARED = {"running_worker", "running", "told", "wheel"}
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items):
-    """Tests that share a worker process stay together; all others go to any process that is free."""
+    """Tests that share such a fixture stay together; all others go to any process that is free."""
     for item in items:
-        if "running_worker" in item.fixturenames:
+        if SHARED & set(item.fixturenames):
             item.add_marker(pytest.mark.xdist_group(item.module.__name__))
 
 
@@ -113,15 +118,15 @@ def claim_all(ledger, account="default", *, most=100):
     return list(itertools.islice(iter(lambda: claim(ledger, account), None), most))
 
 
-def progress(claimed, attempt=0, found=None, **given):
+def progress(claimed, made=0, found=None, **given):
     """What a claim has led to. found: fields of `Findings`; what is not given is as it was claimed."""
     known = {field.name: getattr(claimed, field.name) for field in fields(Findings)}
-    return Progress(attempt, Findings(**{**known, **(found or {})}), **given)
+    return Progress(made, Findings(**{**known, **(found or {})}), **given)
 
 
 def mark(ledger, claimed, attempt=1, *, made=0, **found):
     """The word of the ledger just before an attempt. made: the last attempt before it whose call was made."""
-    return ledger.mark(claimed, progress(claimed, attempt, found, made=made), LATER).word
+    return ledger.mark(claimed, progress(claimed, made, found), attempt, LATER).word
 
 
 def finish(ledger, claimed, result="deleted", *, attempt=0, found=None, lines=(), not_founds=0, **given):

@@ -28,10 +28,7 @@ redis.call('LPUSH', KEYS[1], ARGV[1]) redis.call('LTRIM', KEYS[1], 0, ARGV[2])""
 
 
 class DeadLetter(NamedTuple):
-    """One message: an id of its own, when it came, from which queue, why it could not be read.
-
-    And its text (cut).
-    """
+    """One message: its own id, when it came, from which queue, why it could not be read, and its text, cut."""
 
     id: str
     at: str

@@ -12,7 +12,7 @@ from tasks.text import finetune_key
 def progress_input(claim: Claim, progress: Progress) -> dict[str, Any]:
     """What `mark.lua` and `finish.lua` take of a claim and what it has led to so far."""
     return {
-        "id": claim.id, "token": claim.token, "attempt": progress.attempt or "", "made": progress.made or "",
+        "id": claim.id, "token": claim.token, "made": progress.made or "",
         "attempts": progress.lines, "counts": progress.counts,
         **{name: value or "" for name, value in vars(progress.findings).items()},
     }  # fmt: skip

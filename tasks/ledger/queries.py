@@ -57,9 +57,10 @@ class Page(NamedTuple):
 
 
 class Stop(NamedTuple):
-    """Why an account does not delete now: the reasons of a pause, a park, a cool-down; None if not so.
+    """Why an account does not delete now.
 
-    And when each began, who paused it (`janitor` if an alarm did), when the cool-down ends; None if not known.
+    paused, parked, cooling: the reason, None if the account is not stopped that way. The others: when each began,
+    who paused it (`janitor` if an alarm did), when the cool-down ends; None if not known.
     """
 
     paused: str | None
@@ -168,7 +169,7 @@ def stopped_accounts(ledger: Ledger) -> dict[str, Stop]:
 
 
 def workers_seen(ledger: Ledger) -> list[str]:
-    """The worker processes that dispatch has heard of lately."""
+    """The worker processes whose maintenance has reported lately, as their entries in the ledger."""
     found: Any = ledger.redis.zrangebyscore(ledger.keys.workers, ledger.now_ms(), "+inf")
     return list(found)
 

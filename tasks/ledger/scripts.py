@@ -66,13 +66,9 @@ class Scripts:
 
 @cache
 def script_text(name: str) -> str:
-    """A script as Redis gets it: the keys, the transitions, the parts that its first line asks for.
-
-    And its body.
-    """
+    """A script as Redis gets it: keys, transitions, the shared parts that its first line names, and its body."""
     body = (_LUA / f"{name}.lua").read_text(encoding="utf-8")
-    needs = re.match(r"-- needs: ([\w ]+)\n", body)
-    parts = ["base", *(needs[1].split() if needs else ())]
+    parts = ["base", *body.partition("\n")[0].removeprefix("-- needs: ").split()]
     shared = "".join((_LUA / f"lib_{part}.lua").read_text(encoding="utf-8") for part in parts)
     after_final = "".join(f"{state} = '{' '.join(TRANSITIONS[state])}', " for state in sorted(FINAL))
     used = set(re.findall(r"\bkey\.(\w+)", shared + body))  # making the functions costs time at each run

@@ -10,11 +10,11 @@ import redis
 from pydantic import TypeAdapter
 
 from tasks.errors import NotInReview, UnknownDeletion
+from tasks.ledger import server
 from tasks.ledger.inputs import act_input, finish_input, in_milliseconds, progress_input, request_input
 from tasks.ledger.keys import keys
 from tasks.ledger.redis_errors import Client
 from tasks.ledger.scripts import Scripts
-from tasks.ledger.server import check_room, check_schema, free_memory
 from tasks.ledger.types import (
     Accepted,
     Act,
@@ -65,7 +65,7 @@ class Ledger:
 
     def check_schema(self) -> None:
         """Raise `WrongLedger` if this ledger was written by a version that this one cannot work with."""
-        check_schema(self.redis, self.keys.schema)
+        server.check_schema(self.redis, self.keys.schema)
 
     def accept(
         self, requests: Sequence[NewRequest], *, wake: bool = True, act: Act | None = None
@@ -75,7 +75,7 @@ class Ledger:
         act: who retries these, or applies their plan, for the audit log; None for new requests, which it does not
         record. Raises `LedgerFull` before anything is written if too little memory is free.
         """
-        self.check_room()
+        server.check_room(self.redis)
         accepted: list[Accepted] = []
         woken: dict[str, None] = {}
         for part in _parts(requests):
@@ -94,12 +94,14 @@ class Ledger:
         """
         return _CLAIMED.validate_json(self._scripts.run("claim", account=account, token=token, begun=begun))
 
-    def mark(self, claim: Claim, progress: Progress, fresh_until: datetime) -> Verdict:
+    def mark(self, claim: Claim, progress: Progress, attempt: int, fresh_until: datetime) -> Verdict:
         """Just before a delete: renew the lease and note the attempt, or say why the call may not start.
 
-        fresh_until: how long the observation before it counts, on Redis's clock.
+        attempt: which mark of the claim this is. fresh_until: how long the observation before it counts, on
+        Redis's clock.
         """
-        found = self._json("mark", **progress_input(claim, progress), fresh_until=fresh_until)
+        given = progress_input(claim, progress)
+        found = self._json("mark", **given, attempt=attempt, fresh_until=fresh_until)
         return Verdict(
             found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]), found.get("why", "")
         )
@@ -203,10 +205,7 @@ class Ledger:
         return _MAINTAINED.validate_python(found)
 
     def housekeep(self, processes: Sequence[str], alive_for: timedelta, most: int = 100) -> tuple[list[str], int]:
-        """One round for all accounts: the requests whose Celery results are due.
-
-        And how many records were pruned.
-        """
+        """One round for all accounts: the ids whose Celery results are due, and how many records were pruned."""
         found = self._json("housekeep", processes=list(processes), alive_ms=alive_for, most=most)
         return list(found.get("due", ())), int(found["pruned"])
 
@@ -248,14 +247,6 @@ class Ledger:
             return False
         self.redis.hincrby(self.keys.deletion(id_), "callbacks_tried", 1)
         return True
-
-    def check_room(self) -> None:
-        """Raise `LedgerFull` if Redis may soon refuse to write, so that what is accepted can also be finished."""
-        check_room(self.redis)
-
-    def free_memory(self) -> tuple[int | None, int]:
-        """(bytes left, bytes that must stay free); None if Redis has no limit, or evicts instead of refusing."""
-        return free_memory(self.redis)
 
     def now_ms(self) -> int:
         """Redis's clock, in milliseconds since the epoch."""

@@ -94,7 +94,6 @@ class Claim:
     finetune_id: str
     now: int
     accepted: int = 0
-    created_at: int = 0
     asked_at: int = 0
     due_at: int = 0
     started_at: int = 0
@@ -169,7 +168,7 @@ class Finish:
     counted: bool = True
     last_try: bool = False
     pause: str | None = None
-    # Of siblings' attempts, if the deletion takes them over.
+    # Taken over from a sibling's attempt, if that one deleted the finetune.
     incarnation: str | None = None
     vantage: str | None = None
 
@@ -178,17 +177,15 @@ class Finish:
 class Progress:
     """What one claim has led to so far.
 
-    attempt: for a mark, which one of the claim it is; for a finish, the last one whose call was made (0: none).
-    made: for a mark, the last one before it whose call was made. lines, counts: attempts that are not in the
-    record yet, as JSON, and the statistics that go with them.
+    made: its last mark whose call was made (0: none). lines, counts: attempts that are not in the record yet, as
+    JSON, and the statistics that go with them.
     """
 
-    attempt: int
+    made: int
     findings: Findings
     lines: tuple[str, ...] = ()
     counts: Mapping[str, int] = field(default_factory=dict)
     not_founds: int = 0
-    made: int = 0
 
 
 class Finished(NamedTuple):

@@ -52,7 +52,7 @@ class TestMark:
         accept(ledger, asking())
         claimed = claim(ledger)
         ledger.account("default", action, reason="test", ms=5_000, most_ms=60_000, probe_ms=5_000)
-        verdict = ledger.mark(claimed, progress(claimed, 1), LATER)
+        verdict = ledger.mark(claimed, progress(claimed), 1, LATER)
         assert verdict.word == word
         assert verdict.wait == (timedelta(seconds=5) if word == "cooling" else timedelta(0))
 
@@ -68,9 +68,9 @@ class TestMark:
         accept(ledger, asking(id="r1"))
         claimed = claim(ledger)
         noted = ledger.redis.hgetall(ledger.keys.deletion("r1"))
-        found = progress(claimed, 1, {"incarnation": '{"settings":{"mode":"style"}}'}, lines=(ATTEMPT,))
+        found = progress(claimed, 0, {"incarnation": '{"settings":{"mode":"style"}}'}, lines=(ATTEMPT,))
         # when it marks, then nothing is kept of what it observed, and no call is noted.
-        verdict = clocked.after(seconds=3).mark(claimed, found, NOW + timedelta(seconds=2))
+        verdict = clocked.after(seconds=3).mark(claimed, found, 1, NOW + timedelta(seconds=2))
         assert (verdict.word, verdict.now) == ("stale", clocked.at_ms)
         assert ledger.redis.hgetall(ledger.keys.deletion("r1")) == noted
 
@@ -84,9 +84,9 @@ class TestMark:
     def test_sent_twice_it_keeps_its_number(self, ledger):
         accept(ledger, asking(id="r1"))
         claimed = claim(ledger)
-        sent = progress(claimed, 1, lines=(ATTEMPT,))
+        sent = progress(claimed, lines=(ATTEMPT,))
         before = ledger.redis.get(ledger.keys.sequence)
-        assert [ledger.mark(claimed, sent, LATER).word for _ in range(2)] == ["go", "go"]
+        assert [ledger.mark(claimed, sent, 1, LATER).word for _ in range(2)] == ["go", "go"]
         assert int(ledger.redis.get(ledger.keys.sequence)) == int(before) + 1
         assert len(get(ledger, "r1").attempts) == 1, "nor is an earlier attempt noted twice"
 
@@ -246,7 +246,7 @@ class TestLateFinish:
         assert finish(ledger, first, "back", attempt=1, lines=(ATTEMPT,)) == "late"
         # nor does a finish that tells what a mark has told, whose answer was lost.
         claimed = claim_and_mark(ledger)
-        ledger.mark(claimed, progress(claimed, 2, made=1, lines=(THIRD_ATTEMPT,)), LATER)
+        ledger.mark(claimed, progress(claimed, 1, lines=(THIRD_ATTEMPT,)), 2, LATER)
         finish(ledger, claimed, "back", attempt=1, lines=(THIRD_ATTEMPT,))
         assert len(get(ledger, "r1").attempts) == 3
 

@@ -6,6 +6,7 @@ import pytest
 import redis
 
 from tasks.errors import LedgerFull, LedgerRefused, LedgerUnavailable, WrongLedger
+from tasks.ledger import server
 from tasks.ledger.queries import Filter, get, known_accounts, list_deletions, stopped_accounts
 from tasks.ledger.store import Ledger
 from tasks.ledger.types import Finish
@@ -99,7 +100,7 @@ class TestFullRedis:
 
     def test_the_script_itself_writes_nothing_of_a_request_that_redis_refuses(self, full, monkeypatch):
         # Given memory that was used up between the check and the script.
-        monkeypatch.setattr(full, "check_room", lambda: None)
+        monkeypatch.setattr(server, "check_room", lambda _: None)
         before = full.redis.dbsize()
         with pytest.raises(LedgerUnavailable, match="Redis is full"):
             accept(full, asking(id="new"))
@@ -110,7 +111,7 @@ class TestFullRedis:
         ledger.redis.config_set("maxmemory-policy", policy)
         ledger.redis.config_set("maxmemory", limit)
         try:
-            assert ledger.free_memory() == (None, 0)
+            assert server.free_memory(ledger.redis) == (None, 0)
         finally:
             ledger.redis.config_set("maxmemory-policy", "noeviction")
             ledger.redis.config_set("maxmemory", 0)
@@ -119,7 +120,7 @@ class TestFullRedis:
     def test_a_tenth_or_sixteen_mebibytes_stay_free(self, ledger, limit, least):
         ledger.redis.config_set("maxmemory", limit)
         try:
-            free, kept = ledger.free_memory()
+            free, kept = server.free_memory(ledger.redis)
             assert (kept, 0 < free < limit) == (least, True)
         finally:
             ledger.redis.config_set("maxmemory", 0)

@@ -123,14 +123,14 @@ class FakeLedger:
         self.ahead = ahead
         self.fails = fails
         self.clock = Clock()
-        self.marks: list[Progress] = []
+        self.marks: list[tuple[int, Progress]] = []
         self.actions: list[tuple[str, dict[str, Any]]] = []
 
     def now_ms(self) -> int:
         return NOW_MS + round((self.clock.seconds - 1000 + self.ahead) * 1000)
 
-    def mark(self, claim: Claim, progress: Progress, fresh_until: datetime) -> Verdict:
-        self.marks.append(progress)
+    def mark(self, claim: Claim, progress: Progress, attempt: int, fresh_until: datetime) -> Verdict:
+        self.marks.append((attempt, progress))
         if self.fails:
             raise self.fails
         self.clock.seconds += self.slow
@@ -195,7 +195,7 @@ def claimed(
     usual: dict[str, Any] = {
         "kind": "delete", "id": "deletion-1", "token": "runner:1", "lane": "single", "account": "default",
         "finetune_id": OURS, "now": NOW_MS, "accepted": 10, "asked_at": to_ms(NOW - asked_ago),
-        "created_at": to_ms(NOW - asked_ago), "due_at": to_ms(NOW - due_ago),
+        "due_at": to_ms(NOW - due_ago),
     }  # fmt: skip
     if fields.get("incarnation"):
         usual |= {"vantage": HERE, "observed_at": NOW_MS - 60_000}

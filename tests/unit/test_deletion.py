@@ -174,7 +174,7 @@ class TestWords:
 
     def test_each_attempt_is_noted_with_what_was_answered(self):
         case = Case([RESET, DONE]).carried_out()
-        (first,) = (json.loads(line) for line in case.ledger.marks[1].lines)
+        (first,) = (json.loads(line) for line in case.ledger.marks[1][1].lines)
         (second,) = case.attempts
         assert (first["error"], first["sent"], first["vantage"]) == ("Unclear", True, HERE)
         assert (second["error"], second["http_status"]) == (None, 200)
@@ -189,14 +189,14 @@ class TestWords:
         assert case.api.unique_ids == ["a1b2"]
 
     def test_what_was_observed_is_kept_before_the_call(self):
-        (mark,) = Case([DONE]).carried_out().ledger.marks
-        assert (mark.attempt, mark.findings.incarnation, mark.findings.vantage) == (1, SEEN, HERE)
+        ((attempt, mark),) = Case([DONE]).carried_out().ledger.marks
+        assert (attempt, mark.findings.incarnation, mark.findings.vantage) == (1, SEEN, HERE)
         assert mark.findings.observed_at == NOW_MS
 
     def test_an_unclear_answer_is_kept_before_the_next_call(self):
         case = Case([(2, RESET), DONE], [THERE]).carried_out()
         assert case.result == ("deleted/response", 2)
-        assert [mark.findings.unclear_at for mark in case.ledger.marks] == [0, NOW_MS + 2_000]
+        assert [mark.findings.unclear_at for _, mark in case.ledger.marks] == [0, NOW_MS + 2_000]
 
     def test_a_wrongly_deleted_finetune_pauses_its_account(self):
         case = Case([WRONG]).carried_out()
@@ -285,12 +285,12 @@ class TestMark:
     def test_a_refused_mark_says_nothing_of_the_attempt_before_it(self):
         case = Case([RESET], ledger=FakeLedger("go", "paused")).carried_out()
         assert (case.result, case.progress.findings.unclear_at) == (("back", 1), NOW_MS)
-        assert [(one.attempt, one.made) for one in case.ledger.marks] == [(1, 0), (2, 1)]
-        assert case.progress.attempt == 1, "the last one whose call was made"
+        assert [(attempt, one.made) for attempt, one in case.ledger.marks] == [(1, 0), (2, 1)]
+        assert case.progress.made == 1, "the last one whose call was made"
 
     def test_a_mark_whose_call_was_not_made_is_no_attempt(self):
         case = Case([], [THERE], stops_after=1).carried_out()
-        assert (len(case.ledger.marks), case.progress.attempt) == (1, 0)
+        assert (len(case.ledger.marks), case.progress.made) == (1, 0)
 
     def test_the_runner_is_told_of_each(self):
         told: list[int] = []

@@ -11,6 +11,7 @@ from structlog.testing import capture_logs
 
 from tasks.api import errors
 from tasks.errors import LedgerRefused, LedgerUnavailable
+from tasks.ledger.server import free_memory
 from tasks.ledger.types import Maintained, Terms
 from tasks.maintenance import Maintenance
 from tests.conftest import accept, asking, claim
@@ -342,11 +343,13 @@ MIB = 1 << 20
         ([15 * MIB, 20 * MIB, 24 * MIB - 1, 24 * MIB, 17 * MIB], [False, False, False, True, True]),
     ],
 )
-def test_with_little_memory_left_no_requests_are_taken_until_there_is_half_as_much_again(ledger, free, allowed):
+def test_with_little_memory_left_no_requests_are_taken_until_there_is_half_as_much_again(
+    ledger, free, allowed, monkeypatch
+):
     made, _, _, told = maintenance(ledger)
     with capture_logs() as logs:
         for one in free:
-            ledger.free_memory = lambda one=one: (one, 16 * MIB)
+            monkeypatch.setattr("tasks.maintenance.free_memory", lambda _, one=one: (one, 16 * MIB))
             made.watch_memory()
     assert told == allowed
     changes = sum(before != after for before, after in zip([True, *allowed], allowed, strict=False))
@@ -389,14 +392,13 @@ def test_one_account_that_fails_stops_nothing_else_and_is_logged_once(ledger):
     assert woken == ["default"]
 
 
-def test_an_outage_of_redis_is_logged_once_and_once_when_it_is_over(ledger):
+def test_an_outage_of_redis_is_logged_once_and_once_when_it_is_over(ledger, monkeypatch):
     made, *_ = maintenance(ledger, every=timedelta(0))
-    usual = ledger.free_memory
 
-    def away():
+    def away(_):
         raise LedgerUnavailable("as the test says")
 
     def outage(n):
-        ledger.free_memory = away if 1 <= n < 4 else usual
+        monkeypatch.setattr("tasks.maintenance.free_memory", away if 1 <= n < 4 else free_memory)
 
     assert rounds(made, 6, outage) == ["maintenance.waits", "maintenance.goes_on"]

@@ -8,6 +8,7 @@ from tasks.durations import format_duration
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import MOST_KEPT, list_dead_letters
 from tasks.ledger.queries import Filter, list_deletions, stopped_accounts
+from tasks.ledger.server import free_memory
 from tasks.ledger.statistics import Statistics
 from tasks.records import State, from_ms
 from tasks.text import in_command
@@ -56,7 +57,7 @@ def _clock(ledger: Ledger) -> Finding:
 
 
 def _room(ledger: Ledger) -> Iterator[Finding]:
-    free, least = ledger.free_memory()
+    free, least = free_memory(ledger.redis)
     if free is not None and free < least:
         fact = f"Redis is full ({max(free, 0) >> 10} KiB are left) and nothing new is accepted"
         yield Finding("full", "error", f"{fact}: give it more memory (maxmemory)")

@@ -40,7 +40,7 @@ local function create(r)
   call('ZADD', key.names(d.account), 0, string.format('%s\n%015.0f\n%s', d.name, now, d.id))
   enter(d, due)
   if d.unclear_at then
-    hold(d)
+    hold_if_unsettled(d)
     remember_try(d, 'unclear')
   end
   if not d.incarnation then call('ZADD', key.first(d.account), now + input.first_after_ms, d.id) end

@@ -55,8 +55,8 @@ local function start(d, kind, lane)
   call('HSET', key.account(name), 'served:' .. lane, call('HINCRBY', key.account(name), 'served', 1))
   local claim = {kind = kind, id = d.id, token = token, lane = lane, now = now, started_at = call('HGET', key.account(name), 'started_at') or nil}
   for _, field in ipairs({
-    'finetune_id', 'name', 'account', 'accepted', 'created_at', 'asked_at', 'due_at', 'unclear_at', 'cancel_requested_at',
-    'incarnation', 'observed_at', 'vantage', 'born_after', 'backoffs', 'last_try', 'not_founds', 'cleanup', 'mark',
+    'finetune_id', 'account', 'accepted', 'asked_at', 'due_at', 'unclear_at', 'cancel_requested_at',
+    'incarnation', 'observed_at', 'vantage', 'born_after', 'backoffs', 'last_try', 'not_founds', 'cleanup',
   }) do claim[field] = d[field] end
   claim.tries = tries_of_siblings(d)
   return claim

@@ -1,14 +1,14 @@
 -- needs: record order siblings finish account audit
 -- Write what came of a claim.
--- Input: {id, token, attempt, result, status, message, timestamp, evidence, deleted_by, incarnation, observed_at, vantage, unclear_at, born_after,
+-- Input: {id, token, made, result, status, message, timestamp, evidence, deleted_by, incarnation, observed_at, vantage, unclear_at, born_after,
 --   last_try, not_founds, attempts, counts, delay_ms, counted, pause, result_within_ms, first_after_ms}.
 --   result: a final state, `back` (wait and try again) or `observed` (a first observation was made, or failed: then with delay_ms).
---   attempt: which mark of this claim was the last whose call was made, '' if none was.
+--   made: which mark of this claim was the last whose call was made, '' if none was.
 -- Answer: {word, due}. word: done | late (it is no longer ours; what is certain was noted) | gone. due: whether the Celery result of
 --   this request is to be written now.
 -- Written twice, it recognises itself by its token.
 
-local attempt = input.token .. '/' .. input.attempt
+local attempt = input.token .. '/' .. input.made
 
 local function raise_alarm(d)
   if not given(input.pause) or call('HGET', key.paused(), d.account) == input.pause then return end
@@ -72,7 +72,7 @@ call('DEL', key.memo(input.token))
 raise_alarm(d)
 add_attempts(d, input.attempts, input.counts)
 -- A failover may have rolled the mark back: then siblings are told nothing.
-if given(input.attempt) and not note_made(d, attempt) then set(d, {made = '', made_of = ''}) end
+if given(input.made) and not note_made(d, attempt) then set(d, {made = '', made_of = ''}) end
 set(d, {
   finished_token = input.token, calling = '', incarnation = input.incarnation, observed_at = input.observed_at,
   vantage = input.vantage, unclear_at = input.unclear_at, born_after = input.born_after, not_founds = input.not_founds, last_try = given(input.last_try) or d.last_try,

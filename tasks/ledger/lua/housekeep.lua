@@ -22,14 +22,14 @@ local function prune(id)
 end
 
 -- A review stays until a person has looked at it.
-local function is_open(id)
+local function needs_person(id)
   local state, resolved_at, retried_by = unpack(redis.pcall('HMGET', key.deletion(id), 'state', 'resolved_at', 'retried_by'))
   return state == 'review' and not given(resolved_at) and not given(retried_by)
 end
 
 local pruned = 0
 for _, id in ipairs(call('ZRANGEBYSCORE', key.finished(), '-inf', now - input.retention_ms, 'LIMIT', 0, input.most)) do
-  if is_open(id) then call('ZADD', key.finished(), now - input.retention_ms + DAY, id)
+  if needs_person(id) then call('ZADD', key.finished(), now - input.retention_ms + DAY, id)
   else prune(id) pruned = pruned + 1 end
 end
 local due = call('ZRANGEBYSCORE', key.results(), '-inf', now, 'LIMIT', 0, input.most)

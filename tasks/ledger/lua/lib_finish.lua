@@ -19,7 +19,7 @@ local function finish(d, outcome)
     status = outcome.status, message = outcome.message, timestamp = outcome.timestamp, evidence = evidence or '',
     deleted_by = outcome.deleted_by, finished_at = was_final and d.finished_at or now, calling = '', next_try_at = '',
   })
-  -- Back in review, it needs a person once more; what one found out before is in the audit log.
+  -- It is in review again and needs a person again. An earlier resolution is kept in the audit log only.
   if was_final and outcome.state == 'review' then set(d, {resolved_at = '', resolved_by = '', resolution = ''}) end
   if was_deleted and outcome.state == 'review' then remember_try(d, nil) end
   if outcome.state == 'deleted' or outcome.state == 'not_found' then end_incarnation(d) end
@@ -36,7 +36,7 @@ local function finish(d, outcome)
     call('ZREM', key.blocked(d.account), d.name)
     return
   end
-  hold(d)
+  hold_if_unsettled(d)
   let_sibling_try(d)
 end
 
@@ -61,7 +61,7 @@ end
 
 -- Wait until `at`, and let the next sibling try. observe_at: when it is to be observed first; nil if it is not.
 local function go_back(d, at, observe_at, changes)
-  hold(d)
+  hold_if_unsettled(d)
   if observe_at then call('ZADD', key.first(d.account), observe_at, d.id) end
   await(d, at, changes)
   let_sibling_try(d)

@@ -39,7 +39,7 @@ end
 
 -- Hold the finetune while an attempt of `d` is not settled, or let it go: to another one that is not settled, if there is one. (A retry
 -- of an unclear deletion can be the second.)
-local function hold(d)
+local function hold_if_unsettled(d)
   local finetune = key.finetune(d.account, d.name)
   if d.unclear_at and not is_final(d.state) then
     call('HSET', finetune, 'held', d.id)

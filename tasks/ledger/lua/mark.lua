@@ -9,17 +9,21 @@
 -- taken back by the next mark or by the finish. The attempt takes its number from the counter that orders siblings;
 -- sent twice, it keeps the number.
 
+local function answer(word, wait_ms, why)
+  return cjson.encode({word = word, wait_ms = wait_ms or 0, now = now, why = why})
+end
+
 local d = read(input.id)
-if not d or d.state ~= 'running' or d.token ~= input.token then return cjson.encode({word = 'lost', wait_ms = 0, now = now}) end
-if d.cancel_requested_at then return cjson.encode({word = 'cancelled', wait_ms = 0, now = now}) end
+if not d or d.state ~= 'running' or d.token ~= input.token then return answer('lost') end
+if d.cancel_requested_at then return answer('cancelled') end
 local hold = hold_of(d)
-if hold then return cjson.encode({word = 'held', wait_ms = 0, now = now, why = hold.message}) end
+if hold then return answer('held', 0, hold.message) end
 local why, wait_ms = stopped(account_of(d.account))
-if why then return cjson.encode({word = why, wait_ms = wait_ms, now = now}) end
+if why then return answer(why, wait_ms) end
 
 local mark_of = input.token .. '/' .. input.attempt
 -- Sent twice, it was in time.
-if now > input.fresh_until and d.mark_of ~= mark_of then return cjson.encode({word = 'stale', wait_ms = 0, now = now}) end
+if now > input.fresh_until and d.mark_of ~= mark_of then return answer('stale') end
 call('ZADD', key.leases(d.account, d.running_lane), now + input.lease_ms, d.id)
 if d.mark_of ~= mark_of then
   if given(input.made) then note_made(d, input.token .. '/' .. input.made) end
@@ -30,4 +34,4 @@ set(d, {
   calling = now, incarnation = input.incarnation, observed_at = input.observed_at, vantage = input.vantage,
   unclear_at = input.unclear_at, born_after = input.born_after,
 })
-return cjson.encode({word = 'go', wait_ms = 0, now = now})
+return answer('go')
