@@ -122,9 +122,9 @@ class Maintenance:
     def _look_for_reports(self) -> None:
         """Let cleanups start that were due before a moment at which no report of use was in the broker.
 
-        If a report is seen, none may start: it may be about any cleanup deletion that has not started yet. kombu takes
-        a message from its queue and notes it in `unacked` a moment later, so one look can miss it. If two looks in
-        a row see no report, the moment before the first of them counts.
+        If a report is seen, none may start: it may be about any cleanup deletion that has not started yet. kombu
+        takes a message from its queue and notes it in `unacked` a moment later, so one look can miss it. If two
+        looks in a row see no report, the moment before the first of them counts.
         """
         keys = [self.ledger.keys.queue(account, "cleanup") for account in self.readers]
         if not any(each(self.ledger, keys, lambda pipe, key: pipe.zcard(key))):

@@ -150,7 +150,10 @@ def _open_reviews(ledger: Ledger, name: str) -> int:
 
 
 def _from_zero(names: Iterable[str], stats: Mapping[str, str], kind: str) -> dict[str, int]:
-    """The counts of a kind. Names known before their first event begin at 0: Prometheus sees no increase when a counter appears with its first value."""
+    """The counts of a kind. Names known before their first event begin at 0.
+
+    Prometheus sees no increase when a counter appears with its first value.
+    """
     return dict.fromkeys(map(str, names), 0) | {name: count for name, _, count in _counts(stats, kind)}
 
 

@@ -6,15 +6,18 @@ import pickle
 import threading
 import uuid
 from datetime import UTC, datetime, timedelta
-from functools import partial
 
 import pytest
 import redis
 
 from tasks.durations import iso
+from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
-from tests.processes import KEY, environment, janitor, producer, records, until, worker
+from tasks.ledger.keys import keys
+from tasks.ledger.queries import stopped_accounts
+from tests.processes import KEY, environment, janitor, janitor_here, producer, records, until, worker
 from worker.local import embedded
+from worker.redis_url import connect
 from worker.sandbox.api import Sandbox
 
 
@@ -34,43 +37,46 @@ def deletes_after(api, moment):
     return [call for call in api.deletes() if datetime.fromisoformat(call["at"]) > moment]
 
 
-@pytest.mark.parametrize("account", [None, "default"])
-def test_a_pause_stops_all_deleting_within_2_seconds_and_resume_goes_on(env, api, tmp_path, account):
-    option = ["--account", account] if account else []
-    names = [f"ft-{n}" for n in range(300)]
-    for name in names:
-        api.create(name)
+def test_a_pause_stops_all_deleting_within_2_seconds_and_resume_goes_on(env, api, tmp_path):
     with worker(env, tmp_path / "one"), worker(env, tmp_path / "two"):
-        janitor(env, "delete", *names, "--json")
-        until(lambda: len(api.deletes()) > 20, seconds=60, what="the first deletes")
-        paused = janitor(env, "pause", "--reason", "a complaint", *option)
-        stopped_by = datetime.now(UTC) + timedelta(seconds=2)
-        assert (paused.returncode, f"paused: {account or 'all accounts'}" in paused.stderr) == (0, True)
-        threading.Event().wait(3)
-        assert deletes_after(api, stopped_by) == []
-        assert api.finetunes(), "the pause came too late to show anything"
-        # What waits is not rewritten, requests are accepted, doctor says what is going on.
-        doctor = janitor(env, "doctor")
-        assert (doctor.returncode, "a complaint): ask " in doctor.stdout) == (0, True)
-        api.create("late")
-        (late,) = records(janitor(env, "delete", "late", "--json"))
-        assert late["state"] == "queued"
-        resumed = janitor(env, "resume", *option)
-        assert (resumed.returncode, "still paused" in resumed.stderr) == (0, False)
-        until(lambda: not api.finetunes(), seconds=40, what="the end of all deletions")
-        done = janitor(env, "wait", late["id"], "--timeout", "20", "--json")
-        assert records(done)[0]["state"] == "deleted"
-    assert len(api.deletes()) == 301, "each finetune was deleted once"
+        for name, option in (("all accounts", []), ("default", ["--account", "default"])):
+            # Given two workers in the midst of many deletions
+            names = [f"{name[:3]}-{n}" for n in range(150)]
+            for finetune in names:
+                api.create(finetune)
+            before = len(api.deletes())
+            janitor_here(env, "delete", *names, "--json")
+            until(lambda before=before: len(api.deletes()) > before + 20, seconds=60, what="the first deletes")
+            # When all is paused, or this account, then none is deleted two seconds later;
+            paused = janitor_here(env, "pause", "--reason", "a complaint", *option)
+            stopped_by = datetime.now(UTC) + timedelta(seconds=2)
+            assert (paused.returncode, f"paused: {name}" in paused.stderr) == (0, True)
+            threading.Event().wait(3)  # the time to delete nevertheless
+            assert deletes_after(api, stopped_by) == []
+            assert api.finetunes(), "the pause came too late to show anything"
+            # what waits is not rewritten, requests are accepted, doctor says what is going on.
+            doctor = janitor_here(env, "doctor")
+            assert (doctor.returncode, "a complaint): ask " in doctor.stdout) == (0, True)
+            api.create("late")
+            (late,) = records(janitor_here(env, "delete", "late", "--json"))
+            assert late["state"] == "queued"
+            # When it is resumed, then it goes on.
+            resumed = janitor_here(env, "resume", *option)
+            assert (resumed.returncode, "still paused" in resumed.stderr) == (0, False)
+            until(lambda: not api.finetunes(), seconds=40, what="the end of all deletions")
+            done = janitor_here(env, "wait", late["id"], "--timeout", "20", "--json")
+            assert records(done)[0]["state"] == "deleted"
+    assert len(api.deletes()) == 302, "each finetune was deleted once"
     assert max(call["at_once"] for call in api.journal()) <= 8
 
 
 def test_what_is_paused_by_name_stays_so_until_it_is_resumed_by_name(env, tmp_path):
-    janitor(env, "pause", "--account", "default")
-    janitor(env, "pause")
-    whole = janitor(env, "resume")
+    janitor_here(env, "pause", "--account", "default")
+    janitor_here(env, "pause")
+    whole = janitor_here(env, "resume")
     assert "still paused (by request): `janitor resume --account default` goes on" in whole.stderr
-    assert "still paused" not in janitor(env, "resume", "--account", "default").stderr
-    assert janitor(env, "pause", "--account", "nobody").returncode == 2
+    assert "still paused" not in janitor_here(env, "resume", "--account", "default").stderr
+    assert janitor_here(env, "pause", "--account", "nobody").returncode == 2
 
 
 def test_a_parked_account_goes_on_by_itself_once_its_key_works(env, api, tmp_path):
@@ -78,17 +84,18 @@ def test_a_parked_account_goes_on_by_itself_once_its_key_works(env, api, tmp_pat
     api.keys.clear()
     api.create("ft")
     with worker(env, tmp_path / "log"):
-        (asked,) = records(janitor(env, "delete", "ft", "--json"))
-        until(lambda: "parked" in janitor(env, "doctor").stdout, seconds=60, what="the park")
-        doctor = janitor(env, "doctor")
+        (asked,) = records(janitor_here(env, "delete", "ft", "--json"))
+        ledger = Ledger(connect(env["REDIS_URL"]))
+        until(lambda: "default" in stopped_accounts(ledger), seconds=60, what="the park")
+        doctor = janitor_here(env, "doctor")
         assert (doctor.returncode, "the API refuses its key" in doctor.stdout) == (1, True)
         calls = len(api.journal())
         api.keys.add(KEY)
-        done = janitor(env, "wait", asked["id"], "--timeout", "45", "--json")
+        done = janitor_here(env, "wait", asked["id"], "--timeout", "45", "--json")
         (record,) = records(done)
     assert (record["state"], len(record["attempts"])) == ("deleted", 1)
     assert calls <= 6, "a parked account is asked rarely"
-    assert "parked" not in janitor(env, "doctor").stdout
+    assert "parked" not in janitor_here(env, "doctor").stdout
 
 
 HEADERS = {"task": "finetunes.delete", "id": "broken", "lang": "py", "root_id": "broken", "parent_id": None}
@@ -142,14 +149,14 @@ def dead_letters(store, number):
 def test_what_cannot_be_read_is_a_dead_letter_and_the_next_deletion_runs(env, api, tmp_path):
     store = redis.Redis.from_url(env["REDIS_URL"])
     app = producer(env["REDIS_URL"])
+    api.create("ft")
     with worker(env, tmp_path / "log") as child:
-        for n, (what, raw) in enumerate(CORPUS.items()):
+        for raw in CORPUS.values():
             store.lpush("deletions", raw)
-            api.create(f"ft-{n}")
-            record = app.send_task("finetunes.delete", [f"ft-{n}"], queue="deletions").get(timeout=60)
-            assert record["state"] == "deleted", what
-            until(partial(dead_letters, store, n + 1), seconds=60, what=f"the dead letter of {what}")
-            assert child.process.poll() is None, what
+        until(lambda: dead_letters(store, len(CORPUS)), seconds=60, what="a dead letter of each")
+        record = app.send_task("finetunes.delete", ["ft"], queue="deletions").get(timeout=60)
+        assert record["state"] == "deleted"
+        assert child.process.poll() is None
         # Broadcasts for remote control can be garbage too.
         for garbage in ("[]", "7", "{}", '{"properties": 7}', "{{"):
             store.publish("/0.celery.pidbox", garbage)
@@ -167,15 +174,15 @@ def test_a_dead_letter_is_sent_again_and_checked_again(env, api, tmp_path):
     keep(store, "deletions", "not known here", store.rpop("deletions"))
     keep(store, "deletions", "not JSON", "x")
     keep(store, "elsewhere", "not ours", "x")
-    elsewhere, bad, good = (one["id"] for one in records(janitor(env, "dead-letters", "list", "--json")))
+    elsewhere, bad, good = (one["id"] for one in records(janitor_here(env, "dead-letters", "list", "--json")))
     # When they are sent again
-    refused = janitor(env, "dead-letters", "requeue", good, elsewhere)
+    refused = janitor_here(env, "dead-letters", "requeue", good, elsewhere)
     assert (refused.returncode, "'elsewhere' is not the janitor's" in refused.stderr) == (2, True)
-    assert janitor(env, "dead-letters", "requeue", good, bad, "nothing").returncode == 1
+    assert janitor_here(env, "dead-letters", "requeue", good, bad, "nothing").returncode == 1
     # Then a worker carries out the good one, and puts the bad one aside again.
     with worker(env, tmp_path / "log"):
         assert result.get(timeout=60)["state"] == "deleted"
-        until(partial(dead_letters, store, 2), seconds=60, what="the bad one is back")
+        until(lambda: dead_letters(store, 2), seconds=60, what="the bad one is back")
 
 
 def test_a_dead_letter_does_not_delete_the_finetune_that_has_the_name_today(env, api, tmp_path):
@@ -187,7 +194,7 @@ def test_a_dead_letter_does_not_delete_the_finetune_that_has_the_name_today(env,
     letter = {"id": "l1", "at": iso(now - timedelta(hours=1)), "queue": "deletions", "reason": "not known here"}
     store.lpush("janitor:2:dead-letters", json.dumps({**letter, "text": store.rpop("deletions")}))
     # When it is sent again
-    assert janitor(env, "dead-letters", "requeue", "l1").returncode == 0
+    assert janitor_here(env, "dead-letters", "requeue", "l1").returncode == 0
     # Then the new finetune is not what was meant.
     with worker(env, tmp_path / "log"):
         error = result.get(timeout=60, propagate=False)
@@ -200,18 +207,18 @@ def test_dead_letters_are_counted_listed_shown_and_dropped(env, tmp_path):
         store.lpush("deletions", text)
     with worker(env, tmp_path / "log"):
         until(lambda: dead_letters(store, 2), seconds=60, what="two dead letters")
-    assert "`janitor dead-letters list`" in janitor(env, "doctor").stdout
-    second, first = records(janitor(env, "dead-letters", "list", "--json"))
+    assert "`janitor dead-letters list`" in janitor_here(env, "doctor").stdout
+    second, first = records(janitor_here(env, "dead-letters", "list", "--json"))
     assert (first["text"], second["text"], first["queue"]) == ("first thing", "second thing", "deletions")
-    assert first["id"] in janitor(env, "dead-letters", "list").stdout
-    assert "first thing" in janitor(env, "dead-letters", "show", first["id"]).stdout
-    dropped = janitor(env, "dead-letters", "drop", first["id"], "nothing")
+    assert first["id"] in janitor_here(env, "dead-letters", "list").stdout
+    assert "first thing" in janitor_here(env, "dead-letters", "show", first["id"]).stdout
+    dropped = janitor_here(env, "dead-letters", "drop", first["id"], "nothing")
     assert (dropped.returncode, "nothing: no dead letter has this id" in dropped.stderr) == (1, True)
-    assert [left["id"] for left in records(janitor(env, "dead-letters", "list", "--json"))] == [second["id"]]
-    assert janitor(env, "dead-letters", "drop", "--all").returncode == 0
-    assert janitor(env, "dead-letters", "list").stderr == "there are no dead letters\n"
-    assert janitor(env, "dead-letters", "show", first["id"]).returncode == 1
-    assert janitor(env, "dead-letters", "drop").returncode == 2
+    assert [left["id"] for left in records(janitor_here(env, "dead-letters", "list", "--json"))] == [second["id"]]
+    assert janitor_here(env, "dead-letters", "drop", "--all").returncode == 0
+    assert janitor_here(env, "dead-letters", "list").stderr == "there are no dead letters\n"
+    assert janitor_here(env, "dead-letters", "show", first["id"]).returncode == 1
+    assert janitor_here(env, "dead-letters", "drop").returncode == 2
 
 
 UNFIT = [
@@ -232,7 +239,7 @@ def test_a_redis_that_may_lose_records_is_warned_of_and_refused_if_strict(env, t
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"Error: JANITOR_STRICT is set, and {words}")
     assert len(refused.stderr.splitlines()) == 1
-    doctor = janitor(env, "doctor")
+    doctor = janitor_here(env, "doctor")
     assert (doctor.returncode, words in doctor.stdout) == (1, True)
 
 
@@ -242,14 +249,15 @@ def test_a_full_redis_refuses_what_is_new_and_loses_nothing(env, api, tmp_path):
     for name in names:
         api.create(name)
     with worker(env, tmp_path / "log"):
-        asked = records(janitor(env, "delete", *names, "--in", "2s", "--json"))
+        asked = records(janitor_here(env, "delete", *names, "--in", "2s", "--json"))
         store.config_set("maxmemory", "1mb")
-        refused = janitor(env, "delete", "one-more", "--json")
+        refused = janitor_here(env, "delete", "one-more", "--json")
         assert (refused.returncode, refused.stdout) == (3, "")
         assert (len(refused.stderr.splitlines()), "give it more memory" in refused.stderr) == (1, True)
-        threading.Event().wait(4)  # they become due meanwhile
+        # They become due meanwhile.
+        until(lambda: not store.zcard(keys.wait("default")), seconds=60, what="the start of all")
         store.config_set("maxmemory", "0")
-        done = janitor(env, "wait", *(record["id"] for record in asked), "--timeout", "60", "--json", timeout=90)
+        done = janitor_here(env, "wait", *(record["id"] for record in asked), "--timeout", "60", "--json")
     assert {record["state"] for record in records(done)} == {"deleted"}
     assert sorted(call["finetune_id"] for call in api.deletes() if call["effective"]) == sorted(names)
-    assert janitor(env, "list", "--finetune", "one-more", "--json").stdout == ""
+    assert janitor_here(env, "list", "--finetune", "one-more", "--json").stdout == ""

@@ -15,7 +15,7 @@ import pytest
 
 from tasks.ledger.keys import keys
 from tests.acceptance.http import Client, secret_of, served, token_file
-from tests.processes import KEY, environment, janitor, janitor_here, started, until
+from tests.processes import environment, janitor_here, started, until
 from worker.http.tokens import read_tokens
 from worker.local import embedded
 from worker.local.supervise import Spec
@@ -81,16 +81,6 @@ def test_a_full_redis_is_told_like_one_that_is_away_and_nothing_is_written(home,
         # and with more memory the same call is accepted.
         redis.config_set("maxmemory", 0)
         assert boss.ask("a", key="the-key").status_code == 202
-
-
-@pytest.mark.parametrize("command", ["serve", "metrics"])
-def test_the_ledger_of_another_version_ends_it_in_one_line(home, env, command):
-    # Given a Redis with the ledger of a newer version, when the service is started, then it says so and ends.
-    with embedded.running(home):
-        embedded._client(home).set(keys.schema, 99)
-        done = janitor(env, command, "--port", "0")
-    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
-    assert "the ledger has schema 99" in done.stderr
 
 
 def test_a_ledger_of_another_version_that_comes_later_is_not_ready(home, env, tmp_path):
@@ -299,29 +289,3 @@ def test_metrics_are_served_alone(home, env, tmp_path):
             assert "janitor_ledger_up 1.0" in anyone.get("/metrics").text
         child.process.send_signal(signal.SIGTERM)
         assert child.process.wait(10) == 0
-
-
-def test_up_runs_it_in_its_tree(home, env, tmp_path):
-    log, port = tmp_path / "up.log", free_port()
-    with Sandbox(keys={KEY}) as api, Client(f"http://127.0.0.1:{port}", "boss") as boss:
-        api.create("my-finetune")
-        here = {**env, "BFL_API_KEY": KEY, "BFL_API_URL": api.url}
-        del here["REDIS_URL"]
-        argv = [sys.executable, "-m", "worker.cli", "up", "--http", "--http-port", str(port)]
-        with started(Spec("up", argv, here, lambda: b"http runs" in log.read_bytes(), log=log)) as child:
-            until(lambda: listens(port), seconds=60, what="the HTTP service")
-            id_ = id_of(boss.ask("my-finetune"))
-            assert boss.get(f"/v1/deletions/{id_}?wait=30").json()["state"] == "deleted"
-            child.process.send_signal(signal.SIGTERM)
-            assert child.process.wait(40) == 0
-        assert not listens(port)
-
-
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as found:
-        return found.getsockname()[1]
-
-
-def listens(port):
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -9,7 +9,18 @@ import pytest
 import redis
 
 from tasks.ledger.keys import keys
-from tests.processes import KEY, ROOT, environment, janitor, producer, records, started, until, worker
+from tests.processes import (
+    KEY,
+    ROOT,
+    environment,
+    janitor,
+    janitor_here,
+    producer,
+    records,
+    started,
+    until,
+    worker,
+)
 from worker.local import embedded
 from worker.local.supervise import Spec
 from worker.redis_url import connect
@@ -44,7 +55,7 @@ def test_more_processes_are_more_workers(system, api, tmp_path):
     for name in names:
         api.create(name)
     with worker(system, tmp_path / "one.log"), worker(system, tmp_path / "two.log"):
-        done = janitor(system, "delete", *names, "--wait", "--json")
+        done = janitor_here(system, "delete", *names, "--wait", "--json")
     assert {record["state"] for record in records(done)} == {"deleted"}
     assert sorted(call["finetune_id"] for call in api.deletes()) == sorted(names)
     assert max(call["at_once"] for call in api.journal()) <= 8
@@ -67,7 +78,8 @@ def test_a_ledger_of_another_version_ends_every_command_with_one_line(system, co
         store.flushall()
         _ = store.sadd(key, "default") if key.endswith("accounts") else store.set(key, 999)
     # When any command meets it
-    done = janitor(system | {"PYTHONWARNINGS": "ignore"}, *command)
+    run = janitor if command[0] in ("worker", "beat") else janitor_here
+    done = run(system | {"PYTHONWARNINGS": "ignore"}, *command)
     # Then it ends with one line, and changes nothing. (Celery's beat logs that it starts before.)
     told = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert (done.returncode, len(told)) == (2, 1), done.stderr
@@ -103,12 +115,12 @@ def test_a_worker_rides_out_the_absence_of_redis(api, tmp_path):
         env = environment(embedded.url(state_dir), api.url, JANITOR_STATE_DIR=tmp_path / "state")
         with started(spec) as first, worker(env, tmp_path / "log") as child:
             first.stop()
-            away = janitor(env, "list")
+            away = janitor_here(env, "list")
             assert (away.returncode, len(away.stderr.splitlines())) == (3, 1)
             threading.Event().wait(2)
             assert child.process.poll() is None
             with started(embedded.spec(state_dir)):
-                done = janitor(env, "delete", "my-finetune", "--wait", "--timeout", "40", "--json")
+                done = janitor_here(env, "delete", "my-finetune", "--wait", "--timeout", "40", "--json")
                 assert (done.returncode, records(done)[0]["state"]) == (0, "deleted")
                 child.stop()
     assert len(api.deletes()) == 1
@@ -122,17 +134,17 @@ def test_a_worker_that_is_told_to_stop_hands_back_what_it_holds(system, api, tmp
         api.create(id_)
         api.fault("status", finetune_id=id_, status=429, headers={"Retry-After": "1"}, times=1)
     with worker(system, tmp_path / "first") as first:
-        asked = janitor(system, "delete", "my-finetune", *ids, "--json")
+        asked = janitor_here(system, "delete", "my-finetune", *ids, "--json")
         # Whose turn it is between the pauses is not told: each round of calls may be stopped by another one's 429.
         until(lambda: api.deletes("my-finetune"), seconds=40, what="the slow call")
         first.process.send_signal(signal.SIGTERM)
         assert first.process.wait(25) == 0
     (slow, *_) = records(asked)
-    assert records(janitor(system, "show", slow["id"], "--json"))[0]["state"] == "deleted"
-    listed = records(janitor(system, "list", "--json"))
+    assert records(janitor_here(system, "show", slow["id"], "--json"))[0]["state"] == "deleted"
+    listed = records(janitor_here(system, "list", "--json"))
     assert {record["state"] for record in listed} <= {"deleted", "queued", "scheduled"}
     with worker(system, tmp_path / "second"):
-        done = janitor(system, "wait", *(record["id"] for record in listed), "--timeout", "50", "--json")
+        done = janitor_here(system, "wait", *(record["id"] for record in listed), "--timeout", "50", "--json")
     assert [record["state"] for record in records(done)] == ["deleted"] * 21
     effective = [call["finetune_id"] for call in api.deletes() if call["effective"]]
     assert sorted(effective) == sorted(["my-finetune", *ids])
@@ -148,16 +160,16 @@ def test_the_key_is_nowhere(api, tmp_path):
             for kind in faults:
                 api.create(f"ft-{kind}")
                 api.fault(kind, finetune_id=f"ft-{kind}", applies=False)
-            janitor(
+            janitor_here(
                 env, "delete", "my-finetune", *(f"ft-{kind}" for kind in faults[:-1]), "--wait", "--timeout", "6"
             )
-            janitor(env, "delete", "ft-wrong_id", "--wait", "--timeout", "6")
-            janitor(env, "delete", "ft-locked", "--account", "locked", "--wait", "--timeout", "2")
+            janitor_here(env, "delete", "ft-wrong_id", "--wait", "--timeout", "6")
+            janitor_here(env, "delete", "ft-locked", "--account", "locked", "--wait", "--timeout", "2")
             app = producer(url)
             with pytest.raises(Exception, match="account"):
                 app.send_task("finetunes.delete", ["x"], {"account": "?"}, queue="deletions").get(timeout=60)
             told = [
-                janitor(env, *arguments)
+                janitor_here(env, *arguments)
                 for arguments in (["list", "--json"], ["doctor"], ["doctor", "--settings"])
             ]
             assert {call["fault"] for call in api.deletes()} >= set(faults)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.processes import KEY, environment, janitor, producer, records, worker
+from tests.processes import KEY, environment, janitor_here, producer, records, worker
 
 COMMENT = "portrait-of-a-named-customer"
 ABOUT = {"deletion", "finetune", "account"}
@@ -32,7 +32,7 @@ def told(redis_url, api, tmp_path_factory):
         api.fault(finetune_id=name, **fault)
     api.create("by-name", finetune_comment=COMMENT)
     with worker(env, folder / "log", "-l", "DEBUG"):
-        done = janitor(env, "delete", *names, "--wait", "--timeout", "40", "--json")
+        done = janitor_here(env, "delete", *names, "--wait", "--timeout", "40", "--json")
         app = producer(redis_url)
         app.send_task("finetunes.delete", ["by-name"], {"reason": "it left"}, queue="deletions").get(timeout=60)
         with suppress(Exception):

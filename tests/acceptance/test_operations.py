@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from tests.processes import KEY, ROOT, environment, free_ports, janitor, records, redis_cli, until, worker
+from tests.processes import KEY, ROOT, environment, free_ports, janitor_here, records, redis_cli, until, worker
 from worker.local import embedded
 from worker.sandbox.api import Sandbox
 
@@ -31,7 +31,7 @@ def carry_out(mark, tmp_path, cli, port):
 
 def listed(env):
     """The records, without what waiting ones wait for: a worker that stopped is still seen for a while."""
-    return [one | {"waiting_for": None} for one in records(janitor(env, "list", "--json"))]
+    return [one | {"waiting_for": None} for one in records(janitor_here(env, "list", "--json"))]
 
 
 def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
@@ -44,8 +44,8 @@ def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
     with embedded.running(tmp_path / "redis") as url:
         env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path / "state")
         with worker(env, tmp_path / "first.log"):
-            janitor(env, "delete", "done", "--wait", "--timeout", "20")
-        (waits,) = records(janitor(env, "delete", "waits", "--json"))
+            janitor_here(env, "delete", "done", "--wait", "--timeout", "20")
+        (waits,) = records(janitor_here(env, "delete", "waits", "--json"))
         carry_out("backup", tmp_path, f"{cli} -s {embedded.socket_path(tmp_path / 'redis')}", port)
         before = listed(env)
     # When that Redis is gone, and the copy is restored
@@ -54,11 +54,11 @@ def test_a_backup_is_restored_as_the_guide_says(api, tmp_path):
     with embedded.running(tmp_path / "restored") as url:
         env = environment(url, api.url, JANITOR_STATE_DIR=tmp_path / "state")
         assert listed(env) == before
-        assert janitor(env, "pause", "--reason", "restored").returncode == 0
+        assert janitor_here(env, "pause", "--reason", "restored").returncode == 0
         with worker(env, tmp_path / "second.log"):
             assert len(api.deletes()) == 1
-            janitor(env, "resume")
-            done = janitor(env, "wait", waits["id"], "--timeout", "20", "--json")
+            janitor_here(env, "resume")
+            done = janitor_here(env, "wait", waits["id"], "--timeout", "20", "--json")
     assert records(done)[0]["state"] == "deleted"
     assert [call["finetune_id"] for call in api.deletes()] == ["done", "waits"]
 
@@ -75,7 +75,7 @@ def test_a_key_is_rotated_without_a_stop(redis_url, api, tmp_path):
         api.create(name)
     env = environment(redis_url, None, BFL_API_URL=api.url, BFL_API_KEY_FILE=key_file, JANITOR_STATE_DIR=tmp_path)
     with worker(env, tmp_path / "old.log") as old:
-        asked = records(janitor(env, "delete", *names, "--json"))
+        asked = records(janitor_here(env, "delete", *names, "--json"))
         until(api.deletes, seconds=60, what="the first delete")
         # When the new key is made, put into the file, and the workers are changed one after the other
         api.keys.add("the-new-k3y")
@@ -85,8 +85,8 @@ def test_a_key_is_rotated_without_a_stop(redis_url, api, tmp_path):
             api.keys.remove(KEY)
             # Then nothing stops, nothing fails, and the account was never parked.
             ids = [record["id"] for record in asked]
-            done = records(janitor(env, "wait", *ids, "--timeout", "40", "--json"))
-            assert "accepts the key" in janitor(env, "doctor").stdout
+            done = records(janitor_here(env, "wait", *ids, "--timeout", "40", "--json"))
+            assert "accepts the key" in janitor_here(env, "doctor").stdout
     assert carried_out(tmp_path / "old.log")
     assert carried_out(tmp_path / "new.log")
     assert {record["state"] for record in done} == {"deleted"}

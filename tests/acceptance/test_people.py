@@ -5,10 +5,10 @@ import io
 import os
 import re
 import subprocess
-import sys
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
+from unittest import mock
 
 import pytest
 
@@ -52,12 +52,9 @@ def at_a_terminal(env, *arguments, types):
     ours, theirs = os.openpty()
     os.write(ours, types.encode())
     try:
-        return subprocess.run(
-            [sys.executable, "-m", "worker.cli", *arguments],
-            env=env, stdin=theirs, capture_output=True, text=True, timeout=60, check=False, cwd=ROOT,
-        )  # fmt: skip
+        with open(theirs, encoding="utf-8") as stdin, mock.patch("sys.stdin", stdin):
+            return janitor_here(env, *arguments)
     finally:
-        os.close(theirs)
         os.close(ours)
 
 

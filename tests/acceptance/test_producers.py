@@ -12,7 +12,7 @@ import pytest
 from celery import chain, chord, group
 
 from tasks.ledger import Ledger
-from tests.processes import ROOT, environment, janitor, producer, records, started, until
+from tests.processes import ROOT, environment, janitor_here, producer, records, started, until
 from worker.local.supervise import Spec
 from worker.redis_url import celery_url, connect
 
@@ -150,7 +150,7 @@ def test_the_documented_producer_runs_as_it_stands(api, redis_url, document):
 def test_get_answers_with_the_record_that_the_command_shows(app, env, finetune):
     result = app.send_task("finetunes.delete", [finetune], {"reason": "over"}, queue="deletions")
     record = result.get(timeout=60)
-    shown = records(janitor(env, "show", result.id, "--json"))[0]
+    shown = records(janitor_here(env, "show", result.id, "--json"))[0]
     assert record | {"verified_at": None} == shown | {"verified_at": None}, "it may have been verified in between"
     assert (record["id"], record["source"], record["reason"]) == (result.id, "name", "over")
 
@@ -172,7 +172,7 @@ def test_a_known_id_with_other_arguments_is_a_conflict_and_the_first_result_repl
     first = app.send_task(
         "finetunes.delete", [finetune], {"delay_seconds": 600, "reason": "secret"}, task_id=key, queue="deletions"
     )
-    until(lambda: janitor(env, "show", key).returncode == 0, seconds=60, what="the record")
+    until(lambda: janitor_here(env, "show", key).returncode == 0, seconds=60, what="the record")
     second = app.send_task("finetunes.delete", [other], task_id=key, queue="deletions")
     # Then the second one is told of the conflict, and of nothing else;
     with pytest.raises(Exception, match="used before with other arguments") as raised:
@@ -180,7 +180,7 @@ def test_a_known_id_with_other_arguments_is_a_conflict_and_the_first_result_repl
     assert type(raised.value).__name__ == "IdConflict"
     assert not [word for word in ("secret", finetune) if word in str(raised.value).replace(key, "")]
     # when the first one has ended, then the result is its own.
-    janitor(env, "cancel", key)
+    janitor_here(env, "cancel", key)
     until(lambda: state_of(app, first.id) == "cancelled", seconds=60, what="the result of the first")
     assert (api.deletes(finetune), api.deletes(other)) == ([], [])
 
@@ -205,8 +205,8 @@ def test_countdown_and_eta_are_due_at_and_the_record_exists_at_once(app, api, en
         "finetunes.delete", [finetune], queue="deletions", **{option: 3600 if option == "countdown" else due}
     )
     # Then its record is there, dated and waiting in the ledger,
-    until(lambda: janitor(env, "show", waiting.id).returncode == 0, seconds=60, what="the record")
-    (record,) = records(janitor(env, "show", waiting.id, "--json"))
+    until(lambda: janitor_here(env, "show", waiting.id).returncode == 0, seconds=60, what="the record")
+    (record,) = records(janitor_here(env, "show", waiting.id, "--json"))
     assert (record["state"], record["asked_at"]) == ("scheduled", record["created_at"])
     assert abs(datetime.fromisoformat(record["due_at"]) - due) < timedelta(seconds=20)
     # and it can be cancelled.
@@ -219,7 +219,7 @@ def test_countdown_and_eta_are_due_at_and_the_record_exists_at_once(app, api, en
 def test_a_request_that_expires_before_it_is_read_is_never_accepted(app, api, env, finetune):
     late = app.send_task("finetunes.delete", [finetune], queue="deletions", expires=-1)
     wait_until_read(app)
-    assert janitor(env, "show", late.id).returncode == 1
+    assert janitor_here(env, "show", late.id).returncode == 1
     assert api.deletes(finetune) == []
 
 
@@ -230,7 +230,7 @@ def test_expires_holds_only_until_a_request_is_accepted(app, finetune):
 
 def test_a_cancel_with_a_delay_is_a_dead_letter(app, env):
     cancel = app.send_task("finetunes.cancel", ["any-id"], queue="deletions", countdown=60)
-    until(lambda: cancel.id in janitor(env, "dead-letters", "list", "--json").stdout, seconds=60, what="it")
+    until(lambda: cancel.id in janitor_here(env, "dead-letters", "list", "--json").stdout, seconds=60, what="it")
 
 
 def test_a_compressed_message_is_read(app, finetune):
@@ -308,14 +308,14 @@ def test_many_at_once_have_ids_of_their_own(app, api, finetune):
 def test_many_with_one_bad_id_write_nothing(app, env, finetune):
     with pytest.raises(Exception, match="empty"):
         app.send_task("finetunes.delete_many", [[finetune, ""]], queue="deletions").get(timeout=60)
-    assert records(janitor(env, "list", "--finetune", finetune, "--json")) == []
+    assert records(janitor_here(env, "list", "--finetune", finetune, "--json")) == []
 
 
 def test_cancel_by_name(app, api, env, finetune):
     waiting = app.send_task("finetunes.delete", [finetune], {"delay_seconds": 600}, queue="deletions")
 
     # Messages of one queue may overtake each other: first it has to be accepted.
-    until(lambda: janitor(env, "show", waiting.id).returncode == 0, seconds=60, what="the record")
+    until(lambda: janitor_here(env, "show", waiting.id).returncode == 0, seconds=60, what="the record")
     cancel = app.send_task("finetunes.cancel", [waiting.id], queue="deletions")
     assert cancel.get(timeout=60) == "cancelled"
     with pytest.raises(Exception, match="cancelled"):

@@ -14,7 +14,19 @@ import pytest
 
 from tasks.ledger import Ledger
 from tasks.ledger.queries import workers_seen
-from tests.processes import KEY, ROOT, environment, janitor, janitor_here, producer, records, started, until
+from tests.acceptance.http import Client, token_file
+from tests.processes import (
+    KEY,
+    ROOT,
+    environment,
+    free_ports,
+    janitor,
+    janitor_here,
+    producer,
+    records,
+    started,
+    until,
+)
 from worker.http.tokens import new_token
 from worker.local import embedded
 from worker.local.supervise import Spec
@@ -36,7 +48,7 @@ def home(api, tmp_path):
 
 
 @contextmanager
-def up(env, log):
+def up(env, log, *options):
     """`janitor up`, with a worker that works; it is killed at the end if the test did not stop it."""
     state_dir = Path(env["JANITOR_STATE_DIR"])
 
@@ -44,7 +56,7 @@ def up(env, log):
         url = embedded.find_running(state_dir)
         return bool(url and workers_seen(Ledger(connect(url, patient=False))))
 
-    with started(Spec("up", [sys.executable, "-m", "worker.cli", "up"], env, works, log=log)) as child:
+    with started(Spec("up", [sys.executable, "-m", "worker.cli", "up", *options], env, works, log=log)) as child:
         yield child
 
 
@@ -77,33 +89,32 @@ def alive(pids):
     return [pid for pid in pids if (Path("/proc") / str(pid)).exists()]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_up_works_from_nothing_keeps_its_records_and_leaves_no_process(home, api, tmp_path, number):
+def test_up_works_from_nothing_keeps_its_records_and_leaves_no_process(home, api, tmp_path):
     log = tmp_path / "log"
     with up(home, log) as child:
-        done = janitor(home, "delete", "my-finetune", "--wait", "--json")
+        done = janitor_here(home, "delete", "my-finetune", "--wait", "--json")
         assert (done.returncode, records(done)[0]["state"]) == (0, "deleted")
         # A second one on the same folder says so and leaves the first alone.
-        second = janitor(home, "up")
+        second = janitor_here(home, "up")
         assert (second.returncode, f"already (process {child.process.pid})" in second.stderr) == (2, True)
         assert embedded.find_running(Path(home["JANITOR_STATE_DIR"]))
         pids = tree(child.process.pid)
         assert len(pids) >= 4
-        child.process.send_signal(number)
+        child.process.send_signal(signal.SIGINT)  # as Ctrl-C in a terminal
         assert child.process.wait(40) == 0
         until(lambda: not alive(pids), seconds=60, what="the end of all processes")
-    assert janitor(home, "list").returncode == 3
+    assert janitor_here(home, "list").returncode == 3
     id_ = records(done)[0]["id"]
     with up(home, log) as child:
-        assert records(janitor(home, "show", id_, "--json"))[0]["state"] == "deleted"
-        assert [record["id"] for record in records(janitor(home, "list", "--json"))] == [id_]
-        child.process.send_signal(number)
+        assert records(janitor_here(home, "show", id_, "--json"))[0]["state"] == "deleted"
+        assert [record["id"] for record in records(janitor_here(home, "list", "--json"))] == [id_]
+        child.process.send_signal(signal.SIGTERM)
         assert child.process.wait(40) == 0
     assert len(api.deletes()) == 1
 
 
 def test_up_without_a_key_says_which_variable_to_set(tmp_path):
-    done = janitor(environment(JANITOR_STATE_DIR=tmp_path / "state"), "up")
+    done = janitor_here(environment(JANITOR_STATE_DIR=tmp_path / "state"), "up")
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "no API key: set BFL_API_KEY" in done.stderr
     assert "`janitor demo` needs none" in done.stderr
@@ -129,14 +140,37 @@ def test_up_says_at_once_that_its_port_is_taken(home, tmp_path):
     assert f"port {port} cannot be used" in done.stderr
 
 
-def test_up_prints_the_url_for_by_name_producers(home, api, tmp_path):
-    with up(home, tmp_path / "log"):
-        said = (tmp_path / "log").read_text()
-        url = celery_url(embedded.url(Path(home["JANITOR_STATE_DIR"])))
-        assert f"for by-name producers: {url}" in said
-        app = producer(embedded.url(Path(home["JANITOR_STATE_DIR"])))
-        result = app.send_task("finetunes.delete", ["my-finetune"], queue="deletions")
+def test_up_serves_producers_and_http_and_gives_the_key_to_the_worker_alone(home, api, tmp_path):
+    # Given `up` with the HTTP service
+    (port,), log = free_ports(1), tmp_path / "log"
+    env = home | {"JANITOR_TOKENS_FILE": str(token_file(tmp_path))}
+    with up(env, log, "--http", "--http-port", str(port)) as child:
+        # When a producer uses the URL that it prints, then its finetune is deleted;
+        url = embedded.url(Path(home["JANITOR_STATE_DIR"]))
+        assert f"for by-name producers: {celery_url(url)}" in log.read_text()
+        result = producer(url).send_task("finetunes.delete", ["my-finetune"], queue="deletions")
         assert result.get(timeout=60)["state"] == "deleted"
+        # when a client uses HTTP, then its one, too.
+        until(lambda: listens(port), seconds=60, what="the HTTP service")
+        api.create("another")
+        with Client(f"http://127.0.0.1:{port}", "boss") as boss:
+            (item,) = boss.ask("another").json()["deletions"]
+            assert boss.get(f"/v1/deletions/{item['deletion']['id']}?wait=30").json()["state"] == "deleted"
+        # `up` itself was given the key by a person; of what it starts, only the worker gets it.
+        children = tree(child.process.pid) - {child.process.pid}
+        kept = {pid: (Path("/proc") / str(pid) / "environ").read_bytes() for pid in children}
+        commands = {pid: (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0") for pid in children}
+        child.process.send_signal(signal.SIGTERM)
+        assert child.process.wait(40) == 0
+    assert not listens(port)
+    with_key = [commands[pid] for pid, environ in kept.items() if KEY.encode() in environ]
+    assert len(kept) == 4
+    assert [command[-2] for command in with_key] == [b"worker"]
+
+
+def listens(port):
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def test_the_demo_shows_one_of_each_outcome(tmp_path):
@@ -152,14 +186,3 @@ def test_the_demo_shows_one_of_each_outcome(tmp_path):
     assert rows(done.stdout) == rows((ROOT / "README.md").read_text(encoding="utf-8"))
     assert "the API counted 4 delete calls, and 3 finetunes are gone" in done.stderr
     assert embedded.find_running(folder) is None
-
-
-def test_only_the_worker_has_the_api_key_in_its_environment(home, tmp_path):
-    with up(home, tmp_path / "log") as child:
-        # `up` itself was given the key by a person; of what it starts, only the worker gets it.
-        children = tree(child.process.pid) - {child.process.pid}
-        kept = {pid: (Path("/proc") / str(pid) / "environ").read_bytes() for pid in children}
-        commands = {pid: (Path("/proc") / str(pid) / "cmdline").read_bytes().split(b"\0") for pid in children}
-    with_key = [commands[pid] for pid, environ in kept.items() if KEY.encode() in environ]
-    assert len(kept) == 3
-    assert [command[-2] for command in with_key] == [b"worker"]

@@ -1,7 +1,6 @@
 """What changes while a plan is applied or made: its policy, its records, the process at work."""
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -10,35 +9,15 @@ from tasks.api.client import BflReader
 from tasks.cleanup import plans
 from tasks.cleanup.plans import apply_plan, get_plan, list_plans
 from tasks.cleanup.policies import Policy, read_policies
-from tasks.cleanup.schedule import Cleaner
-from tasks.intake import Intake
 from tasks.ledger.types import Act
-from tasks.records import to_ms
 from tests.conftest import accept, asking
+from tests.integration.cleaning import DAY, OLD
 from tests.processes import janitor_here
 from worker.cli import cleanup
-from worker.sandbox.api import Sandbox
 
-DAY = timedelta(days=1)
-OLD = Policy("old", older_than=30 * DAY, max_percent=50)
+pytestmark = pytest.mark.usefixtures("same_time")
+HALF = replace(OLD, max_percent=50)
 ANA = Act("ana", "command")
-
-
-@pytest.fixture
-def api():
-    """Two stale finetunes of six."""
-    with Sandbox(latency_seconds=0) as sandbox:
-        for name, days in {"a": 45, "b": 31, "c": 29, "d": 3, "e": 2, "f": 1}.items():
-            made = datetime.now(UTC) - timedelta(days=days, minutes=1)
-            sandbox.create(name, timestamp=made.isoformat())
-        yield sandbox
-
-
-@pytest.fixture
-def cleaner(clocked, ledger, api):
-    clocked.at_ms = to_ms(datetime.now(UTC))  # ages are measured against the API's `Date`
-    readers = {"default": BflReader(api.url, "sandbox-key")}
-    return Cleaner(ledger, readers, 8, timedelta(0), lambda _: None, intake=Intake(ledger, lambda _: None))
 
 
 def test_what_the_policy_says_when_a_person_has_agreed_decides_whether_a_plan_is_applied(
@@ -63,7 +42,7 @@ def test_what_the_policy_says_when_a_person_has_agreed_decides_whether_a_plan_is
 def test_a_plan_that_was_begun_is_told_as_applied_and_can_be_completed(cleaner, monkeypatch):
     # Given an apply that dies after its first part, and people who ask for others meanwhile
     monkeypatch.setattr(plans, "BATCH", 1)
-    plan, write = cleaner.plan(OLD), cleaner.ledger.accept
+    plan, write = cleaner.plan(HALF), cleaner.ledger.accept
     with monkeypatch.context() as patch:
 
         def write_one_part(*given, **more):
@@ -92,7 +71,7 @@ def test_a_plan_of_nothing_is_applied_too(cleaner):
 
 def test_a_record_of_another_type_stops_no_plan(cleaner):
     # Given a key of another type among the records, as after a write by hand
-    keys, plan = cleaner.ledger.keys, cleaner.plan(OLD)
+    keys, plan = cleaner.ledger.keys, cleaner.plan(HALF)
     cleaner.ledger.redis.set(keys.deletion("odd"), "no hash")
     cleaner.ledger.redis.zadd(keys.finished, {"odd": cleaner.ledger.now_ms()})
     # when a plan is applied, then it is.
@@ -101,7 +80,7 @@ def test_a_record_of_another_type_stops_no_plan(cleaner):
 
 def test_a_run_that_outlasts_its_lease_leaves_that_of_the_next_one_alone(cleaner, clocked, monkeypatch):
     # Given a run that takes so long that another process starts it too
-    policy = replace(OLD, schedule="* * * * *")
+    policy = replace(HALF, schedule="* * * * *")
     cleaner.tick(lambda: [policy])
     clocked.after(minutes=1)
     lease, listed = cleaner.ledger.keys.policy_lease(policy.name), BflReader.my_finetunes
