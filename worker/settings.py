@@ -41,10 +41,11 @@ class SettingsError(JanitorError):
 
 
 class Account(NamedTuple):
-    """One BFL API key with its base URL. url_variable: the environment variable that sets that URL."""
+    """One BFL API key with its base URL. key_variable, url_variable: the environment variables that set them."""
 
     name: str
     key: SecretStr
+    key_variable: str
     url: str
     url_variable: str
 
@@ -181,7 +182,7 @@ def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) ->
         url = environ.get(url_variable, "").strip() or DEFAULT_API_URL
         key = _read_key(variable, environ[variable], is_file=bool(match["file"]))
         url = _checked_url(url_variable, url, allow_any=allow_api_url)
-        accounts[name] = Account(name, key, url, url_variable)
+        accounts[name] = Account(name, key, variable, url, url_variable)
     return accounts
 
 

@@ -238,6 +238,7 @@ MISTAKES = [
     (["list", "--csv", "--json"], "give one of them"),
     (["list", "--limit", "0"], "0 is not in the range"),
     (["retry"], "give either the ids of deletions, or --state"),
+    (["retry", "an-id", "--account", "default"], "--account needs --state"),
     (["retry", "--state", "deleted"], "only failed and review can be retried by state"),
     (["delte", "a"], "No such command"),
     (["cleanup", "check"], "no policies: set JANITOR_POLICY_FILE to a TOML file, or give --file"),

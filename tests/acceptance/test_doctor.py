@@ -95,6 +95,12 @@ def wrong_key(env, **_):
     env["BFL_API_KEY"] = "wrong"
 
 
+def wrong_key_in_a_file(env, tmp_path, **_):
+    del env["BFL_API_KEY"]
+    env["BFL_API_KEY_FILE"] = str(tmp_path / "key")
+    (tmp_path / "key").write_text("wrong", encoding="utf-8")
+
+
 def key_with_a_space(env, **_):
     env["BFL_API_KEY"] = "two words"
 
@@ -239,6 +245,7 @@ def list_of_another_shape(api, **_):
 
 FAULTS = [
     (wrong_key, 1, "api default", "error", "the key is refused: HTTP 403: 127.0.0.1", "correct BFL_API_KEY"),
+    (wrong_key_in_a_file, 1, "api default", "error", "the key is refused: ", "correct BFL_API_KEY_FILE"),
     (key_with_a_space, 1, "settings", "error", "BFL_API_KEY must hold one key", "without spaces"),
     (policies_that_are_not_there, 1, "settings", "error", "JANITOR_POLICY_FILE: /nope", "cannot be read"),
     (callbacks_by_http, 1, "settings", "error", "JANITOR_CALLBACKS_URL", "give redis://"),
@@ -279,9 +286,9 @@ FAULTS = [
     ("provoke", "code", "check", "level", "words", "what_to_do"), FAULTS, ids=[row[0].__name__ for row in FAULTS]
 )
 def test_each_fault_is_named_with_what_to_do(
-    env, store, ledger, api, redis_url, provoke, code, check, level, words, what_to_do
+    env, store, ledger, api, redis_url, tmp_path, provoke, code, check, level, words, what_to_do
 ):
-    provoke(env=env, store=store, ledger=ledger, api=api, redis_url=redis_url)
+    provoke(env=env, store=store, ledger=ledger, api=api, redis_url=redis_url, tmp_path=tmp_path)
     exit_code, found = findings(env)
     wrong = {name for name, one in found.items() if one["level"] != "ok"}
     assert (exit_code, wrong, found[check]["level"]) == (code, {check}, level)

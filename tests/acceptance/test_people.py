@@ -13,6 +13,8 @@ from unittest import mock
 import pytest
 
 from tasks.ledger import Ledger
+from tasks.ledger.holds import hold
+from tasks.ledger.types import Act
 from tests.conftest import asking, claim, mark
 from tests.processes import ROOT, janitor_here, records
 from worker.redis_url import connect
@@ -264,6 +266,18 @@ def test_a_hold_tells_of_a_call_under_way_that_it_may_come_too_late(env, redis_u
     assert done.returncode == 0
     assert f"withdrawn before anything was deleted: {finetune}-waits\n" in done.stderr
     assert f"withdrawn, perhaps too late: {finetune}-calls: a call may be under way" in done.stderr
+
+
+def test_of_many_that_are_held_five_are_named_and_the_rest_is_counted(env, redis_url, finetune):
+    # Given seven finetunes that are held for an hour, when they are to be deleted later,
+    ledger, names = Ledger(connect(redis_url)), [f"{finetune}-{n}" for n in range(7)]
+    for name in names:
+        hold(ledger, "default", name, datetime.now(UTC) + timedelta(hours=1), Act("legal", "command", "a lawsuit"))
+    done = janitor_here(env, "delete", *names, "--in", "2h")
+    # then a person is told of all.
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("ends cancelled\n") == 5
+    assert "2 more of them are held: `janitor holds`" in done.stderr
 
 
 def test_deletions_are_cancelled_by_a_file_of_ids(env, finetune, tmp_path):

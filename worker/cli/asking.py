@@ -16,6 +16,7 @@ from worker.cli.output import note, some
 from worker.cli.times import local
 
 NOT_AGREED = 1  # the exit code
+_SHOWN = 5  # holds, one a line
 
 
 def agree_to_deletions(ledger: Ledger, requests: Sequence[NewRequest], *, yes: bool) -> bool:
@@ -26,8 +27,10 @@ def agree_to_deletions(ledger: Ledger, requests: Sequence[NewRequest], *, yes: b
         ids = [one.finetune_id for one in requests if one.account == account]
         protected += protected_among(ledger, account, ids)
         kept += holds(ledger, account, ids)
-    for one in kept[:5]:
+    for one in kept[:_SHOWN]:
         note(f"{one.finetune_id} is {one.short}: a deletion that starts meanwhile ends cancelled")
+    if len(kept) > _SHOWN:
+        note(f"{len(kept) - _SHOWN} more of them are held: `janitor holds` lists what is held")
     if protected:
         are = "is" if len(protected) == 1 else "are"
         note(f"{some(protected)} {are} protected from cleanups, and not from this request")

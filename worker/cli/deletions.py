@@ -217,6 +217,8 @@ def retry(
     """
     if bool(ids) == (state is not None):
         raise click.UsageError("give either the ids of deletions, or --state failed or --state review")
+    if account and state is None:
+        raise click.UsageError("--account needs --state: an id names one deletion, whatever its account")
     session = Session(account)
     old = _named(session.ledger, ids) if state is None else _all_in(session, state, account)
     for deletion in old:

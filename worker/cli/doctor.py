@@ -1,6 +1,5 @@
 """`janitor doctor`: is everything in place? Each line is ok, a warning, or what to do."""
 
-import os
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import timedelta
@@ -100,9 +99,9 @@ def _settings(settings: Settings) -> Iterator[Setting]:
         yield Setting(variable, _shown(getattr(settings, name)), source, default, field.description or "")
     for account in settings.accounts.values():
         suffix = account.url_variable.upper().removeprefix("BFL_API_URL")
-        from_file = any(name.upper() == f"BFL_API_KEY_FILE{suffix}" and os.environ[name] for name in os.environ)
-        source = "file" if from_file else "environment"
-        yield Setting(f"BFL_API_KEY{suffix}", "**********", source, "", f"the key of account {account.name}")
+        variable = f"BFL_API_KEY{suffix}"
+        source = "environment" if account.key_variable.upper() == variable else "file"
+        yield Setting(variable, "**********", source, "", f"the key of account {account.name}")
         meaning = f"base URL of the API for account {account.name}"
         source = "default" if account.url == DEFAULT_API_URL else "environment"
         yield Setting(f"BFL_API_URL{suffix}", account.url, source, DEFAULT_API_URL, meaning)

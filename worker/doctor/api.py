@@ -39,8 +39,7 @@ def check_api(settings: Settings, account: Account) -> Iterator[Finding]:
     try:
         listing = reader.my_finetunes()
     except KeyRefused as error:
-        variable = account.url_variable.upper().replace("URL", "KEY", 1)
-        yield Finding(name, "error", f"the key is refused: {error}; correct {variable}")
+        yield Finding(name, "error", f"the key is refused: {error}; correct {account.key_variable}")
     except Unclear as error:
         question = f"is this the right host? It is set by {account.url_variable}"
         yield Finding(name, "error", f"{account.url}: {error}; {question}")
