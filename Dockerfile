@@ -16,7 +16,7 @@ RUN python -m venv --without-pip /opt/janitor \
     && pip --python /opt/janitor/bin/python install --no-cache-dir --no-deps .
 
 FROM ${BASE}
-# Nothing in it installs programs, not even what Python could unpack pip from, or gives more rights. Debian's list of
+# The image has nothing that installs programs (ensurepip is gone, too) and no setuid or setgid file. Debian's list of
 # packages stays, for scanners. The root file system may be read-only, and the base has no bytecode: it is written here.
 # A tmpfs mounted on the state takes its mode but not its owner, so anyone may write there: there is one user.
 RUN python -m pip uninstall --yes pip setuptools wheel \

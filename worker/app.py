@@ -36,7 +36,7 @@ Reader = TypeVar("Reader", bound=BflReader)
 
 
 class App(Celery):
-    """Celery's app. callbacks_url: where tasks that are not ours are published; None if like all others.
+    """Celery's app. callbacks_url: the Redis for tasks that are not ours; None for the same one.
 
     The queues of callbacks are chosen by strangers. `worker.message_callbacks` refuses the names of the ledger's
     keys, and a user of Redis who cannot write there (`JANITOR_CALLBACKS_URL`) makes sure of it.
@@ -47,7 +47,7 @@ class App(Celery):
     def send_task(self, name: str, *arguments: Any, **options: Any) -> Any:
         if self.callbacks_url is None or name in TASKS:
             return super().send_task(name, *arguments, **options)
-        # Instead of a producer that is given: Celery takes it from its own pool for all tasks of a group.
+        # It replaces a producer that was given: for a group, Celery gives one of its own pool.
         with pools.producers[self._callbacks].acquire(block=True) as producer:
             return super().send_task(name, *arguments, **{**options, "producer": producer})
 
@@ -170,7 +170,7 @@ def configuration(settings: Settings, url: str) -> dict[str, Any]:
                 "schedule": settings.tick_every,
                 # Long ago, so that beat ticks as soon as it starts and is seen.
                 "last_run_at": datetime.fromtimestamp(0, UTC),
-                # Without a worker they do not pile up. Their end is by beat's clock, which may be far off.
+                # They expire, so as not to pile up without a worker. Beat's clock may be wrong, so an hour more.
                 "options": {"expires": (settings.tick_every + timedelta(hours=1)).total_seconds()},
             }
         },

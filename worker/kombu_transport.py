@@ -1,4 +1,4 @@
-"""kombu's Redis transport, with deliveries that can neither end nor deafen the worker; Celery's result backend.
+"""kombu's Redis transport, in which no message stops the worker or keeps a slot; Celery's result backend.
 
 As it comes, kombu 5.7 ends the worker on an envelope that it cannot read, and loses the message. The differences:
 
@@ -79,7 +79,7 @@ def set_aside(client: redis.Redis, queue: str, reason: str, message: object) -> 
 
 
 class Client(redis.Redis):
-    """A client whose BRPOP answers only with what kombu can decode: kombu does so before anybody is asked."""
+    """A client whose BRPOP returns only what kombu can decode: it decodes before any code of ours is asked."""
 
     def parse_response(self, connection: Any, command_name: Any, **options: Any) -> Any:
         answer = super().parse_response(connection, command_name, **options)  # type: ignore[no-untyped-call] # redis-py has no types here

@@ -57,7 +57,7 @@ class Consumption:
     _stopped: set[str] = field(default_factory=set)
 
     def allow(self, is_allowed: bool) -> None:  # noqa: FBT001 -- it is told nothing else
-        """Stop or go on, from any thread: Celery's own loop does it before it asks the broker again."""
+        """Stop or resume taking requests, from any thread: Celery's loop does it before it asks again."""
         if self._stopped or not is_allowed:
             self.consumer.call_soon(self._go_on if is_allowed else self._stop)
 
@@ -127,7 +127,7 @@ def _start_maintenance(services: Services, *, sender: Any, **_: Any) -> None:
 
     settings = services.settings
     heart = Heart("worker", settings.state_dir, max(settings.maintenance_every * 5, timedelta(seconds=30)))
-    # With so many, either all deleting or all accepting may have stopped.
+    # If so many are stuck, they may be all the slots of the runners, or all that accept requests.
     most_stuck = min(settings.threads, _SLOTS_BESIDE_RUNNERS)
     maintenance = services.maintenance(each_second)
     usual = maintenance.process

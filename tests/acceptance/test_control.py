@@ -74,7 +74,7 @@ def test_what_is_paused_by_name_stays_so_until_it_is_resumed_by_name(env, tmp_pa
     janitor_here(env, "pause", "--account", "default")
     janitor_here(env, "pause")
     whole = janitor_here(env, "resume")
-    assert "still paused (by request): `janitor resume --account default` goes on" in whole.stderr
+    assert "still paused (by request): run `janitor resume --account default` to go on" in whole.stderr
     assert "still paused" not in janitor_here(env, "resume", "--account", "default").stderr
     assert janitor_here(env, "pause", "--account", "nobody").returncode == 2
 

@@ -130,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _open_streams() -> None:
-    """A stream that is closed is nothing to read or write: else a file or a socket would get its number."""
+    """Replace a closed standard stream by /dev/null: otherwise the next file or socket would get its number."""
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 -- it stays open

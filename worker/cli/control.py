@@ -164,7 +164,7 @@ def drop(*, ids: options.Ids, every: bool, act: Act) -> int:
 
 
 def _how_to_resume(account: str | None) -> str:
-    return f"`janitor resume{f' --account {account}' if account else ''}` goes on"
+    return f"run `janitor resume{f' --account {account}' if account else ''}` to go on"
 
 
 def _unknown(ids: set[str]) -> int:

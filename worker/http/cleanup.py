@@ -50,7 +50,7 @@ class Holding(Where):
 
     reason: Line = Field(min_length=1,
         description="why; shown to everybody who asks for a deletion of this finetune")  # fmt: skip
-    until: Moment | None = Field(None, description="until it is released if it is not given")
+    until: Moment | None = Field(None, description="without it the hold lasts until it is released")
 
 
 class Latest(BaseModel):
@@ -62,7 +62,7 @@ class Latest(BaseModel):
 
 
 class Kept(BaseModel):
-    """Which deletions are withdrawn by this: those of cleanups; a hold withdraws all of the finetune."""
+    """The deletions that this call withdrew: those of cleanups, or all of the finetune by a hold."""
 
     withdrawn: list[str] = Field(description="these deleted nothing")
     under_way: list[str] = Field(description="a call may be under way, and may still delete: their records tell")

@@ -43,7 +43,8 @@ class Quotas:
         """Count these deletions as open, before they are accepted; raises a 429 if there would be too many.
 
         What has ended is looked for only when the quota is reached, and each deletion at most once in ten seconds:
-        most calls cost little, and so do refusals. What is not accepted after all is counted until that look.
+        most calls cost little, and so do refusals. One that was reserved and then not accepted counts until the
+        next such look.
         """
         key, now = self.ledger.keys.token_open(token), int(self.now())
         with self.ledger.redis.pipeline(transaction=False) as pipe:

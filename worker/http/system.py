@@ -21,7 +21,10 @@ router = APIRouter(prefix="/v1", responses=documented(401, 403, 422, 429, 503))
 
 
 class Page(BaseModel):
-    """Oldest first; `cursor` asks for what follows, now or later; null if nothing follows."""
+    """Oldest first. `cursor` asks for what follows, now or later.
+
+    If it is null, the page is empty: keep the one before.
+    """
 
     entries: list[audit.Entry]
     cursor: str | None

@@ -77,7 +77,7 @@ class Token(_Entry):
 
     def may(self, scope: Scope, deletion: Deletion) -> bool:
         """Whether it may do to this deletion what the scope allows; to one of its own it always may."""
-        # A producer by name can call itself anything; `source` it cannot choose.
+        # A producer by name can give any `requested_by`, but it cannot choose `source`.
         is_own = deletion.source == "http" and deletion.requested_by == self.name
         return self.may_use(deletion.account) and (is_own or scope in self.scopes)
 

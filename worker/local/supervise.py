@@ -46,7 +46,7 @@ class Child:
         self.spec = spec
         self.started_at = time.monotonic()
         with open(spec.log, "ab", opener=opener) if spec.log else nullcontext() as output:
-            # What it starts dies with us even when we are killed: on Linux the kernel tells it.
+            # On Linux the kernel ends the child when we die, even if we are killed.
             self.process = subprocess.Popen(  # noqa: S603 -- our own commands
                 spec.argv, env=spec.env, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 start_new_session=True,
