@@ -97,6 +97,8 @@ def get(ledger: Ledger, deletion_id: str) -> Deletion:
     found = get_many(ledger, [deletion_id])[0]
     if found is None:
         is_there = ledger.redis.exists(ledger.keys.deletion(deletion_id))
+        found = get_many(ledger, [deletion_id])[0] if is_there else None  # written in between
+    if found is None:
         unread = f"the record of {deletion_id!r} cannot be read: see its hash in Redis"
         raise UnknownDeletion(unread if is_there else f"no deletion has the id {deletion_id!r}")
     return found

@@ -11,7 +11,7 @@ import pytest
 import requests
 
 from tasks.ledger import Ledger
-from tasks.ledger.queries import get
+from tasks.ledger.queries import get, get_many
 from tests.processes import KEY, janitor_here, producer, records, until
 from worker.redis_url import connect
 from worker.sandbox.api import Sandbox
@@ -140,7 +140,7 @@ def test_200_naming_another_id_is_for_review_and_stops_the_account(api, ask, fin
     # When more is asked for, then it waits.
     api.create(f"{finetune}-2")
     waiting = ask(f"{finetune}-2", account="alarmed")
-    until(lambda: get(ledger, waiting.id), seconds=20, what="a record")
+    until(lambda: get_many(ledger, [waiting.id])[0], seconds=20, what="a record")
     assert janitor_here(env, "wait", waiting.id, "--timeout", "2").returncode == 4
     assert api.deletes(f"{finetune}-2") == []
 
@@ -312,7 +312,7 @@ def test_a_key_refused_for_all_parks_the_account_and_spends_no_attempt(api, ask,
     result = ask(finetune, account="locked_out")
 
     def told():
-        found = get(ledger, result.id)
+        (found,) = get_many(ledger, [result.id])
         return found and "the account is parked" in (found.message or "")
 
     until(told, seconds=20, what="the park")

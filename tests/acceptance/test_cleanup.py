@@ -11,6 +11,7 @@ import redis
 
 from tasks.cleanup.policies import parse_policies
 from tasks.cleanup.schedule import noted
+from tasks.durations import iso
 from tests.processes import environment, janitor, janitor_here, producer, records, started, until, worker
 from worker.local import embedded
 from worker.local.supervise import Spec
@@ -126,7 +127,8 @@ def test_what_is_used_protected_or_reborn_in_the_grace_is_kept(env, api, stale, 
     waiting = records(janitor_here(env, "list", "--state", "scheduled", "--json"))
     assert {record["due_at"] for record in waiting} == {record["due_at"] for record in applied}
     producer(env["REDIS_URL"]).send_task("finetunes.touch", [[used]], queue="touches")
-    done = janitor_here(env, "protect", protected, "--until", "2999-01-01")
+    until_then = iso(datetime.now(UTC).replace(microsecond=0) + timedelta(days=300))
+    done = janitor_here(env, "protect", protected, "--until", until_then)
     assert (done.returncode, "withdrawn before anything was deleted: " in done.stderr) == (0, True)
     api.create(reborn, timestamp=ago(1))
     ids = [record["id"] for record in applied]
@@ -136,7 +138,7 @@ def test_what_is_used_protected_or_reborn_in_the_grace_is_kept(env, api, stale, 
     assert f"{used} is kept: it was used after the plan was made" in late.stderr
     shown = {one["finetune_id"]: one for one in records(janitor_here(env, "finetunes", "--json"))}
     assert shown[used]["last_used"]
-    assert (shown[protected]["protected"], shown[protected]["age_days"]) == ("2999-01-01T00:00:00.000Z", 45)
+    assert (shown[protected]["protected"], shown[protected]["age_days"]) == (until_then, 45)
     # People may delete it all the same, and are told.
     asked = janitor_here(env, "delete", protected, "--in", "1h", "--json")
     assert (asked.returncode, f"{protected} is protected" in asked.stderr) == (0, True)

@@ -72,7 +72,12 @@ class Tree:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_stops_all_in_reverse_and_leaves_nothing(number):
-    with Tree("first", SLEEPER[2], "second", SLEEPER[2]) as tree:
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests may run under nohup
+    try:
+        tree = Tree("first", SLEEPER[2], "second", SLEEPER[2])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with tree:
         tree.heard("second runs")
         pids = tree.pids()
         tree.process.send_signal(number)
