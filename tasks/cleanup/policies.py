@@ -26,7 +26,9 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 # Anything else is in no id, or belongs to another notation (`{prod,demo}-*`, `^prod-.*$`, `!prod-*`): it would be
 # read as plain text, fit nothing and so protect nothing.
 _PATTERN = re.compile(r"(?:[A-Za-z0-9_/.?*-]|\[[A-Za-z0-9_-]+\])+")
-_TEXT = re.compile(r"(?:[^\[\]]|\[[A-Za-z0-9_-]+\])+")  # no `[!a]`, which would fit nearly all
+_MISTAKEN = re.compile(r".*\.\*.*|[^?*\[]*[_-]")  # `prod-.*`; `prod-` alone, which fits only itself
+# For what people write. One that fits nothing deletes nothing, but `[!a]` would fit nearly all.
+_TEXT = re.compile(r"(?:[^\[\]]|\[[A-Za-z0-9_-]+\])+")
 _LEAST_UNUSED = timedelta(days=2)
 
 
@@ -126,54 +128,25 @@ def _whole(least: int, most: int) -> BeforeValidator:
     return _only(lambda value: type(value) is int and least <= value <= most, accepted)
 
 
-def _patterns(value: object) -> tuple[str, ...]:
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list) or not given:
-        raise InvalidRequest(f"{value!r} is not a list of patterns: give texts such as 'test-*'")
-    return tuple(_pattern(one) for one in given)
+def _patterns(fits: Callable[[str], object], accepted: str) -> BeforeValidator:
+    def read(value: object) -> tuple[str, ...]:
+        given = [value] if isinstance(value, str) else value
+        if not isinstance(given, list) or not given:
+            raise InvalidRequest(f"{value!r} is not a list of patterns: give texts such as 'test-*'")
+        for one in given:
+            if not isinstance(one, str) or not fits(one):
+                raise InvalidRequest(f"{one!r} is not a pattern: give {accepted}")
+        return tuple(given)
+
+    return BeforeValidator(read)
 
 
-def _pattern(value: object) -> str:
-    if not isinstance(value, str) or not value:
-        raise InvalidRequest(f"{value!r} is not a pattern: give a text such as 'test-*'")
-    if ".*" in value or not _PATTERN.fullmatch(value):
-        accepted = "letters, digits, - _ . / and * (any text), ? (any character), [abc] (one of these)"
-        raise InvalidRequest(f"{value!r} is not a pattern: give {accepted}; {_meant(value)}")
-    if value[-1] in "-_" and not set(value) & set("?*["):
-        raise InvalidRequest(f"{value!r} has no wildcard, so it fits only itself: did you mean '{value}*'?")
-    return value
+def _is_pattern(text: str) -> bool:
+    return bool(_PATTERN.fullmatch(text)) and not _MISTAKEN.fullmatch(text)
 
 
 def _fits_all(patterns: tuple[str, ...]) -> bool:
     return any(not _CLASS.sub("", pattern).strip("*?") for pattern in patterns)
-
-
-def _texts(value: object) -> tuple[str, ...]:
-    """Patterns for what people write. One that fits nothing deletes nothing, so other notations do no harm."""
-    given = [value] if isinstance(value, str) else value
-    if not isinstance(given, list) or not given or not all(is_line(one, 200) and one for one in given):
-        raise InvalidRequest(f"{value!r} is not a list of patterns: give texts of one line such as '*test*'")
-    for one in given:
-        if not _TEXT.fullmatch(one):
-            raise InvalidRequest(f"{one!r} is not a pattern: [ ] stand around letters and digits, as in [abc]")
-    return tuple(given)
-
-
-def _meant(value: str) -> str:
-    """The same in our notation, if it can be told: lists, `{a,b}`, `^...$`, `.*`, `!x`."""
-    if value.startswith(("!", "~")):
-        return "there is no exception within `match`: give what must stay as `protect`"
-    start, end = value.startswith("^"), value.endswith("$")
-    text = value.removeprefix("^").removesuffix("$").replace(".*", "*").replace(".+", "?*")
-    if (start or end) and "*" not in text:
-        text = f"{'' if start else '*'}{text}{'' if end else '*'}"
-    found = re.fullmatch(r"([^{}()]*)[{(]([^{}()]*)[})]([^{}()]*)", text)
-    one_of = re.split(r"[,|]", found[2]) if found else []
-    parts = [f"{found[1]}{one.strip()}{found[3]}" for one in one_of] if found else re.split(r"[,;|\s]+", text)
-    parts = [part for part in parts if part]
-    if not parts or value in parts or not all(_PATTERN.fullmatch(part) for part in parts):
-        return "several patterns are a list of texts"
-    return f"did you mean {parts[0]!r}?" if len(parts) == 1 else f"did you mean {parts}?"
 
 
 def _age(value: object) -> timedelta:
@@ -198,8 +171,21 @@ def _schedule(value: object) -> str:
     return " ".join(parts)
 
 
-_Patterns = Annotated[tuple[str, ...], BeforeValidator(_patterns)]
-_Texts = Annotated[tuple[str, ...], BeforeValidator(_texts)]
+_Patterns = Annotated[
+    tuple[str, ...],
+    _patterns(
+        _is_pattern,
+        "letters, digits, - _ . / and * (any text), ? (any character), [abc] (one of these), as in 'prod-*'; "
+        "several are a list of texts, and what must stay is `protect`",
+    ),
+]
+_Texts = Annotated[
+    tuple[str, ...],
+    _patterns(
+        lambda text: is_line(text, 200) and _TEXT.fullmatch(text),
+        "one line such as '*test*', with [ ] only around letters and digits, as in [abc]",
+    ),
+]
 _Age = Annotated[timedelta | None, BeforeValidator(_age)]
 
 
@@ -233,7 +219,7 @@ class Policy:
 
     @property
     def digest(self) -> str:
-        """Another one for any other rule: a plan is applied only under the policy that made it."""
+        """Changes whenever any field of the policy does: a plan is applied only under the policy that made it."""
         return hashlib.sha256(repr(self).encode()).hexdigest()[:16]
 
     @property
