@@ -57,10 +57,11 @@ class Seen(NamedTuple):
 class Inventory:
     """An account at `now`. use_since: use is reported without a gap since then; use_last: when it last was.
 
-    seen: by the id as listed; by name as long as no list was read. used, protected, held: by name, as Redis has
-    them. requested: those with an unfinished deletion. about: what the details tell of those that were read now.
-    listed_at, listed_count: the longest list of a day that was believed, without what the janitor deleted since.
-    shrunk_since: since when lists have been less than half of it.
+    seen: keyed by the id as listed after a survey, by name when loaded from the ledger. used, protected, held: by
+    name, as Redis has them. requested: those with an unfinished deletion. about: what the details tell of those
+    that were read now. listed_count: the length of the longest believed list of the last day, less what the
+    janitor has deleted since; listed_at: when it was read. shrunk_since: since when lists have been less than half
+    of it.
     """
 
     account: str

@@ -191,7 +191,7 @@ def apply_plan(
 
 
 def withdraw(ledger: Ledger, plan: Plan, act: Act) -> None:
-    """Block the plan: nothing more is asked for by it, also not by an apply that is under way or a crashed one."""
+    """Block the plan: no further deletion is asked for, even by an apply that runs or that is repeated."""
     if plan.blocked:
         return
     why = f"{_WITHDRAWN}{act.who}{f': {act.why}' if act.why else ''}"

@@ -97,7 +97,8 @@ def to_read(
     """The ids whose details a plan reads again: of what it would delete without its filters on details.
 
     With `keep_newest` too, that is all that `match` fits: which are the newest is known only once all details are.
-    Without such filters the newest are read as well: one that is gone, or older than it looked, takes no place.
+    Without such filters the newest are read as well, so that one that is gone or older than recorded does not take
+    up a place.
     """
     if policy.about and policy.keep_newest:
         return {one.id for one in finetunes if _matches(one.id, policy.match)}
@@ -129,8 +130,8 @@ def blocked(
 def too_large_a_part(items: Sequence[Item], gone: Collection[str], max_percent: int) -> str | None:
     """Why a plan must not be applied, None if it may.
 
-    gone: what waits for its deletion, or was deleted since the survey. Else several policies, or one in several
-    nights of a long grace, would pass together what each keeps to.
+    gone: what waits for its deletion, or was deleted since the survey. Otherwise several policies, or one policy
+    on several nights during a long grace, could together exceed the limit that each plan respects.
     """
     own = {item.finetune_id: item.action for item in items if _can_be_asked_for(item.finetune_id)}
     deletions = sum(action == "delete" for action in own.values())
@@ -285,7 +286,7 @@ def _protects(pattern: str, finetune_id: str) -> bool:
 def _newest(policy: Policy, finetunes: Sequence[Finetune]) -> frozenset[str]:
     """The youngest of those that match, by age; equals by name, so that the same ones stay each time.
 
-    What cannot be read, or has an unfinished deletion, is or will soon be gone, and takes nobody's place.
+    A finetune that cannot be read or has an unfinished deletion may soon be gone, so it does not count.
     """
     there = [one for one in finetunes if one.since and one.incarnation and not one.is_requested]
     fits = [one for one in there if _matches(one.id, policy.match) and not why_not(policy.about, one.about)]

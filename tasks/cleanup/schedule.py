@@ -134,9 +134,9 @@ class Cleaner(Surveyor):
     def _is_due(self, policy: Policy, window: datetime) -> bool:
         """Whether the run of this window is still to be made.
 
-        A policy that is new has no past, and one that reads otherwise than before none either: its first run is
-        the next one. Else an edit to a time earlier today, or a file that is half written, would delete at once.
-        Nor has one whose last run is in the future: Redis's clock was wrong then.
+        A new or edited policy has no missed runs: its first run is at its next scheduled time. Otherwise an edit
+        to a time earlier today, or a file that is half written, would delete at once. The same holds for one whose
+        last run is in the future: Redis's clock was wrong then.
         """
         runs, redis, note = self.ledger.keys.policy_runs, self.ledger.redis, noted(policy, window)
         before: Any = redis.hget(runs, policy.name)
