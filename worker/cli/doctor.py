@@ -54,7 +54,7 @@ def doctor(*, show_settings: bool) -> int:
     levels = set()
     for finding in _findings(session):
         levels.add(finding.level)
-        print_record(finding._asdict(), f"{finding.level:<11} {finding.check:<19} {finding.message}")
+        print_record(vars(finding), f"{finding.level:<11} {finding.check:<19} {finding.message}")
     return UNREACHABLE if "unreachable" in levels else int("error" in levels)
 
 

@@ -18,7 +18,8 @@ from worker.cli.output import note, print_record, some
 from worker.cli.session import Session
 from worker.cli.text import visible
 from worker.cli.times import local
-from worker.doctor.status import Need, Status
+from worker.doctor.server import Finding
+from worker.doctor.status import Status
 from worker.doctor.status import status as read_status
 
 _EVERY_SECONDS = 2.0
@@ -77,7 +78,7 @@ def screen(found: Status, columns: int, height: int) -> list[str]:
     return [*lines, "", *rest]
 
 
-def _lines(need: Need, columns: int, most: int) -> list[str]:
+def _lines(need: Finding, columns: int, most: int) -> list[str]:
     """What is wrong, shortened until it fits, and what to do, which stays whole."""
     fact, _, advice = need.message.rpartition(": ")
     lines, room = _wrapped(need.check, fact, advice, columns), len(fact)

@@ -3,10 +3,11 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
-from tasks.durations import format_duration
+from tasks.durations import format_duration, iso, parse_time
 from tasks.ledger import Ledger
 from tasks.ledger.queries import each
 from tasks.records import from_ms
@@ -18,17 +19,18 @@ _SAMPLE = 200  # of those due longest, whose answers are read
 _NO_ANSWER = re.compile(r"(?P<what>.*) \(set (?P<variable>\w+) to use another host\)")
 
 
-class Retries(NamedTuple):
-    """What is tried again of one account.
+@dataclass(frozen=True)
+class Retries:
+    """What is tried again of one account. answers: how many of the 200 due first got which last answer.
 
-    answers: how many of the 200 that were due first got which last answer, the most frequent first. oldest_due:
-    when the first was due.
+    given_up_at: when the first is given up, at the earliest; a pause or a park of the account moves it.
     """
 
     account: str
     deletions: int
     answers: dict[str, int]
-    oldest_due: datetime
+    oldest_due_at: str
+    given_up_at: str
 
     @property
     def without_answer(self) -> bool:
@@ -45,7 +47,7 @@ def retries(ledger: Ledger, accounts: Iterable[str]) -> list[Retries]:
 def check_retries(found: Iterable[Retries], now: datetime) -> Iterator[Finding]:
     """One finding for each account."""
     for one in found:
-        age, (answer, times) = now - one.oldest_due, next(iter(one.answers.items()))
+        age, (answer, times) = now - parse_time(one.oldest_due_at), next(iter(one.answers.items()))
         minutes = age // timedelta(minutes=1)
         due = f"due {format_duration(timedelta(minutes=minutes))} ago" if minutes else "due just now"
         many = "1 deletion is" if one.deletions == 1 else f"{one.deletions} deletions are"
@@ -75,4 +77,6 @@ def _retries(ledger: Ledger, account: str) -> Retries | None:
         return None
     (count,) = each(ledger, [keys.retrying(account)], lambda pipe, key: pipe.zcard(key))
     answers = Counter(message for message, _ in records)
-    return Retries(account, count, dict(answers.most_common()), from_ms(min(int(due) for _, due in records)))
+    oldest_due = from_ms(min(int(due) for _, due in records))
+    given_up_at = oldest_due + ledger.terms.give_up_after
+    return Retries(account, count, dict(answers.most_common()), str(iso(oldest_due)), str(iso(given_up_at)))

@@ -3,7 +3,8 @@
 import re
 import time
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import redis
 from redis.exceptions import ResponseError
@@ -22,7 +23,8 @@ _SHORTEST_IDLE_SECONDS = 60  # connections are tried every 30 s
 Level = Literal["ok", "warning", "error", "unreachable"]
 
 
-class Finding(NamedTuple):
+@dataclass(frozen=True)
+class Finding:
     """One line: what was checked, how it is, and what to do if it is not ok."""
 
     check: str

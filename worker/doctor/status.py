@@ -19,31 +19,10 @@ from tasks.waiting import running_workers
 from worker.doctor.ledger import check_ledger
 from worker.doctor.policies import scheduled_policies
 from worker.doctor.retries import Retries, retries
-from worker.doctor.server import check_server
+from worker.doctor.server import Finding, check_server
 
 _HOUR = timedelta(hours=1)
 _MOST_ENDED = 500  # of the last hour, whose states are read
-
-
-class Need(BaseModel):
-    """Something that needs a person: which check found it, what is wrong, and what to do."""
-
-    check: str
-    level: str
-    message: str
-
-
-class Retrying(BaseModel):
-    """What is tried again of one account. answers: how many of the 200 due first got which last answer.
-
-    given_up_at: when the first is given up, at the earliest; a pause or a park of the account moves it.
-    """
-
-    account: str
-    deletions: int
-    answers: dict[str, int]
-    oldest_due_at: str
-    given_up_at: str
 
 
 class LastHour(BaseModel):
@@ -70,9 +49,9 @@ class Status(BaseModel):
     """
 
     at: str
-    needs: list[Need]
+    needs: list[Finding]
     states: dict[str, int]
-    retrying: list[Retrying]
+    retrying: list[Retries]
     stopped: dict[str, str]
     held: dict[str, int]
     last_hour: LastHour
@@ -100,9 +79,9 @@ def status(ledger: Ledger, tick_every: timedelta) -> Status:
         states.update(account.states)
     return Status(
         at=str(iso(now)),
-        needs=[Need(**one._asdict()) for one in sorted(needs, key=lambda one: one.level != "error")],
+        needs=sorted(needs, key=lambda one: one.level != "error"),
         states={state: states[state] for state in State},
-        retrying=[_retrying(one, ledger.terms.give_up_after) for one in tried_again],
+        retrying=tried_again,
         stopped={name: _stopped(stop) for name, stop in stopped_accounts(ledger).items()},
         held={name: held for name in found.accounts if (held := len(holds(ledger, name)))},
         last_hour=_last_hour(ledger, found, now),
@@ -115,11 +94,6 @@ def status(ledger: Ledger, tick_every: timedelta) -> Status:
 def _stopped(stop: Stop) -> str:
     words = zip(("paused", "parked", "cooling down"), stop[:3], strict=True)
     return ", ".join(f"{word} ({why})" for word, why in words if why is not None)
-
-
-def _retrying(found: Retries, give_up_after: timedelta) -> Retrying:
-    times = {"oldest_due_at": iso(found.oldest_due), "given_up_at": iso(found.oldest_due + give_up_after)}
-    return Retrying(**(found._asdict() | times))
 
 
 def _last_hour(ledger: Ledger, found: Statistics, now: datetime) -> LastHour:
