@@ -43,5 +43,5 @@ def test_the_invariants_hold_if_a_person_holds_the_finetune_at_any_step(explored
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_named(explored_redis, name):
+def test_a_named_scenario(explored_redis, name):
     play(explored_redis, NAMED[name])

@@ -113,7 +113,7 @@ class TestContents:
         argv = podman.run_argv("--read-only", "--user=0", "--entrypoint=python", IMAGE)
         run(*argv, "-m", "compileall", "-q", "/usr/local/lib", "/opt/janitor/lib")
 
-    def test_its_size(self, inspected, files, root):
+    def test_the_image_is_smaller_than_350_mb(self, inspected, files, root):
         debian = (root / "var/lib/dpkg/status").read_text(encoding="utf-8").count("\nStatus: install ok installed")
         python = [path for path in files if path.suffix == ".dist-info"]
         print(

@@ -83,7 +83,7 @@ class TestAccept:
         accept(ledger, asking(id="r1", **fields))
         assert (get(ledger, "r1").due_at, get(ledger, "r1").asked_at) == (due_at, asked_at)
 
-    def test_many_go_in_parts(self, ledger):
+    def test_many_requests_are_written_in_parts(self, ledger):
         assert accept(ledger, *(asking(f"ft-{i}", bulk=True) for i in range(1_100))) == ["accepted"] * 1_100
         assert len(list_deletions(ledger, Filter(), limit=2_000).deletions) == 1_100
 
@@ -387,7 +387,7 @@ class TestPermits:
         ("stop", "word", "probe"),
         [("pause", "go", "go"), ("park", "parked", "go"), ("cool", "cooling", "cooling")],
     )
-    def test_what_stops_them(self, ledger, stop, word, probe):
+    def test_a_cool_down_and_a_park_stop_permits(self, ledger, stop, word, probe):
         ledger.account("default", stop, reason="test", ms=5_000, most_ms=60_000, probe_ms=5_000)
         assert ledger.permit("default", "a", PERMITS).word == word
         assert ledger.permit("default", "a", PERMITS, probe=True).word == probe

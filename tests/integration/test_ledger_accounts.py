@@ -179,7 +179,7 @@ class TestVerify:
     def test_every_deleted_record_is_to_be_verified(self, ledger, deleted):
         assert ledger.redis.zrange(ledger.keys.verify("default"), 0, -1) == ["r1"]
 
-    def test_gone_is_noted(self, ledger, deleted):
+    def test_a_finetune_that_the_list_lacks_is_verified(self, ledger, deleted):
         assert self._verify(ledger, **deleted, word="gone") == []
         assert get(ledger, "r1").verified_at == NOW
         assert ledger.redis.zcard(ledger.keys.verify("default")) == 0

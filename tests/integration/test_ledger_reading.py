@@ -30,7 +30,7 @@ class TestUnreadableRecord:
 
     @pytest.mark.parametrize("how", ["missing", "another type", "without its fields"])
     @pytest.mark.parametrize("place", ["queued", "scheduled", "running", "first", "sibling", "final"])
-    def test_the_others_go_on(self, ledger, clocked, place, how):
+    def test_a_lost_record_stops_no_other_deletion(self, ledger, clocked, place, how):
         # Given one in each place, and the one in `place` lost.
         accept(ledger, asking("a", id="final"))
         carry_out_one(ledger)

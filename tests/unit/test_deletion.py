@@ -364,7 +364,7 @@ class TestRefusedAfterAnUnclearAttempt:
     def test_then_it_has_failed_if_it_is_still_there(self):
         assert Case([INVALID], **SETTLED).carried_out().result == ("failed", 1)
 
-    def test_or_it_is_deleted(self):
+    def test_if_it_is_gone_after_the_attempt_it_is_deleted(self):
         assert Case([], [GONE], **SETTLED).carried_out().result == ("deleted/read-back", 0)
 
 
