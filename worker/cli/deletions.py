@@ -209,7 +209,8 @@ def retry(
     """Ask again for deletions that did not end as asked: a new deletion continues each old one.
 
     It is for the same finetune: it takes over what was observed, and an attempt that may have been applied. One
-    that succeeded, is unfinished or was already retried is refused.
+    that succeeded, is unfinished or was already retried is refused. The retry of a cleanup's deletion is still a
+    cleanup: a finetune that was used, protected or held since is kept.
 
     \b
     janitor retry 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --wait
