@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from tasks.api.incarnations import Incarnation, Verdict, compare
+from tasks.api.moments import is_same_moment
 from tasks.api.observations import Observation, Presence, existed
 from tasks.durations import iso
 from tasks.ledger.types import Claim, Findings, Finish, Try
@@ -168,20 +169,28 @@ def _seen_again(
     claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta
 ) -> Finish | Stays | None:
     gap = now - known.observed_at if known.observed_at else timedelta.max
+    told, tells = known.incarnation or Incarnation(), seen.incarnation or Incarnation()
     is_newer = existed(seen, from_ms(claim.asked_at), now) is False
-    # Equal settings count for nothing if it was created after the request.
-    believed = timedelta(seconds=-1) if is_newer else within
-    verdict, why = compare(
-        known.incarnation or Incarnation(), seen.incarnation or Incarnation(), gap=gap, within=believed
-    )
+    shares_field = bool(told.identity.keys() & tells.identity.keys())
+    has_moved = not shares_field and is_same_moment(str(told.created), str(tells.created)) is False
+    # Equal settings count for nothing if it was created after the request, or another time was told before.
+    believed = timedelta(seconds=-1) if is_newer or has_moved else within
+    verdict, why = compare(told, tells, gap=gap, within=believed)
+    if verdict is Verdict.OTHER:
+        return _another(known, seen, now, why)
     if verdict is Verdict.UNKNOWN and is_newer:
-        verdict, why = Verdict.OTHER, "this one was created after the request"
-    if verdict is not Verdict.OTHER and _tells_less(known, seen):
+        return _another(known, seen, now, "this one was created after the request")
+    if _tells_less(known, seen):
         return None
     if verdict is Verdict.SAME:
         return STAYS
-    if verdict is Verdict.UNKNOWN:
-        return _undecided(claim, known, now, within, why)
+    if has_moved:
+        why = f"its creation time was {told.created}, and another field tells {tells.created}"
+    return _undecided(claim, known, None if has_moved else now, within, why)
+
+
+def _another(known: Known, seen: Observation, now: datetime, why: str) -> Finish:
+    """The name belongs to another finetune now."""
     if known.unclear_at is None:
         return Finish(State.SUPERSEDED, f"the name belongs to another finetune now: {why}")
     if existed(seen, known.unclear_at, now) is False:

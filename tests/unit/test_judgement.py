@@ -34,6 +34,8 @@ A_MINUTE_AGO, AN_HOUR_AGO = NOW - timedelta(minutes=1), NOW - HOUR
 AGE = timedelta(days=28, hours=2)
 # Tells apart no incarnation from another: THERE with a creation date alone.
 MOVED_NEWER = {**AGELESS, "timestamp": NEWER["created_at"]}
+MOVED = {**AGELESS, "timestamp": THERE["created_at"]}
+MOVED_OLDER = {**AGELESS, "timestamp": "2026-01-01T10:00:00Z"}
 DAY_ONLY = {**THERE, "created_at": "2026-02-01"}
 
 
@@ -171,6 +173,12 @@ TABLE = {
     "details work no more, the list lacks it": (UNLISTED, known(THERE), {}, "waits"),
     "details never told it apart": (LISTED, known(AGELESS), {}, "stays, not the same"),
     "a newer one that tells it in another field": (present(MOVED_NEWER), known(THERE), {}, "superseded"),
+    "another creation time in another field": (present(MOVED_OLDER), known(THERE), {}, "review"),
+    "another creation time in another field, cleanup": (present(MOVED_OLDER), known(THERE), CLEANUP, "cancelled"),
+    "another creation time in another field, unclear attempt": (
+        present(MOVED_OLDER), unclear(known(THERE)), {}, "review"
+    ),
+    "the same creation time in another field": (present(MOVED), known(THERE), {}, "stays"),
     "a newer one that tells more": (present(MOVED_NEWER), known(AGELESS), {}, "superseded"),
     "a newer one in another field, created after the attempt": (
         present(MOVED_NEWER), unclear(known(THERE)), {}, "deleted/read-back"
