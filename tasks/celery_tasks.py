@@ -57,7 +57,7 @@ _ANSWERING: dict[str, Any] = {
 _INNER: dict[str, Any] = {"shared": False, "send_events": False}
 _REQUEUE_AFTER_SECONDS = 1.0
 _MOST_CALLBACK_TRIES = 5  # one a minute; each publishes those callbacks again that can be published
-_MOST_UNREAD = 1000  # messages
+_MOST_UNREAD = 1000  # messages that run callbacks; if nobody reads so many, no more are sent
 # What a message holds besides arguments and headers of others: by Celery's message protocol 2.
 _EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
 _HEADERS = (
@@ -177,10 +177,7 @@ def warn_protected(services: Services, requests: Sequence[NewRequest]) -> None:
 
 
 def wake(app: Celery, account: str) -> bool:
-    """Publish a wake-up: the account has work. Lost or doubled, it changes nothing.
-
-    False if that fails: maintenance publishes another one.
-    """
+    """Publish a wake-up: the account has work. False if that fails: maintenance publishes another one."""
     try:
         app.send_task("finetunes.work", args=[account], queue=WAKEUPS, ignore_result=True)
     except Exception as error:
@@ -220,7 +217,7 @@ def _run_callbacks(app: Celery, ledger: Ledger, deletion: Deletion, callbacks: d
         log.error("callbacks.given_up", deletion=id_, message="they cannot be published, see the log of each try")
         ledger.result_written(id_, callbacks_ran=True)
         return
-    # By the queue of wake-ups, which is short: the proof is good for a minute. If nobody reads it, that is enough.
+    # By the queue of wake-ups, which is short: the proof is good for a minute.
     if nonce and ledger.redis.llen(WAKEUPS) < _MOST_UNREAD:
         app.send_task(
             "finetunes.delete", args=[deletion.finetune_id], task_id=id_, queue=WAKEUPS,

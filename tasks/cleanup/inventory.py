@@ -1,7 +1,7 @@
 """What an account has, as the last survey saw it; its use and protection, as they are reported."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from operator import attrgetter
@@ -23,7 +23,7 @@ from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, checked_until, holds
 from tasks.ledger.queries import each, known_accounts
 from tasks.ledger.types import Act, Withdrawn
-from tasks.records import DEFAULT_ACCOUNT, State, check_account, check_finetune_id, from_ms, moment, to_ms
+from tasks.records import DEFAULT_ACCOUNT, check_account, check_finetune_id, from_ms, moment, to_ms
 from tasks.text import finetune_key
 
 log = structlog.get_logger()
@@ -251,22 +251,6 @@ def read(
     created, unsound = _creation(found, details, at)
     first = before.first_seen if before and _is_same(before, found, at, within) else to_ms(began)
     return Seen(text, created, unsound, first, at, vantage)
-
-
-def requested_among(ledger: Ledger, account: str, ids: Collection[str]) -> frozenset[str]:
-    """Those of `ids` that have an unfinished deletion, by this spelling or another."""
-    name = ledger.keys.unfinished
-    found = each(ledger, ids, lambda pipe, id_: pipe.exists(name(account, finetune_key(id_))))
-    return frozenset(id_ for id_, exists in zip(ids, found, strict=True) if exists)
-
-
-def deleted_among(ledger: Ledger, account: str, ids: Collection[str], since: datetime) -> frozenset[str]:
-    """Those of `ids` that the janitor has deleted since then, by this spelling or another."""
-    key = ledger.keys.deletion
-    finished: Any = ledger.redis.zrangebyscore(ledger.keys.finished, to_ms(since), "+inf")
-    rows = each(ledger, finished, lambda pipe, id_: pipe.hmget(key(id_), "account", "state", "name"))
-    deleted = {row[2] for row in rows if row and row[:2] == [account, State.DELETED]}
-    return frozenset(id_ for id_ in ids if finetune_key(id_) in deleted)
 
 
 def _seen(text: str) -> Seen | None:

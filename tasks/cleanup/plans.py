@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from tasks.cleanup.inventory import Inventory, deleted_among, requested_among
+from tasks.cleanup.gone import deleted_among, requested_among
+from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.rules import Item, blocked, too_large_a_part, unfitting
 from tasks.durations import format_duration, iso

@@ -17,7 +17,8 @@ from tasks.api import errors
 from tasks.api.client import BflReader, Details
 from tasks.api.retry import Again, retried
 from tasks.cleanup.about import About, about
-from tasks.cleanup.inventory import Inventory, Seen, deleted_among, load, read, requested_among, save
+from tasks.cleanup.gone import deleted_among, requested_among
+from tasks.cleanup.inventory import Inventory, Seen, load, read, save
 from tasks.cleanup.policies import Policy
 from tasks.ledger import Ledger
 from tasks.records import check_account
