@@ -12,6 +12,7 @@ from celery.beat import Scheduler
 
 from tasks.api.client import BflClient
 from tasks.api.errors import ApiError
+from tasks.durations import iso
 from tasks.errors import LedgerUnavailable
 from tasks.ledger.queries import Stop, get, get_many
 from tasks.ledger.types import Act
@@ -191,7 +192,7 @@ def test_an_api_that_answers_nothing_is_known_by_the_words_of_its_client(ledger)
     finish(ledger, claim(ledger), "back", message=str(error.value), delay=timedelta(seconds=30))
     # when what is tried again is read, then it counts as without an answer.
     (found,) = retries(ledger, ["default"])
-    assert (found.deletions, found.without_answer, found.oldest_due) == (1, True, NOW)
+    assert (found.deletions, found.without_answer, found.oldest_due_at) == (1, True, iso(NOW))
     # A deletion that got an answer changes that.
     accept(ledger, asking("another", id="e"))
     finish(ledger, claim(ledger), "back", message="HTTP 500: broken", delay=timedelta(seconds=30))
