@@ -40,8 +40,10 @@ class Events:
         if is_cleanup and not meant:
             return
         self.model.asked[id_] = Asked(
-            id_, name.lower(), old.at if old else at, meant, is_cleanup, retry_of=options.get("retry_of", "")
-        )
+            id_, name.lower(), old.at if old else at, meant,
+            # A retry of a cleanup's deletion is one of the cleanup, too.
+            is_cleanup=is_cleanup or bool(old and old.is_cleanup), retry_of=options.get("retry_of", ""),
+        )  # fmt: skip
         requested_at = from_ms(self.world.redis_ms() - round(options["ago"] * 1000)) if "ago" in options else None
         delay = timedelta(seconds=options["delay"]) if "delay" in options else None
         seen: dict[str, Any] = {}
