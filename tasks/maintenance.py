@@ -36,7 +36,7 @@ TOUCHES = "touches"  # the queue of reports of use
 # acknowledged.
 _REPORTS = (TOUCHES, *(f"{TOUCHES}\x06\x16{priority}" for priority in (3, 6, 9)))
 _UNACKNOWLEDGED = "unacked"
-_MOST_UNREAD = 100  # wake-ups; if nobody reads them, no more are published
+_MOST_UNREAD = 100  # wake-ups, beside one for each account; if nobody reads them, no more are published
 _PRUNE_AUDIT_EVERY = timedelta(days=1).total_seconds()
 
 
@@ -114,7 +114,7 @@ class Maintenance:
             log.warning("leases.reclaimed", account=account, deletions=found.reclaimed)
         for id_ in found.dropped:
             log.error("deletion.dropped", deletion=id_, account=account, message="it has no readable record")
-        can_wake = found.wake and self.ledger.redis.llen(WAKEUPS) < _MOST_UNREAD
+        can_wake = found.wake and self.ledger.redis.llen(WAKEUPS) < _MOST_UNREAD + len(self.readers)
         if can_wake and not self.wake(account):
             # A full Redis takes no message: without a runner nothing would end, and nothing would be pruned.
             threading.Thread(target=self.run, args=(account,), name="runner", daemon=True).start()
@@ -136,7 +136,8 @@ class Maintenance:
             self._clear_since = None
             return
         if self._clear_since is not None:
-            self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since)
+            lasts = self.ledger.terms.reports_clear_for  # for older workers, which go by its expiry
+            self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since, px=lasts)
         self._clear_since = before
 
     def _has_reports(self) -> bool:

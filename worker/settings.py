@@ -153,7 +153,9 @@ def terms(settings: Settings) -> Terms:
     from tasks.ledger import Terms  # noqa: PLC0415 -- what only reads settings loads no ledger
 
     kept = {"lease", "call_deadline", "give_up_after", "retention", "audit_retention"}
-    return Terms(**settings.model_dump(include=kept))
+    # A moment without reports is noted at the next look for them, and must count until the one after it.
+    clear_for = max(timedelta(seconds=5), 3 * settings.maintenance_every)
+    return Terms(**settings.model_dump(include=kept), reports_clear_for=clear_for)
 
 
 def require_accounts(settings: Settings) -> None:

@@ -60,6 +60,7 @@ class Ledger:
             "lease_ms": self.terms.lease, "permit_ms": self.terms.call_deadline, "wakeup_ms": _WAKEUP,
             "retention_ms": self.terms.retention, "first_after_ms": self.terms.first_observation_after,
             "result_within_ms": _RESULT_WITHIN, "again_ms": _RESULT_AGAIN,
+            "clear_for_ms": self.terms.reports_clear_for,
         }  # fmt: skip
         self._scripts = Scripts(client, constants, now_ms)
 

@@ -13,7 +13,10 @@ from tasks.records import Evidence, State
 
 @dataclass(frozen=True)
 class Terms:
-    """The durations that the ledger works with; `worker.settings` says what each means."""
+    """The durations that the ledger works with; `worker.settings` says what each means.
+
+    reports_clear_for: for how long a moment counts at which no report of use was in the broker.
+    """
 
     lease: timedelta = timedelta(seconds=30)
     call_deadline: timedelta = timedelta(seconds=20)
@@ -21,6 +24,7 @@ class Terms:
     retention: timedelta = timedelta(days=90)
     audit_retention: timedelta = timedelta(days=1095)
     first_observation_after: timedelta = timedelta(seconds=30)
+    reports_clear_for: timedelta = timedelta(seconds=5)
 
 
 @dataclass(frozen=True)

@@ -385,3 +385,17 @@ def test_a_retry_of_a_cleanups_deletion_is_still_a_cleanup(ledger, clocked, keep
     # a request of its own is carried out.
     accept(ledger, asking(id="r1"))
     assert keep == "held" or claim(ledger).id == "r1"
+
+
+def test_a_retry_of_what_verification_found_still_there_is_carried_out(ledger, clocked):
+    # Given a cleanup's deletion of a surveyed finetune, and the same one still there afterwards,
+    seen_since(ledger, clocked, first_seen=0)
+    accept(ledger, cleaning(clocked, delay=timedelta(0)))
+    claimed = claim_cleanup(ledger, clocked)
+    assert mark(ledger, claimed) == "go"
+    finish(ledger, claimed, attempt=1)
+    ended = {"id": "c1", "finished_at": to_ms(get(ledger, "c1").finished_at), "word": "still_there"}
+    assert ledger.verify("default", [ended], "still there") == ["c1"]
+    # when a person retries it, then it is not taken for another finetune.
+    accept(clocked.after(hours=1), asking(id="again", retry_of="c1"))
+    assert get(ledger, "again").state is State.QUEUED

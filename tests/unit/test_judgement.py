@@ -35,6 +35,7 @@ AGE = timedelta(days=28, hours=2)
 # Tells apart no incarnation from another: THERE with a creation date alone.
 MOVED_NEWER = {**AGELESS, "timestamp": NEWER["created_at"]}
 MOVED = {**AGELESS, "timestamp": THERE["created_at"]}
+WITH_ID, TOUCHED = {**THERE, "id": "u-1"}, {**NEWER, "id": "u-1"}
 MOVED_OLDER = {**AGELESS, "timestamp": "2026-01-01T10:00:00Z"}
 DAY_ONLY = {**THERE, "created_at": "2026-02-01"}
 
@@ -179,9 +180,11 @@ TABLE = {
         present(MOVED_OLDER), unclear(known(THERE)), {}, "review"
     ),
     "the same creation time in another field": (present(MOVED), known(THERE), {}, "stays"),
+    "the same id, and a newer time": (present(TOUCHED), known(WITH_ID), {}, "review"),
+    "the same id, and a newer time, unclear attempt": (present(TOUCHED), unclear(known(WITH_ID)), {}, "review"),
     "a newer one that tells more": (present(MOVED_NEWER), known(AGELESS), {}, "superseded"),
     "a newer one in another field, created after the attempt": (
-        present(MOVED_NEWER), unclear(known(THERE)), {}, "deleted/read-back"
+        present(MOVED_NEWER), unclear(known(THERE)), {}, "review"
     ),
     "a newer one in another field, may be older than the attempt": (
         present(MOVED_NEWER), unclear(known(THERE), NOW - 33 * SECONDS), {}, "review"

@@ -59,7 +59,7 @@ def maintenance(ledger, *accounts, **more):
 def test_wake_ups_that_nobody_reads_do_not_pile_up(ledger, clocked):
     made, woken, *_ = maintenance(ledger)
     accept(ledger, asking())
-    ledger.redis.rpush("wakeups", *["unread"] * 100)
+    ledger.redis.rpush("wakeups", *["unread"] * 101)
     clocked.after(minutes=1)
     made._maintain("default")
     assert woken == []

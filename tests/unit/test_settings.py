@@ -207,3 +207,10 @@ def test_settings_and_accounts_show_no_secret(environ):
     shown = f"{settings} {settings!r} {settings.model_dump()} {settings.model_dump_json()} {account} {account!r}"
     assert KEY not in shown
     assert "**********" in shown
+
+
+@pytest.mark.parametrize(("every", "counts_for"), [("1s", 5), ("10s", 30)])
+def test_a_moment_without_reports_of_use_counts_until_the_look_after_the_next(every, counts_for, monkeypatch):
+    monkeypatch.setenv("JANITOR_MAINTENANCE_EVERY", every)
+    found = terms(load_settings())
+    assert found.reports_clear_for == timedelta(seconds=counts_for)

@@ -1,7 +1,5 @@
 -- What holds for a whole account: permits, stops, wake-ups.
 
-local CLEAR_FOR = 5000  -- milliseconds: if nobody looks for reports of use for so long, no cleanup starts
-
 local function account_of(name)
   local values = call('HMGET', key.account(name), 'max_concurrent', 'parked_at', 'cool_until', 'cool_ms', 'wakeup_until')
   return {
@@ -34,7 +32,7 @@ end
 local function waiting_in(name, lane)
   if lane == 'first' then return key.first(name), now end
   local clear_at = tonumber(call('GET', key.reports_clear()) or 0)
-  local is_of_now = clear_at <= now and now - clear_at <= CLEAR_FOR
+  local is_of_now = clear_at <= now and now - clear_at <= input.clear_for_ms
   local limit = lane == 'cleanup' and '(' .. digits(is_of_now and clear_at or 0) or '+inf'
   return key.queue(name, lane), limit
 end

@@ -2,11 +2,12 @@
 
 local WITHDRAWN = 'withdrawn before anything was deleted'
 
--- The next finetune of this name is another one, even if it looks the same: its age starts now.
-local function end_incarnation(d)
+-- From when the inventory counts the age of this finetune. After a deletion the next one of its name is another one, even if it
+-- looks the same; if verification finds the same one, it was there before it was asked for.
+local function set_first_seen(d, at)
   local is_read, seen = pcall(cjson.decode, call('HGET', key.inventory(d.account), d.name) or '')
   if not is_read or type(seen) ~= 'table' then return end
-  seen.first_seen = now
+  seen.first_seen = at
   call('HSET', key.inventory(d.account), d.name, cjson.encode(seen))
 end
 
@@ -21,8 +22,11 @@ local function finish(d, outcome)
   })
   -- It is in review again and needs a person again. An earlier resolution is kept in the audit log only.
   if was_final and outcome.state == 'review' then set(d, {resolved_at = '', resolved_by = '', resolution = ''}) end
-  if was_deleted and outcome.state == 'review' then remember_try(d, nil) end
-  if outcome.state == 'deleted' or outcome.state == 'not_found' then end_incarnation(d) end
+  if was_deleted and outcome.state == 'review' then
+    remember_try(d, nil)
+    set_first_seen(d, tonumber(d.asked_at))
+  end
+  if outcome.state == 'deleted' or outcome.state == 'not_found' then set_first_seen(d, now) end
   if outcome.state == 'deleted' then call('ZADD', key.verify(d.account), now, d.id) end
   if d.by_name then call('ZADD', key.results(), now + input.result_within_ms, d.id) end
   call('ZREM', key.first(d.account), d.id)
