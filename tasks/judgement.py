@@ -178,17 +178,17 @@ def _seen_again(
     verdict, why = compare(told, tells, gap=gap, within=believed)
     if verdict is Verdict.OTHER:
         return _another(known, seen, now, why)
-    is_same_id = told.unique_id is not None and told.unique_id == tells.unique_id
-    if verdict is Verdict.UNKNOWN and is_newer and (is_same_id or (has_moved and known.unclear_at)):
-        return _undecided(claim, known, None, within, why)
+    if has_moved:
+        why = f"its creation time was {told.created}, and another field tells {tells.created}"
     if verdict is Verdict.UNKNOWN and is_newer:
+        has_same_id = told.unique_id is not None and told.unique_id == tells.unique_id
+        if has_same_id or (has_moved and known.unclear_at):
+            return _undecided(claim, known, None, within, why)
         return _another(known, seen, now, "this one was created after the request")
     if _tells_less(known, seen):
         return None
     if verdict is Verdict.SAME:
         return STAYS
-    if has_moved:
-        why = f"its creation time was {told.created}, and another field tells {tells.created}"
     return _undecided(claim, known, None if has_moved else now, within, why)
 
 

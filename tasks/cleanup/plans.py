@@ -180,7 +180,7 @@ def apply_plan(
     _check_part(ledger, plan)
     requests = [_request(plan, item, act.who) for item in plan.items if item.action == "delete"]
     accepted: list[Accepted] = []
-    for start in range(0, len(requests) or 1, BATCH):
+    for start in range(0, len(requests) or 1, BATCH):  # once if there is nothing to ask for
         if why := _blocked_by_now(ledger, plan):
             done = f"{start} of its {len(requests)} deletions were asked for"
             raise PlanRefused(f"plan {plan.id} was blocked meanwhile, {done}: {why}")

@@ -56,7 +56,7 @@ class Guard:
                 return await refusal(scope, receive, send_out)
 
             async def take_large() -> None:
-                if scope["method"] == "POST":  # no other body is worked on, and a long poll would keep the place
+                if scope["method"] == "POST":  # no other call takes a body, and a long poll would keep the place
                     await place.enter_async_context(self._places)
 
             return await self._app(scope, _bounded(receive, take_large), send_out)
