@@ -199,7 +199,8 @@ def _by_state(ledger: Ledger, where: Filter, after: _Entry | None) -> Iterator[_
     def look(high: float | str, low: float, *limit: int) -> list[Any]:
         # Unfinished states first: a deletion that moves on between two of these lists comes twice, and is not
         # missed. (Not in a transaction: a full Redis refuses those.)
-        return each(ledger, keys, lambda pipe, key: pipe.zrevrangebyscore(key, high, low, *limit, withscores=True))
+        rows = each(ledger, keys, lambda pipe, key: pipe.zrevrangebyscore(key, high, low, *limit, withscores=True))
+        return [row or [] for row in rows]
 
     while True:
         rows = look(high, low, 0, _CHUNK)

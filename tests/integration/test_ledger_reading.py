@@ -126,3 +126,8 @@ class TestDamagedRecords:
         with pytest.raises(UnknownDeletion, match="the record of 'damaged' cannot be read"):
             get(ledger, "damaged")
         assert claim(ledger).id == "fine"
+
+    def test_a_damaged_index_hides_no_other(self, ledger):
+        accept(ledger, asking(id="fine"))
+        ledger.redis.set(ledger.keys.index("default", State.FAILED), "x")
+        assert [one.id for one in list_deletions(ledger, Filter()).deletions] == ["fine"]
