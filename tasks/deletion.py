@@ -156,6 +156,7 @@ class _Run:
         """What an answer to a delete means: the rows of the table in docs/explanation/design.md."""
         match error:
             case errors.WrongFinetune():
+                self.known = replace(self.known, unclear_at=self.watch.now())
                 return Finish(State.REVIEW, f"{error}; the account is paused", pause=str(error))
             case errors.Unclear():
                 self.known = replace(self.known, unclear_at=self.watch.now())

@@ -7,7 +7,7 @@ with how the deletion ends, or with `STAYS`: the finetune that was meant is ther
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from tasks.api.incarnations import Incarnation, Verdict, compare
+from tasks.api.incarnations import Incarnation, Verdict, compare, is_comparable
 from tasks.api.moments import is_same_moment
 from tasks.api.observations import Observation, Presence, existed
 from tasks.durations import iso
@@ -39,7 +39,10 @@ class Known:
         """What the record says. Raises `ValueError` if that cannot be read."""
         times = (moment(at or None) for at in (claim.observed_at, claim.unclear_at, claim.born_after))
         observed_at, unclear_at, born_after = times
-        return cls(Incarnation.from_text(claim.incarnation), observed_at, claim.vantage, unclear_at, born_after)
+        # An attempt that was marked after this deletion was accepted met the finetune that this one means.
+        ours = (try_ for try_ in claim.tries if try_.mark >= claim.accepted and try_.born_after <= claim.asked_at)
+        text = claim.incarnation or next((try_.incarnation for try_ in ours if try_.incarnation), "")
+        return cls(Incarnation.from_text(text), observed_at, claim.vantage, unclear_at, born_after)
 
     def findings(self) -> Findings:
         """The same as the record keeps it."""
@@ -103,7 +106,7 @@ def judge(
         return _absent(claim, known, seen, now)
     if seen.presence is Presence.UNLISTED:
         why = f"details does not work at {seen.host} and the list lacks it, which proves nothing"
-        return None if _tells_less(known, seen) else _undecided(claim, known, now, within, why)
+        return None if _tells_less(known.incarnation, None) else _undecided(claim, known, now, within, why)
     if known.incarnation is None:
         return _first_seen(claim, known, seen, now, within)
     return _seen_again(claim, known, seen, now, within)
@@ -118,7 +121,7 @@ def sibling_deleted(claim: Claim) -> Finish | None:
     ours = Incarnation.from_text(claim.incarnation)
     for try_ in sorted(claim.tries, key=lambda one: one.mark):
         counts = try_.mark >= claim.accepted and try_.result == "deleted" and try_.has_deleted
-        if counts and not _met_another(claim, ours, try_):
+        if counts and _met_another(claim, ours, try_) is False:
             return _by_sibling(try_)
     return None
 
@@ -134,10 +137,10 @@ def _absent(claim: Claim, known: Known, seen: Observation, now: datetime) -> Fin
         return Finish(State.DELETED, message, evidence=Evidence.READ_BACK)
     # An attempt of a sibling that ended after this was accepted may have removed what was meant.
     for try_ in claim.tries:
+        is_of_another = _met_another(claim, known.incarnation, try_)
         # One that is unclear may have been applied late, to whatever had the name then.
-        is_of_another = try_.result == "deleted" and _met_another(claim, known.incarnation, try_)
-        if try_.finish > claim.accepted and not is_of_another:
-            if try_.has_deleted and try_.vantage == seen.vantage:
+        if try_.finish > claim.accepted and not (try_.result == "deleted" and is_of_another):
+            if try_.has_deleted and try_.vantage == seen.vantage and is_of_another is False:
                 return _by_sibling(try_)
             tried = f"an attempt of deletion {try_.by} at {try_.vantage or 'another one'} may have removed it"
             why = f"not visible at {seen.vantage}, and {tried}: whether it has is not known"
@@ -153,10 +156,7 @@ def _first_seen(claim: Claim, known: Known, seen: Observation, now: datetime, wi
         return _undecided(claim, known, None, within, "Redis's clock was set back since it was asked for")
     there_before = existed(seen, from_ms(claim.asked_at), now)
     if there_before is False:
-        if known.unclear_at:
-            return Finish(State.REVIEW, "an attempt is unclear, and the name belongs to a newer finetune now")
-        why = "the name belongs to another finetune now: this one was created after the request"
-        return Finish(State.SUPERSEDED, why)
+        return _newer(known)
     if there_before:
         return STAYS
     if any(try_.mark < claim.accepted < try_.finish for try_ in claim.tries):
@@ -170,7 +170,8 @@ def _seen_again(
 ) -> Finish | Stays | None:
     gap = now - known.observed_at if known.observed_at else timedelta.max
     told, tells = known.incarnation or Incarnation(), seen.incarnation or Incarnation()
-    is_newer = existed(seen, from_ms(claim.asked_at), now) is False
+    there_before = existed(seen, from_ms(claim.asked_at), now)
+    is_newer = there_before is False
     shares_field = bool(told.identity.keys() & tells.identity.keys())
     has_moved = not shares_field and is_same_moment(str(told.created), str(tells.created)) is False
     # Equal settings count for nothing if it was created after the request, or another time was told before.
@@ -178,6 +179,8 @@ def _seen_again(
     verdict, why = compare(told, tells, gap=gap, within=believed)
     if verdict is Verdict.OTHER:
         return _another(known, seen, now, why)
+    if verdict is Verdict.SAME and is_newer and not told.created:  # its creation time is told only now
+        return _newer(known)
     if has_moved:
         why = f"its creation time was {told.created}, and another field tells {tells.created}"
     if verdict is Verdict.UNKNOWN and is_newer:
@@ -185,11 +188,17 @@ def _seen_again(
         if has_same_id or (has_moved and known.unclear_at):
             return _undecided(claim, known, None, within, why)
         return _another(known, seen, now, "this one was created after the request")
-    if _tells_less(known, seen):
+    if there_before is None and _tells_less(told, tells):
         return None
-    if verdict is Verdict.SAME:
-        return STAYS
-    return _undecided(claim, known, None if has_moved else now, within, why)
+    return STAYS if verdict is Verdict.SAME else _undecided(claim, known, None if has_moved else now, within, why)
+
+
+def _newer(known: Known) -> Finish:
+    """What has the name now was created after the request."""
+    if known.unclear_at:
+        return Finish(State.REVIEW, "an attempt is unclear, and the name belongs to a newer finetune now")
+    why = "the name belongs to another finetune now: this one was created after the request"
+    return Finish(State.SUPERSEDED, why)
 
 
 def _another(known: Known, seen: Observation, now: datetime, why: str) -> Finish:
@@ -203,10 +212,10 @@ def _another(known: Known, seen: Observation, now: datetime, why: str) -> Finish
     return Finish(State.REVIEW, message)
 
 
-def _tells_less(known: Known, seen: Observation) -> bool:
-    """Whether the API told a unique id or a creation time before, and none now: details fails for a while."""
-    told, tells = known.incarnation, seen.incarnation
-    return bool(told and told.identity) and not (tells and tells.identity)
+def _tells_less(told: Incarnation | None, tells: Incarnation | None) -> bool:
+    """Whether the API told before which incarnation it is, and now tells nothing that can be compared with it."""
+    before, now = told or Incarnation(), tells or Incarnation()
+    return is_comparable(before, before) and not is_comparable(before, now)
 
 
 def _undecided(claim: Claim, known: Known, now: datetime | None, within: timedelta, why: str) -> Finish | Stays:
@@ -230,8 +239,13 @@ def _by_sibling(try_: Try) -> Finish:
     )  # fmt: skip
 
 
-def _met_another(claim: Claim, ours: Incarnation | None, try_: Try) -> bool:
-    """Whether that attempt met another finetune than this deletion means: another incarnation, or a newer one."""
+def _met_another(claim: Claim, ours: Incarnation | None, try_: Try) -> bool | None:
+    """Whether that attempt met another finetune than this deletion means: another incarnation, or a newer one.
+
+    None if the API told what each of the two is, in ways that cannot be compared.
+    """
     theirs = Incarnation.from_text(try_.incarnation) or Incarnation()
     verdict, _ = compare(ours or Incarnation(), theirs, gap=timedelta(0), within=timedelta.max)
-    return try_.born_after > claim.asked_at or verdict is Verdict.OTHER
+    if try_.born_after > claim.asked_at or verdict is Verdict.OTHER:
+        return True
+    return None if theirs.identity and _tells_less(ours, theirs) else False

@@ -59,8 +59,9 @@ class Incarnation:
 
     @property
     def created(self) -> Created | None:
-        """The creation time, None if the API gives no sound one; a date alone included."""
-        return next((read_created(self.identity[name]) for name in CREATED_FIELDS if name in self.identity), None)
+        """The creation time, the most exact one if there are several; None if the API gives no sound one."""
+        told = [made for name in CREATED_FIELDS if (made := read_created(self.identity.get(name)))]
+        return min(told, key=lambda made: (made.is_date, not made.has_offset), default=None)
 
     def to_text(self) -> str:
         """Compact JSON, which tells the unique id and the creation time in clear; `from_text` reads it back."""
@@ -109,16 +110,21 @@ def compare(earlier: Incarnation, later: Incarnation, *, gap: timedelta, within:
     return _by_fields(earlier, later, gap, within)
 
 
+def is_comparable(one: Incarnation, other: Incarnation) -> bool:
+    """Whether unique ids or creation times of the two can be compared."""
+    return _identity(one.identity, other.identity) != ([], [])
+
+
 def _identity(one: Mapping[str, str], other: Mapping[str, str]) -> tuple[list[str], list[str]]:
-    """What is the same and what has changed, of the first unique id and the first creation time that both have."""
+    """What is the same and what has changed, of the first unique id and creation time that can be compared."""
     same, changed = [], []
     for what, fields, is_same in _IDENTITY:
         both = [(one[name], other[name]) for name in fields if name in one and name in other]
-        answer = is_same(*both[0]) if both else None
-        if answer:
+        pair = next((pair for pair in both if is_same(*pair) is not None), None)
+        if pair and is_same(*pair):
             same.append(what)
-        elif answer is not None:
-            changed.append(_change(what, *both[0]))
+        elif pair:
+            changed.append(_change(what, *pair))
     return same, changed
 
 

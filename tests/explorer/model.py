@@ -8,7 +8,7 @@ from typing import Any
 
 from tasks.records import is_final
 from tests.explorer.books import Books, check
-from tests.explorer.world import Call, Life, World
+from tests.explorer.world import LATE_MS, Call, Life, World
 
 HOUR = 3_600_000
 SETTLED = 30_000
@@ -131,12 +131,14 @@ class Model:
         kind, within = self.world.kind, HOUR + self.slack
         if not call.known and call.first_life is None:  # details answered 405 each time
             return call.started - asked.at <= within
-        if kind in ("created", "undated", "both", "odd", "moving"):
+        is_told = kind == "late" and call.served_at >= life.born + LATE_MS
+        if is_told or kind in ("created", "undated", "both", "odd", "moving"):
             # A creation time in the future of the API's clock is not usable: then the name is believed for an hour.
             limit = HOUR if self.world.steps_of_clocks else 0
             return life.born <= asked.at + self.slack + limit and call.known_life in (None, life)
-        if kind == "uid":
-            is_first = call.known_life is None and call.first_life is life
+        if kind in ("uid", "late"):
+            # What a worker saw before it stood still is not kept.
+            is_first = call.known_life is None and (call.first_life is life or self.world.is_suspended)
             return call.known_life is life or (is_first and call.started - asked.at <= within)
         if kind == "settings":
             return call.first_life is life and (call.known or call.started - asked.at <= within)

@@ -180,6 +180,22 @@ NAMED: dict[str, Scenario] = {
     "the creation time moves to another field": _s(
         (0, "ask", "r1", {"delay": 100.0}), ("before finish", "reuse"), kind="moving", r1="superseded",
     ),
+    # The first observation tells only a unique id; the one for the next attempt that it was created after the request.
+    "a newer one tells its creation time late": _s(
+        _R1, (0, "fault", "503"), ("before details", "wait", 10.0), ("before details", "reuse"), ("delete", "wait", 20.0), kind="late",
+        r1="superseded",
+    ),
+    "a unique id instead of the creation time": _s(
+        (0, "ask", "r1", {"delay": 100.0}), ("before finish", "reuse"), ("before details", "become", "uid"), ("before finish", "become", "created"),
+        r1="superseded",
+    ),
+    # The first deletion knows which finetune was meant, and the second, which waited for it, has seen none.
+    "a sibling has seen which one is meant": _s(
+        _R1, _R2, (0, "fault", "applied-timeout"), ("delete", "wait", 5.0), ("delete", "create"), kind="uid", r1="review", r2="superseded",
+    ),
+    "an answer that names another finetune": _s(
+        _R1, _R2, (0, "fault", "wrong-id"), ("before finish", "wait", 0), ("before claim", "resume"), r1="review", r2="review",
+    ),
     "the settings change": _s(
         (0, "ask", "r1", {"delay": 100.0}), ("before finish", "reuse"), kind="settings", r1="superseded",
     ),

@@ -13,7 +13,7 @@ from tests.explorer.world import KINDS
 
 DELETE_FAULTS = (
     "500", "applied-500", "timeout", "applied-timeout", "late", "late-reset", "odd-status", "429", "503", "refused", "403",
-    "404", "not-sent",
+    "404", "not-sent", "wrong-id",
 )  # fmt: skip
 Event = tuple[Any, ...]
 

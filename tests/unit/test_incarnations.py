@@ -140,6 +140,13 @@ def test_an_unsound_time_counts_as_none(value):
     assert incarnation_of({"timestamp": value}, NAME).created is None
 
 
+@pytest.mark.parametrize("vague", ["2026-02-01", "2026-02-01T10:00Z"])
+def test_the_most_exact_of_several_times_counts(vague):
+    one, other = ({"created_at": vague, "timestamp": f"2026-02-01T10:00:{second}Z"} for second in ("00", "59"))
+    assert str(kept(one).created) == "2026-02-01T10:00:00Z"
+    assert compared(one, other) == OTHER
+
+
 def test_a_long_text_is_no_time_and_costs_nothing():
     # Its blanks once cost hours, and no lease was renewed meanwhile.
     assert read_created(f"a{' ' * 1_000_000}b") is None

@@ -36,6 +36,7 @@ AGE = timedelta(days=28, hours=2)
 MOVED_NEWER = {**AGELESS, "timestamp": NEWER["created_at"]}
 MOVED = {**AGELESS, "timestamp": THERE["created_at"]}
 WITH_ID, TOUCHED = {**THERE, "id": "u-1"}, {**NEWER, "id": "u-1"}
+ONLY_ID = {**AGELESS, "id": "u-1"}
 MOVED_OLDER = {**AGELESS, "timestamp": "2026-01-01T10:00:00Z"}
 DAY_ONLY = {**THERE, "created_at": "2026-02-01"}
 
@@ -77,6 +78,7 @@ UNDER_WAY = (trying(8, 12),)
 UNDER_WAY_UNCLEAR = (trying(8, 12, "unclear", state="review", evidence=""),)
 ENDED_BEFORE = (trying(8, 9),)
 MET_ANOTHER = (trying(11, 12, incarnation=incarnation_of(NEWER, OURS).to_text()),)
+MET_ID = (trying(11, 12, incarnation=incarnation_of(ONLY_ID, OURS).to_text()),)
 MET_NEWER = (trying(11, 12, born_after=round((NOW - timedelta(seconds=10)).timestamp() * 1000)),)
 CLEANUP = {"cleanup": True}
 WAITED = {"asked_ago": LATE}
@@ -101,6 +103,9 @@ TABLE = {
     "absent: a sibling has deleted another one": (ABSENT, known(THERE), {"tries": MET_ANOTHER}, "not_found"),
     "absent: a sibling has deleted one created after this was asked for": (
         ABSENT, NEVER, {"tries": MET_NEWER}, "not_found"
+    ),
+    "absent: a sibling has deleted one that cannot be compared": (
+        ABSENT, known(THERE), {"tries": MET_ID}, "review"
     ),
     "absent: a sibling may have deleted": (ABSENT, NEVER, {"tries": UNDER_WAY_UNCLEAR}, "review"),
     "absent: a sibling has deleted before it was asked for": (ABSENT, NEVER, {"tries": ENDED_BEFORE}, "not_found"),
@@ -171,6 +176,15 @@ TABLE = {
     "details work no more": (LISTED, known(THERE), {}, "waits"),
     "details work no more, unclear attempt": (LISTED, unclear(known(THERE)), {}, "waits"),
     "details tell less than before": (present(AGELESS), known(THERE), {}, "waits"),
+    "details tell an id instead of the creation time": (present(ONLY_ID), known(THERE), {}, "waits"),
+    "likewise, unclear attempt": (present(ONLY_ID), unclear(known(THERE)), {}, "waits"),
+    "details tell a date alone instead of the creation time": (present(DAY_ONLY), known(THERE), {}, "waits"),
+    "details tell the creation time instead of an id": (present(THERE), known(ONLY_ID), {}, "stays"),
+    "the same id, and only now a creation time": (present(WITH_ID), known(ONLY_ID), {}, "stays"),
+    "the same id, and only now a newer time": (present(TOUCHED), known(ONLY_ID), {}, "superseded"),
+    "the same id, and only now a newer time, unclear attempt": (
+        present(TOUCHED), unclear(known(ONLY_ID)), {}, "review"
+    ),
     "details work no more, the list lacks it": (UNLISTED, known(THERE), {}, "waits"),
     "details never told it apart": (LISTED, known(AGELESS), {}, "stays, not the same"),
     "a newer one that tells it in another field": (present(MOVED_NEWER), known(THERE), {}, "superseded"),
@@ -250,6 +264,7 @@ SIBLINGS = {
     "deleted, then found again": ((trying(11, 12, state="review"),), "", None),
     "the same incarnation as seen": ((trying(11, 12, incarnation=SEEN),), SEEN, "sibling"),
     "another incarnation than seen": ((trying(11, 12, incarnation=OTHER_SEEN),), SEEN, None),
+    "one that cannot be compared": (MET_ID, SEEN, None),
     "it told no incarnation": ((trying(11, 12),), SEEN, "sibling"),
     "created after this was asked for": ((trying(11, 12, born_after=LATER_BORN),), "", None),
     "the first one counts": (
@@ -267,6 +282,18 @@ def test_whether_a_sibling_has_deleted_what_was_meant(tries, incarnation, by):
     found = sibling_deleted(claimed(tries=tries, incarnation=incarnation))
     assert (found and found.deleted_by) == by
     assert found is None or shown(found) == "deleted/sibling"
+
+
+@pytest.mark.parametrize(
+    ("try_", "is_known"),
+    [
+        (trying(11, 12, "unclear", incarnation=SEEN), True),
+        (trying(9, 12, "unclear", incarnation=SEEN), False),
+        (trying(11, 12, incarnation=SEEN, born_after=LATER_BORN), False),
+    ],
+)
+def test_what_a_sibling_met_since_this_was_accepted_is_what_this_one_means(try_, is_known):
+    assert bool(Known.of(claimed(tries=(try_,))).incarnation) is is_known
 
 
 def test_what_a_sibling_has_deleted_is_taken_over():
