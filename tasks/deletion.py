@@ -83,10 +83,8 @@ class _Run:
     def _ended(self) -> Finish:
         try:
             return self._by_kind()
-        except (HandBack, LedgerUnavailable) as error:
+        except (HandBack, NotNow, LedgerUnavailable) as error:
             return Finish("back", str(error), counted=False)
-        except NotNow as wait:
-            return Finish("back", str(wait), delay=wait.wait, counted=False)
         except Again as again:
             return self._later(again)
         except Exception:
@@ -270,19 +268,14 @@ class _Run:
         if verdict.word in ("cancelled", "held"):
             raise Cancelled(verdict.why or _WITHDRAWN.message)
         if verdict.word == "cooling":
-            raise self._wait("the account cools down", verdict.wait)
+            raise NotNow("the account cools down", verdict.wait)
         raise HandBack("the lease ended" if verdict.word == "lost" else f"the account is {verdict.word}")
 
-    def _again(self, error: errors.ApiError) -> Again | HandBack:
+    def _again(self, error: errors.ApiError) -> Again:
         """What to raise for an answer that asks to try again; a throttled account cools down for all workers."""
         if not isinstance(error, errors.Throttled):
             return Again(str(error), error.retry_after)
-        return self._wait(str(error), cool_down(self.ledger, self.claim.account, error))
-
-    def _wait(self, why: str, wait: timedelta) -> Again | HandBack:
-        """A short cool-down is waited out here, a longer one in the ledger, which starts nothing meanwhile."""
-        left = self.rules.retry_budget - self.watch.since_claim()
-        return NotNow(why, wait) if wait < left else HandBack(why)
+        return NotNow(str(error), cool_down(self.ledger, self.claim.account, error))
 
     def _later(self, again: Again) -> Finish:
         """The budget is used up: wait in the ledger, or end it if its deadline has passed."""

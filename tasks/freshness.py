@@ -53,7 +53,3 @@ class Watch:
         out every delete.
         """
         return (self.observation_ended if is_last else self.observation_began) + FRESH
-
-    def since_claim(self) -> timedelta:
-        """How long ago the claim was made, on our clock."""
-        return timedelta(seconds=self.clock() - self.claimed_at)

@@ -32,7 +32,10 @@ class Again(JanitorError):
 
 
 class NotNow(Again):
-    """The account has to wait, not this deletion: its own back-off does not grow."""
+    """The account has to wait, not this deletion: its own back-off does not grow.
+
+    If `wait` is longer than the budget, the ledger waits: it starts nothing for the account meanwhile.
+    """
 
 
 def retried(once: Callable[[], T], budget: timedelta, sleep: Callable[[float], None]) -> T:
