@@ -179,18 +179,15 @@ class Runners:
         However long Redis is away: a late confirmation or alarm still counts. A stopping worker waits for four
         seconds; then the deletion is reclaimed when its lease ends.
         """
-        token, is_away = _new_token(), False
+        token, is_away = _new_token() if claim_next else None, False
         while True:
             try:
-                if not claim_next:
-                    finished, claimed = self.ledger.finish(claim, finish, progress), Claimed(None)
-                else:
-                    finished, claimed = self.ledger.finish_and_claim(claim, finish, progress, token)
+                finished, claimed = self.ledger.finish(claim, finish, progress, token)
             except LedgerRefused:
                 log.exception("finish.refused")
                 self._held.pop(slot, None)
                 # The next claim may have been made; asked again, it is the same one.
-                again = self.ledger.claim(claim.account, token) if claim_next else Claimed(None)
+                again = self.ledger.claim(claim.account, token) if token else Claimed()
                 return None, self._held_now(slot, again)
             except LedgerUnavailable as error:
                 if not is_away:
@@ -198,7 +195,7 @@ class Runners:
                 is_away = True
                 if self._is_given_up():
                     log.error("finish.not_written", state=str(finish.result), message=finish.message)
-                    return None, Claimed(None)
+                    return None, Claimed()
                 time.sleep(_FINISH_EVERY_SECONDS)
             else:
                 if finished.word != "done":

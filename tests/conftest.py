@@ -136,9 +136,8 @@ def finish(ledger, claimed, result="deleted", *, attempt=0, found=None, lines=()
     """
     usual = {"message": "as the test says", **({"evidence": Evidence.RESPONSE} if result == "deleted" else {})}
     outcome = Finish(**{"result": result, **usual, **given})
-    return ledger.finish(
-        claimed, outcome, progress(claimed, attempt, found, lines=lines, not_founds=not_founds)
-    ).word
+    found_out = progress(claimed, attempt, found, lines=lines, not_founds=not_founds)
+    return ledger.finish(claimed, outcome, found_out)[0].word
 
 
 def claim_and_mark(ledger):

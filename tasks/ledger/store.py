@@ -107,19 +107,18 @@ class Ledger:
             found["word"], timedelta(milliseconds=found["wait_ms"]), int(found["now"]), found.get("why", "")
         )
 
-    def finish(self, claim: Claim, finish: Finish, progress: Progress) -> Finished:
-        """Write what came of a claim."""
-        return Finished(**self._json("finish", **finish_input(claim, finish, progress)))
-
-    def finish_and_claim(
-        self, claim: Claim, finish: Finish, progress: Progress, token: str
+    def finish(
+        self, claim: Claim, finish: Finish, progress: Progress, next_token: str | None = None
     ) -> tuple[Finished, Claimed]:
-        """Both in one round trip; the next claim, with this token, is for the same account."""
-        finished, claimed = self._scripts.run_all(
-            ("finish", finish_input(claim, finish, progress)),
-            ("claim", {"account": claim.account, "token": token, "begun": False}),
-        )
-        return Finished(**json.loads(finished)), _CLAIMED.validate_json(claimed)
+        """Write what came of a claim, and in the same round trip claim the next deletion of its account.
+
+        next_token: of that claim; None if nothing more is to be claimed.
+        """
+        calls: list[tuple[str, dict[str, Any]]] = [("finish", finish_input(claim, finish, progress))]
+        if next_token:
+            calls.append(("claim", {"account": claim.account, "token": next_token, "begun": False}))
+        finished, *claimed = map(json.loads, self._scripts.run_all(*calls))
+        return Finished(**finished), _CLAIMED.validate_python(claimed[0] if claimed else {})
 
     def renew(self, claims: Iterable[Claim]) -> set[str]:
         """Renew the leases of these claims; the ids of those that are no longer held."""

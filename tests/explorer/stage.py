@@ -169,13 +169,9 @@ class Worker:
                 )  # fmt: skip
                 self.stage.note(f"  {self.name}: {claim.id} -> {done[0].result} ({done[0].message})")
                 check(20, "internal error" not in done[0].message, "the pipeline raised an exception: see the log")
-                if self.is_stopping:
-                    finished, claimed = self._again(lambda c=claim, d=done: self.ledger.finish(c, *d)), None
-                else:
-                    both = self._again(
-                        lambda c=claim, d=done, n=call: self.ledger.finish_and_claim(c, *d, f"{self.name}:{n}")
-                    )
-                    finished, claimed = both or (None, None)
+                token = None if self.is_stopping else f"{self.name}:{call}"
+                both = self._again(lambda c=claim, d=done, t=token: self.ledger.finish(c, *d, t))
+                finished, claimed = both or (None, None)
                 self.held = None
                 if finished and finished.due:
                     self.stage.write_results([claim.id])

@@ -172,7 +172,7 @@ class TestFinish:
     def test_it_and_the_next_claim_take_one_round_trip(self, ledger):
         accept(ledger, asking("a", id="r1"), asking("b", id="r2"))
         first = claim(ledger)
-        finished, claimed = ledger.finish_and_claim(first, FAILED, progress(first), "worker-1:next")
+        finished, claimed = ledger.finish(first, FAILED, progress(first), "worker-1:next")
         assert (finished.word, claimed.claim.id, claimed.claim.account) == ("done", "r2", "default")
 
     def test_results_are_due_for_requests_by_name_only(self, ledger):
@@ -180,7 +180,7 @@ class TestFinish:
         for name, due in (("a", True), ("b", False)):
             claimed = claim(ledger)
             assert claimed.finetune_id == name
-            assert ledger.finish(claimed, FAILED, progress(claimed)).due is due
+            assert ledger.finish(claimed, FAILED, progress(claimed))[0].due is due
 
     def test_one_without_a_record_is_gone(self, ledger):
         accept(ledger, asking(id="r1"))
@@ -275,7 +275,7 @@ class TestLateFinish:
         finish(ledger, claim(ledger), State.FAILED)
         ledger.result_written(claimed.id)
         late = replace(FAILED, result=State.DELETED, evidence=Evidence.RESPONSE)
-        assert ledger.finish(claimed, late, progress(claimed, 1)).due
+        assert ledger.finish(claimed, late, progress(claimed, 1))[0].due
 
 
 class TestReclaim:

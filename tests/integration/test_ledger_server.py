@@ -59,7 +59,7 @@ class TestFullRedis:
         assert finish(full, ends, "deleted", attempt=1, lines=('{"at":1,"sent":true}',)) == "done"
         assert finish(full, waits, "back", delay=HOUR) == "done"
         assert mark(full, unclear) == "go"
-        finished, claimed = full.finish_and_claim(unclear, FAILED, progress(unclear, 1), "w:1")
+        finished, claimed = full.finish(unclear, FAILED, progress(unclear, 1), "w:1")
         assert (finished.word, claimed.claim.id) == ("done", "d-due")
         assert states(full, "a-ends", "b-waits", "c-unclear") == ["deleted", "scheduled", "failed"]
 
@@ -151,7 +151,7 @@ class TestServerTrouble:
     def test_also_between_a_finish_and_the_next_claim(self, swapping, ledger):
         claimed = claim(swapping)
         ledger.redis.replicaof("127.0.0.1", "1")
-        finished, following = swapping.finish_and_claim(claimed, FAILED, progress(claimed), "w:1")
+        finished, following = swapping.finish(claimed, FAILED, progress(claimed), "w:1")
         assert (finished.word, following.claim.id) == ("done", "r2")
 
     def test_and_by_plain_commands(self, swapping):
@@ -162,7 +162,7 @@ class TestServerTrouble:
         ledger.redis.script_flush()
         claimed = claim(ledger)
         ledger.redis.script_flush()
-        finished, _ = ledger.finish_and_claim(claimed, FAILED, progress(claimed), "w:1")
+        finished, _ = ledger.finish(claimed, FAILED, progress(claimed), "w:1")
         assert finished.word == "done"
 
     def test_a_passing_refusal_is_not_taken_for_a_lasting_one(self, ledger):

@@ -46,16 +46,13 @@ class FakeLedger:
         claim = Claim(id_, "delete", token, "single", account, f"ft-{id_}", now=0)
         return Claimed(claim, more=self.more)
 
-    def finish(self, claim, finish, progress):
+    def finish(self, claim, finish, progress, next_token=None):
+        self.next_tokens += [next_token] if next_token else []
         self.calls.append(("finish", claim.id, ""))
         if self.fails:
             raise self.fails.pop(0)
-        return Finished("done", due=self.results)
-
-    def finish_and_claim(self, claim, finish, progress, token):
-        self.next_tokens.append(token)
-        finished = self.finish(claim, finish, progress)
-        return finished, self.claim(claim.account, token)
+        finished = Finished("done", due=self.results)
+        return finished, self.claim(claim.account, next_token) if next_token else Claimed()
 
     def renew(self, claims):
         self.renewed.append({claim.id for claim in claims})
