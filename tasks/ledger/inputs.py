@@ -14,7 +14,7 @@ def progress_input(claim: Claim, progress: Progress) -> dict[str, Any]:
     return {
         "id": claim.id, "token": claim.token, "made": progress.made or "",
         "attempts": progress.lines, "counts": progress.counts,
-        **{name: value or "" for name, value in vars(progress.findings).items()},
+        "findings": {name: value or "" for name, value in vars(progress.findings).items()},
     }  # fmt: skip
 
 
@@ -41,11 +41,12 @@ def request_input(request: NewRequest) -> dict[str, Any]:
 
 def finish_input(claim: Claim, finish: Finish, progress: Progress) -> dict[str, Any]:
     """What `finish.lua` takes."""
-    given = vars(finish) | progress_input(claim, progress) | {
+    given = progress_input(claim, progress)
+    taken_over = {"incarnation": finish.incarnation, "vantage": finish.vantage}
+    given["findings"] |= {name: value for name, value in taken_over.items() if value is not None}
+    return vars(finish) | given | {
         "delay_ms": finish.delay, "last_try": finish.last_try and "1", "not_founds": progress.not_founds or "",
     }  # fmt: skip
-    taken_over = {"incarnation": finish.incarnation, "vantage": finish.vantage}
-    return given | {name: value for name, value in taken_over.items() if value is not None}
 
 
 def in_milliseconds(value: datetime | timedelta) -> int:

@@ -1,7 +1,7 @@
 -- needs: record order siblings finish account audit
 -- Write what came of a claim.
--- Input: {id, token, made, result, status, message, timestamp, evidence, deleted_by, incarnation, observed_at, vantage, unclear_at, born_after,
---   last_try, not_founds, attempts, counts, delay_ms, counted, pause, result_within_ms, first_after_ms}.
+-- Input: {id, token, made, findings, result, status, message, timestamp, evidence, deleted_by, last_try, not_founds, attempts, counts,
+--   delay_ms, counted, pause, result_within_ms, first_after_ms}. findings: as `mark.lua` takes them.
 --   result: a final state, `back` (wait and try again) or `observed` (a first observation was made, or failed: then with delay_ms).
 --   made: which mark of this claim was the last whose call was made, '' if none was.
 -- Answer: {word, due}. word: done | late (it is no longer ours; what is certain was noted) | gone. due: whether the Celery result of
@@ -73,10 +73,8 @@ raise_alarm(d)
 add_attempts(d, input.attempts, input.counts)
 -- A failover may have rolled the mark back: then siblings are told nothing.
 if given(input.made) and not note_made(d, attempt) then set(d, {made = '', made_of = ''}) end
-set(d, {
-  finished_token = input.token, calling = '', incarnation = input.incarnation, observed_at = input.observed_at,
-  vantage = input.vantage, unclear_at = input.unclear_at, born_after = input.born_after, not_founds = input.not_founds, last_try = given(input.last_try) or d.last_try,
-})
+set(d, input.findings)
+set(d, {finished_token = input.token, calling = '', not_founds = input.not_founds, last_try = given(input.last_try) or d.last_try})
 local confirmed = input.result == 'deleted' and input.evidence ~= 'sibling'
 if d.made then remember_try(d, confirmed and 'deleted' or d.unclear_at and 'unclear' or nil) end
 if input.result == 'observed' then wait_as_before(d)

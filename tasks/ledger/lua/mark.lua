@@ -1,7 +1,7 @@
 -- needs: record account
 -- The last question before a delete: may the call start now?
--- Input: {id, token, attempt, made, incarnation, observed_at, vantage, unclear_at, born_after, attempts, counts, fresh_until, lease_ms}.
---   attempt: which mark of this claim. made: the last earlier mark of this claim whose call was made, '' if none. attempts: earlier ones, as
+-- Input: {id, token, attempt, made, findings, attempts, counts, fresh_until, lease_ms}. findings: fields of the record that hold what was
+--   observed, as `Findings` in types.py. attempt: which mark of this claim. made: the last earlier mark of this claim whose call was made, '' if none. attempts: earlier ones, as
 --   lines of JSON. fresh_until: how long the observation counts.
 -- Answer: {word, wait_ms, now, why?}. word: go | lost | cancelled | held | paused | parked | cooling | stale: the worker's clock stood
 --   still, and the observation is too old. why: if it is held.
@@ -30,8 +30,6 @@ if d.mark_of ~= mark_of then
   add_attempts(d, input.attempts, input.counts)
   set(d, {mark = next_number(), mark_of = mark_of})
 end
-set(d, {
-  calling = now, incarnation = input.incarnation, observed_at = input.observed_at, vantage = input.vantage,
-  unclear_at = input.unclear_at, born_after = input.born_after,
-})
+set(d, input.findings)
+set(d, {calling = now})
 return answer('go')
