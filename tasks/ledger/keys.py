@@ -30,7 +30,7 @@ _BELOW_PREFIX = {
     # the finetune, while it has an unfinished deletion
     "unfinished": "u:{account}:{name}",  # set: ids of its unfinished deletions
     "finetune": "f:{account}:{name}",  # hash: running, held, cleanup (ids), tries (JSON list of attempts)
-    "blocked": "blocked:{account}",  # zset: names that have siblings waiting, by when maintenance looked last
+    "blocked": "blocked:{account}",  # zset: names that may have siblings waiting, by when maintenance looked last
     # the account
     "accounts": "accounts",  # set: names
     "account": "account:{account}",  # hash: permits, cool-down, parking, wake-up, lanes served, reports of use

@@ -6,10 +6,6 @@ local function lane_of(d)
   return (d.cancel_requested_at or d.last_try) and 'resolve' or d.lane
 end
 
-local function drop_empty_list(account, name)
-  if call('EXISTS', key.siblings(account, name)) == 0 then call('ZREM', key.blocked(account), name) end
-end
-
 -- Its place by its state: one that is queued may be in `siblings` instead.
 local function place_of(d)
   if d.state == 'scheduled' then return key.wait(d.account) end
@@ -24,7 +20,6 @@ local function leave(d)
     call('HDEL', key.finetune(d.account, d.name), 'running')
   elseif d.state == 'queued' and not was_there then
     call('ZREM', key.siblings(d.account, d.name), d.id)
-    drop_empty_list(d.account, d.name)
   end
 end
 

@@ -75,7 +75,6 @@ local function put_back_one(account, name)
       break
     end
   end
-  drop_empty_list(account, name)
 end
 
 -- After `d` has left `queued` or `running`: the next sibling may try.
