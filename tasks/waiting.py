@@ -3,7 +3,6 @@
 `explained` reads what may hold deletions up, once for all of them; `why` decides, and is pure.
 """
 
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -12,7 +11,7 @@ from typing import Any, NamedTuple
 
 from tasks.durations import iso
 from tasks.ledger import Ledger
-from tasks.ledger.holds import Hold, holds
+from tasks.ledger.holds import Hold, in_force
 from tasks.ledger.queries import Stop, each, stopped_accounts, workers_seen
 from tasks.ledger.server import free_memory
 from tasks.records import DEFAULT_ACCOUNT, Deletion, State, from_ms
@@ -83,8 +82,7 @@ def explained(
     ledger: Ledger, deletions: Sequence[Deletion], show: Show = iso, *,
     name_others: bool = True,
 ) -> list[Deletion]:  # fmt: skip
-    """The same deletions, each with why it waits, if it does; a fixed number of round trips for
-    each account.
+    """The same deletions, each with why it waits, if it does; a fixed number of round trips.
 
     show: writes a time. name_others: whether the reader may see other deletions of the same finetune. Raises
     `LedgerUnavailable`.
@@ -93,7 +91,7 @@ def explained(
     if not waiting:
         return list(deletions)
     around = _around(ledger)
-    places = dict(zip((one.id for one in waiting), _places(ledger, waiting), strict=True))
+    places = dict(zip((one.id for one in waiting), _places(ledger, waiting, around.now), strict=True))
 
     def filled(one: Deletion) -> Deletion:
         place = places.get(one.id, Place())
@@ -194,38 +192,30 @@ def _around(ledger: Ledger) -> Around:
     )  # fmt: skip
 
 
-def _places(ledger: Ledger, deletions: Sequence[Deletion]) -> list[Place]:
+def _places(ledger: Ledger, deletions: Sequence[Deletion], now: datetime) -> list[Place]:
     keys = ledger.keys
     clear_at = int(ledger.redis.get(keys.reports_clear) or 0)
 
     def ask(pipe: Any, one: Deletion) -> None:
         name = finetune_key(one.finetune_id)
         pipe.hget(keys.deletion(one.id), "backoffs")
+        pipe.hget(keys.holds(one.account), name)
         pipe.hmget(keys.finetune(one.account, name), "running", "held")
         pipe.zscore(keys.siblings(one.account, name), one.id)
         pipe.zscore(keys.queue(one.account, "cleanup"), one.id)
         for lane in _LANES:
             pipe.zrank(keys.queue(one.account, lane), one.id)
 
-    answers, held = iter(each(ledger, deletions, ask)), _holds(ledger, deletions)
-    return [_place(one, clear_at, held, list(islice(answers, 4 + len(_LANES)))) for one in deletions]
+    answers = iter(each(ledger, deletions, ask))
+    return [_place(one, clear_at, now, list(islice(answers, 5 + len(_LANES)))) for one in deletions]
 
 
-def _holds(ledger: Ledger, deletions: Sequence[Deletion]) -> dict[tuple[str, str], Hold]:
-    """By account and finetune, those of these deletions."""
-    names: dict[str, set[str]] = defaultdict(set)
-    for one in deletions:
-        names[one.account].add(one.finetune_id)
-    found = (one for account in names for one in holds(ledger, account, names[account]))
-    return {(one.account, one.finetune_id): one for one in found}
-
-
-def _place(one: Deletion, clear_at: int, held_by: Mapping[tuple[str, str], Hold], answers: Sequence[Any]) -> Place:
-    tries, marks, behind, cleanup_at, *ranks = answers
+def _place(one: Deletion, clear_at: int, now: datetime, answers: Sequence[Any]) -> Place:
+    tries, hold, marks, behind, cleanup_at, *ranks = answers
     running, held = (None if mark == one.id else mark for mark in marks or (None, None))
     return Place(
         tries=int(tries or 0), sibling=running or (held if behind is not None else None),
         report=cleanup_at is not None and cleanup_at >= clear_at,
         ahead=next((rank for rank in ranks if rank is not None), 0),
-        hold=held_by.get((one.account, finetune_key(one.finetune_id))),
+        hold=in_force(one.account, finetune_key(one.finetune_id), hold, now),
     )  # fmt: skip

@@ -96,8 +96,13 @@ def holds(ledger: Ledger, account: str, ids: Collection[str] | None = None, *, c
     else:
         names = sorted({finetune_key(id_) for id_ in ids}) or [""]
         found = dict(zip(names, ledger.redis.hmget(key, names), strict=True))
-    told = [_read(name, account, json.loads(text)) for name, text in sorted(found.items()) if text]
-    return [one for one in told if one.until is None or one.until > now]
+    return [one for name, text in sorted(found.items()) if (one := in_force(account, name, text, now))]
+
+
+def in_force(account: str, name: str, text: str | None, now: datetime) -> Hold | None:
+    """The hold in this text of the ledger; None if there is none, or its time has passed."""
+    found = _read(name, account, json.loads(text)) if text else None
+    return found if found and (found.until is None or found.until > now) else None
 
 
 def _read(name: str, account: str, told: dict[str, Any]) -> Hold:
