@@ -57,7 +57,7 @@ def hold(ledger: Ledger, account: str, finetune_id: str, until: datetime | None,
         raise InvalidRequest("a hold needs a reason: say why with --reason, over HTTP with ?reason=")
     made = Hold(name, account, from_ms(ledger.now_ms()), act.who, act.why, checked_until(ledger, until))
     told = {"since": made.since, "by": made.by, "reason": made.reason, "message": str(made), "until_ms": until}
-    if longer := ledger.hold("hold", account, name, act, told).get("longer"):
+    if longer := ledger.hold(account, name, act, told).get("longer"):
         there = _read(name, account, longer)
         end = f"until {iso(there.until)}" if there.until else "for good"
         raise InvalidRequest(f"{finetune_id} is {there.short}, {end}: {there.release} first")
@@ -80,7 +80,7 @@ def checked_until(ledger: Ledger, until: datetime | None) -> datetime | None:
 
 def release(ledger: Ledger, account: str, finetune_id: str, act: Act) -> bool:
     """Let it be deleted again; whether it was held. Deletions that the hold withdrew stay cancelled."""
-    return bool(ledger.hold("release", account, _checked(ledger, account, finetune_id), act)["was_held"])
+    return bool(ledger.hold(account, _checked(ledger, account, finetune_id), act)["was_held"])
 
 
 def holds(ledger: Ledger, account: str, ids: Collection[str] | None = None, *, check: bool = True) -> list[Hold]:

@@ -18,14 +18,6 @@ def progress_input(claim: Claim, progress: Progress) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def act_input(name: str, act: Act | None, plan: str | None = None) -> dict[str, Any] | None:
-    """What `lib_audit.lua` takes; None if nothing is to be noted."""
-    if act is None:
-        return None
-    given = {"act": name, "who": act.who, "via": act.via, "why": act.why, "plan": plan}
-    return {name: value for name, value in given.items() if value is not None}
-
-
 def request_input(request: NewRequest) -> dict[str, Any]:
     """What `accept.lua` takes; `record` are fields that it writes as they are."""
     return vars(request) | {
@@ -47,6 +39,11 @@ def finish_input(claim: Claim, finish: Finish, progress: Progress) -> dict[str, 
     return vars(finish) | given | {
         "delay_ms": finish.delay, "last_try": finish.last_try and "1", "not_founds": progress.not_founds or "",
     }  # fmt: skip
+
+
+def encoded(value: datetime | timedelta | Act) -> Any:
+    """What JSON has no form for, as scripts take it."""
+    return vars(value) if isinstance(value, Act) else in_milliseconds(value)
 
 
 def in_milliseconds(value: datetime | timedelta) -> int:

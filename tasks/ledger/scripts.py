@@ -12,7 +12,7 @@ from typing import Any
 import redis
 from redis.exceptions import NoScriptError
 
-from tasks.ledger.inputs import in_milliseconds
+from tasks.ledger.inputs import encoded
 from tasks.ledger.keys import PREFIX, lua_table
 from tasks.ledger.redis_errors import unavailable
 from tasks.records import FINAL, TRANSITIONS
@@ -61,7 +61,7 @@ class Scripts:
 
     def _input(self, given: dict[str, Any]) -> str:
         clock = {} if self.now_ms is None else {"now_ms": self.now_ms()}
-        return json.dumps({**self.constants, **given, **clock}, default=in_milliseconds)
+        return json.dumps({**self.constants, **given, **clock}, default=encoded)
 
 
 @cache

@@ -11,7 +11,7 @@ from pydantic import TypeAdapter
 
 from tasks.errors import NotInReview, UnknownDeletion
 from tasks.ledger import server
-from tasks.ledger.inputs import act_input, finish_input, in_milliseconds, progress_input, request_input
+from tasks.ledger.inputs import finish_input, in_milliseconds, progress_input, request_input
 from tasks.ledger.keys import keys
 from tasks.ledger.redis_errors import Client
 from tasks.ledger.scripts import Scripts
@@ -80,10 +80,8 @@ class Ledger:
         accepted: list[Accepted] = []
         woken: dict[str, None] = {}
         for part in _parts(requests):
-            name, _, plan = part[0].source.partition(":")
-            noted = act_input("apply", act, plan) if name == "cleanup" else act_input("retry", act)
             rows = [request_input(one) for one in part]
-            found = self._json("accept", requests=rows, wake=wake, act=noted)
+            found = self._json("accept", requests=rows, wake=wake, act=act)
             accepted += [Accepted(one.id, answer) for one, answer in zip(part, found["answers"], strict=True)]
             woken |= dict.fromkeys(found.get("wake", ()))
         return accepted, list(woken)
@@ -136,8 +134,7 @@ class Ledger:
         answers: list[str] = []
         due: list[str] = []
         for part in _parts(ids):
-            noted = act_input("cancel", act)
-            found = self._json("cancel", ids=list(part), act=noted, nonce=nonce, message=message)
+            found = self._json("cancel", ids=list(part), act=act, nonce=nonce, message=message)
             answers += found["answers"]
             due += found.get("due", ())
         return answers, due
@@ -147,7 +144,7 @@ class Ledger:
 
         Raises `UnknownDeletion`, and `NotInReview` if it is in another state or was resolved before.
         """
-        answer = self._json("resolve", id=id_, resolution=f"{found}: {how}", act=act_input("resolve", act))
+        answer = self._json("resolve", id=id_, resolution=f"{found}: {how}", act=act)
         word = answer["word"]
         if word == "unknown":
             raise UnknownDeletion(f"no deletion has the id {id_!r}")
@@ -164,28 +161,27 @@ class Ledger:
 
         See `act.lua`.
         """
-        return self._json("act", letters=list(letters), ids=ids, plan=plan, act=act_input(name, act)) or []
+        return self._json("act", kind=name, letters=list(letters), ids=ids, plan=plan, act=act) or []
 
     def keep(
         self, action: str, account: str, ids: Sequence[str], until_ms: int | None = None, act: Act | None = None
     ) -> Withdrawn:
         """`touch`, `protect` or `unprotect` finetunes; the cleanup deletions that were withdrawn by it."""
         withdrawn = Withdrawn([], [])
-        given = {"action": action, "account": account, "until_ms": until_ms, "act": act_input(action, act)}
+        given = {"action": action, "account": account, "until_ms": until_ms, "act": act}
         for part in _parts(list(dict.fromkeys(map(finetune_key, ids)))):
             found = self._json("keep", finetunes=part, **given)
             withdrawn.withdrawn.extend(found.get("cancelled", ()))
             withdrawn.under_way.extend(found.get("requested", ()))
         return withdrawn
 
-    def hold(self, action: str, account: str, name: str, act: Act, told: Mapping[str, Any] | None = None) -> Any:
-        """`hold` or `release` a finetune, for `tasks.ledger.holds`; `hold.lua` says what it takes and answers."""
-        return self._json("hold", account=account, finetune=name, act=act_input(action, act), hold=told)
+    def hold(self, account: str, name: str, act: Act, told: Mapping[str, Any] | None = None) -> Any:
+        """Hold a finetune, or release it without `told`, for `tasks.ledger.holds`: see `hold.lua`."""
+        return self._json("hold", account=account, finetune=name, act=act, hold=told)
 
     def account(self, account: str, action: str, act: Act | None = None, **details: Any) -> int:
         """Cool an account down, park or unpark it, pause or resume it, or ask to probe it: see `account.lua`."""
-        noted = act_input(action, act)
-        return int(self._scripts.run("account", account=account, action=action, act=noted, **details))
+        return int(self._scripts.run("account", account=account, action=action, act=act, **details))
 
     def permit(self, account: str, holder: str, max_concurrent: int, *, probe: bool = False) -> Verdict:
         """A permit for a call that no lease covers: `go`, `full`, `cooling` or `parked`. It expires by itself."""

@@ -45,7 +45,7 @@ def test_a_script_does_no_more_work_for_more_siblings(ledger, name):
     """Given 100 siblings, then 400, when a script runs, then its commands stay within one bound."""
     scripts = {
         "claim": lambda: ledger.claim(ACCOUNT, f"a:{next(calls)}"),
-        "hold": lambda: ledger.hold("hold", ACCOUNT, NAME, Act("test", "command", "test"), {"until_ms": 1}),
+        "hold": lambda: ledger.hold(ACCOUNT, NAME, Act("test", "command", "test"), {"until_ms": 1}),
         "cancel": lambda: ledger.cancel(["r0003"]),
         "maintain": lambda: ledger.maintain(ACCOUNT, 8),
         "touch": lambda: ledger.keep("touch", ACCOUNT, [NAME]),

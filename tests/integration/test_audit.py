@@ -97,6 +97,12 @@ def test_a_cancel_that_is_sent_twice_is_noted_once(ledger):
     assert len(entries(ledger)) == 1
 
 
+def test_an_act_of_nobody_in_particular_can_be_read(ledger):
+    accept(ledger, asking(id="r1"))
+    ledger.cancel(["r1"], Act(None, "name"))
+    assert [(one.act, one.who, one.ids) for one in entries(ledger)] == [("cancel", None, ("r1",))]
+
+
 @pytest.mark.parametrize("is_late", [False, True])
 def test_an_alarm_is_noted_once_as_the_janitors(ledger, clocked, is_late):
     # Given a worker whose answer names another finetune, when its finish is sent twice, in time or not,

@@ -84,7 +84,10 @@ for i, r in ipairs(input.requests) do
 end
 local account = next(accounts)
 if next(accounts, account) then account = nil end  -- there are several
-if created[1] then audit(input.act, account, created) end
+if created[1] then
+  local plan = string.match(input.requests[1].source, '^cleanup:(.*)$')
+  audit(input.act, plan and 'apply' or 'retry', account, created, plan)
+end
 for name in pairs(accounts) do
   call('SADD', key.accounts(), name)
   if given(input.wake) and should_wake(account_of(name)) then wake[#wake + 1] = name end

@@ -42,7 +42,7 @@ local actions = {
   end,
   pause = function()
     call('HSET', key.paused(), input.account, given(input.reason) or 'by request')
-    call('HSET', hash, 'paused_at', digits(now), 'paused_by', given(input.act) and input.act.who or '')
+    call('HSET', hash, 'paused_at', digits(now), 'paused_by', given(input.act) and given(input.act.who) or '')
   end,
   resume = function()
     if call('HDEL', key.paused(), input.account) + call('HDEL', hash, 'parked_at', 'parked_reason', 'probe_at') > 0 then
@@ -58,5 +58,5 @@ local actions = {
   end,
 }
 local answer = actions[input.action]() or 0
-audit(input.act, input.account, {})
+audit(input.act, input.action, input.account, {})
 return answer

@@ -1,7 +1,7 @@
 -- needs: audit
 -- Acts on what is no record: dead letters are dropped or sent again, a plan gets another summary; without any, an act is only
 -- noted (tokens, pruning).
--- Input: {ids, letters = [[id, entry, queue?, text?], ...], plan? = [id, summary], act}; at most 100 letters.
+-- Input: {kind, ids, letters = [[id, entry, queue?, text?], ...], plan? = [id, summary], act}; at most 100 letters.
 -- Answer: the ids of letters that were there.
 
 local done = {}
@@ -16,5 +16,5 @@ for _, letter in ipairs(input.letters) do
 end
 if given(input.plan) then call('HSET', key.plan(input.plan[1]), 'summary', input.plan[2]) end
 local what = given(input.ids) or done
-if what[1] then audit(input.act, nil, what) end
+if what[1] then audit(input.act, input.kind, nil, what) end
 return cjson.encode(done[1] and done or nil)

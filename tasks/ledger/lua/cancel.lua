@@ -21,5 +21,5 @@ local function cancel(id)
 end
 
 for i, id in ipairs(input.ids) do answers[i] = cancel(id) end
-if changed[1] then audit(input.act, nil, changed) end
+if changed[1] then audit(input.act, 'cancel', nil, changed) end
 return cjson.encode({answers = answers, due = due[1] and due or nil})

@@ -14,7 +14,7 @@ local function raise_alarm(d)
   if not given(input.pause) or call('HGET', key.paused(), d.account) == input.pause then return end
   call('HSET', key.paused(), d.account, input.pause)
   call('HSET', key.account(d.account), 'paused_at', digits(now), 'paused_by', 'janitor')
-  audit({act = 'pause', who = 'janitor', via = 'janitor', why = input.pause}, d.account, {d.id})
+  audit({who = 'janitor', via = 'janitor', why = input.pause}, 'pause', d.account, {d.id})
 end
 
 -- A late confirmation is a fact even if another worker holds the deletion now, and so is an alarm; nothing else counts without the

@@ -29,5 +29,5 @@ for _, name in ipairs(input.finetunes) do
     end
   end
 end
-audit(input.act, input.account, input.finetunes)
+audit(input.act, input.action, input.account, input.finetunes)
 return cjson.encode(found)

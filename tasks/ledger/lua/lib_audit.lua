@@ -1,6 +1,6 @@
 -- The audit log: who did what, and why. A list for each month, under a prefix of its own: the users of Redis that act may add
 -- to it (RPUSH) and read it, so none of them can change or remove an entry. A script writes the entry of what it does.
--- input.act: {act, who, via, why?, plan?}; without it nothing is written.
+-- input.act: {who, via, why}, as `Act` in types.py; without it nothing is written.
 
 local MOST_NAMED = 20
 
@@ -17,13 +17,13 @@ if given(input.act) and type(redis.pcall('LLEN', key.audit(month_of(now)))) == '
   return redis.error_reply('ERR this user may not write the audit log, so nothing was done: see docs/how-to/secure-redis.md')
 end
 
--- what: ids, of which 20 are named and all counted. account: nil for acts about several.
-local function audit(act, account, what)
+-- name: of what was done. what: ids, of which 20 are named and all counted. account: nil for acts about several.
+local function audit(act, name, account, what, plan)
   if not given(act) then return end
   local named = {}
   for i = 1, math.min(#what, MOST_NAMED) do named[i] = what[i] end
-  local entry = {at = now, who = act.who, via = act.via, act = act.act, account = account, ids = named[1] and named or nil,
-    count = #what, plan = act.plan, why = act.why}
+  local entry = {at = now, who = act.who, via = act.via, act = name, account = account, ids = named[1] and named or nil,
+    count = #what, plan = plan, why = given(act.why)}
   -- Not `call`: an alarm must stop an account even if it cannot be noted.
   redis.pcall('RPUSH', key.audit(month_of(now)), cjson.encode(entry))
 end

@@ -8,5 +8,5 @@ if d.state ~= 'review' then return cjson.encode({word = d.state}) end
 local who = call('HGET', key.deletion(d.id), 'resolved_by')
 if given(who) then return cjson.encode({word = 'done', who = who}) end
 set(d, {resolved_at = now, resolved_by = input.act.who, resolution = input.resolution})
-audit(input.act, d.account, {d.id})
+audit(input.act, 'resolve', d.account, {d.id})
 return cjson.encode({word = 'resolved'})
