@@ -44,20 +44,20 @@ _PRUNE_AUDIT_EVERY = timedelta(days=1).total_seconds()
 class Maintenance:
     """Two threads that run until `stopping` is set.
 
-    readers: API clients by account. process: this worker's name in the list of workers. wake: publishes a wake-up
-    for an account, and returns False if it cannot. run: works as a runner for an account, in the calling thread.
-    consume: called each second with whether new requests may be taken from the broker; it must be quick. clock:
-    monotonic seconds.
+    readers: API clients by account. entry: this worker's entry in the list of workers, with that many stuck slots.
+    wake: publishes a wake-up for an account, and returns False if it cannot. run: works as a runner for an
+    account, in the calling thread. consume: called each second with whether new requests may be taken from the
+    broker, and answers how many of the worker's slots are stuck; it must be quick. clock: monotonic seconds.
     """
 
     ledger: Ledger
     readers: Mapping[str, BflReader]
     max_concurrent: int
-    process: str
+    entry: Callable[[int], str]
     wake: Callable[[str], bool]
     run: Callable[[str], None]
     write_results: Callable[[Sequence[str]], None]
-    consume: Callable[[bool], None]
+    consume: Callable[[bool], int]
     every: timedelta
     stopping: threading.Event
     clock: Callable[[], float] = time.monotonic
@@ -67,6 +67,7 @@ class Maintenance:
         # (lane, id, end), so that a renewal makes another one.
         self._seen: dict[str, dict[tuple[str, str, int], float]] = defaultdict(dict)
         self._is_full = False
+        self._stuck = 0
         self._clear_since: int | None = None
         self._failing: set[str] = set()
         self._prune_audit_at = self.clock()
@@ -103,7 +104,7 @@ class Maintenance:
         if self._is_full != was_full:
             event = "redis.full" if self._is_full else "redis.has_room"
             log.warning(event, free_bytes=free, least_bytes=least, consuming=not self._is_full)
-        self.consume(not self._is_full)
+        self._stuck = self.consume(not self._is_full)
 
     def _maintain(self, account: str) -> None:
         seen, now, after = self._seen[account], self.clock(), 2 * self.ledger.terms.lease.total_seconds()
@@ -153,7 +154,7 @@ class Maintenance:
 
     def _housekeep(self) -> None:
         alive_for = max(self.every * 5, timedelta(seconds=10))
-        due, pruned = self.ledger.housekeep([self.process], alive_for)
+        due, pruned = self.ledger.housekeep([self.entry(self._stuck)], alive_for)
         if pruned:
             log.info("records.pruned", records=pruned)
         if due:

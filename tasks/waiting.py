@@ -3,7 +3,7 @@
 `explained` reads what may hold deletions up, once for all of them; `why` decides, and is pure.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import islice
@@ -33,6 +33,16 @@ class Worker(NamedTuple):
     def has(self, fact: str, value: str) -> bool:
         """Whether it has this queue or account. What an older version does is not known: everything."""
         return value in self.facts.get(fact, value).split(",")
+
+
+def worker_entry(name: str, version: str, stuck: int = 0, **facts: Iterable[str]) -> str:
+    """A worker's entry in the ledger's list: its name, `fact=value,value` for each fact, its version.
+
+    stuck: how many of its slots do not come back; a fact, too.
+    """
+    words = [f"{fact}={','.join(sorted(values))}" for fact, values in facts.items()]
+    words += [f"stuck={stuck}"] if stuck else []
+    return " ".join([name, *words, version])
 
 
 def read_entry(text: str) -> Worker:

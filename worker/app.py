@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
+from importlib.metadata import version
 from typing import Any, TypeVar
 
 from celery import Celery
@@ -24,8 +25,8 @@ from tasks.intake import Intake
 from tasks.ledger.store import Ledger
 from tasks.maintenance import Maintenance
 from tasks.runner import Runners
+from tasks.waiting import worker_entry
 from worker import redis_url
-from worker.doctor.work import entry
 from worker.kombu_transport import install
 from worker.lifecycle import follow, slots
 from worker.message_fields import QUEUES, TASKS
@@ -94,11 +95,12 @@ class Services:
         file = self.settings.policy_file
         self.cleaner.tick(partial(read_policies, file) if file else None)
 
-    def maintenance(self, consume: Callable[[bool], None]) -> Maintenance:
+    def maintenance(self, consume: Callable[[bool], int]) -> Maintenance:
         return Maintenance(
             ledger=self.ledger, readers=self.runners.clients, max_concurrent=self.settings.max_concurrent,
-            process=entry(
-                f"{socket.gethostname()}:{os.getpid()}", accounts=self.settings.accounts,
+            entry=partial(
+                worker_entry, f"{socket.gethostname()}:{os.getpid()}", version("finetune-janitor"),
+                accounts=self.settings.accounts,
                 # What `-Q` and `-X` left; queues of other applications are not noted.
                 queues=set(QUEUES) & set(self.app.amqp.queues.consume_from),
             ), consume=consume,

@@ -21,7 +21,6 @@ from tasks.ledger.store import Ledger
 from tasks.maintenance import TOUCHES
 from worker.doctor.server import check_server
 from worker.doctor.settings import check_policies
-from worker.doctor.work import with_stuck
 from worker.health import Heart
 from worker.kombu_transport import set_aside, unforeseen
 from worker.logs import configure as configure_logs
@@ -119,18 +118,17 @@ def _check_worker(services: Services, *, instance: Any, **_: Any) -> None:
 def _start_maintenance(services: Services, *, sender: Any, **_: Any) -> None:
     consumption, watch = Consumption(sender), SlotWatch(sender.pool.running, longest_task(services.settings))
 
-    def each_second(has_room: bool) -> None:  # noqa: FBT001 -- as maintenance calls it
+    def each_second(has_room: bool) -> int:  # noqa: FBT001 -- as maintenance calls it
         consumption.allow(has_room)
         stuck = watch.look()
-        maintenance.process = with_stuck(usual, stuck)
         heart.beat(f"{stuck} slots do not come back" if stuck >= most_stuck else "")
+        return stuck
 
     settings = services.settings
     heart = Heart("worker", settings.state_dir, max(settings.maintenance_every * 5, timedelta(seconds=30)))
     # If so many are stuck, they may be all the slots of the runners, or all that accept requests.
     most_stuck = min(settings.threads, _SLOTS_BESIDE_RUNNERS)
     maintenance = services.maintenance(each_second)
-    usual = maintenance.process
     # A second Ctrl-C asks for it, and a thread cannot be cancelled: its calls end within the call deadline.
     sender.cancel_active_requests = lambda: None
     _check_schema(services.ledger)  # Redis may have been away before

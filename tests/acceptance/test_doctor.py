@@ -17,12 +17,11 @@ from tasks.api.errors import KeyRefused, NotSent
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
 from tasks.ledger.queries import Filter, list_deletions, workers_seen
-from tasks.waiting import read_entry
+from tasks.waiting import read_entry, worker_entry
 from tests.conftest import asking, carry_out_one
 from tests.processes import KEY, environment, janitor_here, producer, records, worker
 from worker.doctor import api as api_checks
 from worker.doctor.api import certificate_days
-from worker.doctor.work import entry
 from worker.message_fields import QUEUES
 from worker.redis_url import connect
 from worker.sandbox.api import Sandbox
@@ -34,7 +33,7 @@ VERSION = version("finetune-janitor")
 def worker_that_reads(ledger, *queues, accounts=("default",)):
     """The only worker that is seen."""
     ledger.redis.delete(ledger.keys.workers)
-    ledger.housekeep([entry("one:1", accounts=accounts, queues=queues)], alive_for=EVER)
+    ledger.housekeep([worker_entry("one:1", VERSION, accounts=accounts, queues=queues)], alive_for=EVER)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import uuid
 from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
 
 import pytest
 import redis
@@ -13,12 +14,12 @@ from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
 from tasks.ledger.holds import hold
 from tasks.ledger.types import Act
+from tasks.waiting import worker_entry
 from tests.acceptance.http import Client, served, token_file
 from tests.conftest import asking, carry_out_one, claim, finish
 from tests.processes import environment, janitor_here, records
 from worker.cli.status import screen
 from worker.doctor.status import LastHour, status
-from worker.doctor.work import entry
 from worker.message_fields import QUEUES
 from worker.redis_url import connect
 
@@ -35,7 +36,8 @@ def ledger(redis_url):
     ledger = Ledger(connect(redis_url))
     for account in ACCOUNTS:
         ledger.maintain(account, 8)
-    ledger.housekeep([entry("one:1", accounts=ACCOUNTS, queues=QUEUES)], alive_for=EVER)
+    entry = worker_entry("one:1", version("finetune-janitor"), accounts=ACCOUNTS, queues=QUEUES)
+    ledger.housekeep([entry], alive_for=EVER)
     ledger.redis.set(ledger.keys.tick, ledger.now_ms())
     yield ledger
     ledger.redis.config_set("maxmemory", "0")

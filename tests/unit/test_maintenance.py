@@ -4,6 +4,7 @@ import json
 import queue
 import threading
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from tasks.errors import LedgerRefused, LedgerUnavailable
 from tasks.ledger.server import free_memory
 from tasks.ledger.types import Maintained, Terms
 from tasks.maintenance import Maintenance
+from tasks.waiting import worker_entry
 from tests.conftest import accept, asking, claim
 
 LEASE = timedelta(seconds=30)
@@ -47,10 +49,15 @@ def maintenance(ledger, *accounts, **more):
         woken.append(account)
         return True
 
+    def consume(is_allowed):
+        allowed.append(is_allowed)
+        return 0
+
     usual: dict[str, Any] = {
         "ledger": ledger, "readers": dict.fromkeys(accounts or ["default"], FakeApi()), "max_concurrent": 8,
-        "process": "host:1 0.2", "wake": wake, "run": None, "write_results": written.extend,
-        "consume": allowed.append, "every": timedelta(seconds=1), "stopping": threading.Event(), "clock": Clock(),
+        "entry": partial(worker_entry, "host:1", "0.2"), "wake": wake, "run": None,
+        "write_results": written.extend, "consume": consume, "every": timedelta(seconds=1),
+        "stopping": threading.Event(), "clock": Clock(),
     }  # fmt: skip
     made = Maintenance(**{**usual, **more})
     return made, woken, written, allowed

@@ -23,18 +23,6 @@ _SAMPLE = 20
 _START = "start one with `janitor worker` or `janitor up`"
 
 
-def entry(name: str, **facts: Iterable[str]) -> str:
-    """A worker's entry in the ledger's list: its name, `fact=value,value` for each fact, its version."""
-    words = [f"{fact}={','.join(sorted(values))}" for fact, values in facts.items()]
-    return " ".join([name, *words, version("finetune-janitor")])
-
-
-def with_stuck(entry: str, slots: int) -> str:
-    """This entry, with how many of the worker's slots do not come back."""
-    name, _, rest = entry.partition(" ")
-    return f"{name} stuck={slots} {rest}" if slots else entry
-
-
 def check_work(ledger: Ledger, accounts: Mapping[str, AccountStatistics]) -> Iterator[Finding]:
     """One finding at a time. Raises `LedgerUnavailable`. accounts: all of the ledger, by name."""
     workers = running_workers(ledger)
