@@ -44,7 +44,7 @@ interop: .venv/installed ## let a producer in another language (celery-node) ask
 	$(BIN)/python -m pytest tests/interop
 
 chaos: .venv/installed ## run the long form of the chaos tests and the explorer, with the default settings: about an hour
-	JANITOR_CHAOS=long $(BIN)/python -m pytest tests/chaos tests/explorer --numprocesses 2 --dist loadgroup -rP
+	CHAOS=long $(BIN)/python -m pytest tests/chaos tests/explorer --numprocesses 2 --dist loadgroup -rP
 
 .venv/bench-installed: .venv/installed constraints-bench.txt
 	$(PIP) install --require-hashes --requirement constraints-bench.txt
@@ -105,7 +105,7 @@ image: ## build the container image; BASE=... on another base, DOCKER=podman, TA
 		--build-arg REVISION=$$(git rev-parse HEAD 2>/dev/null || echo unknown) $(OPTIONS) .
 
 test-confined: .venv/installed ## run the image and the systemd units' commands confined as they are: root, podman, debootstrap or BASE=...
-	BASE=$(BASE) JANITOR_CHAOS=long $(BIN)/python -m pytest tests/integration/test_image.py tests/integration/test_units.py \
+	BASE=$(BASE) CHAOS=long $(BIN)/python -m pytest tests/integration/test_image.py tests/integration/test_units.py \
 		-rsP $(OPTIONS)
 
 clean: ## remove what was made

@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 DEFAULT_API_URL = "https://api.us1.bfl.ai"
 _PREFIX = "JANITOR_"
 _EACH_LONGER = ("connect_timeout", "call_deadline", "lease", "visibility_timeout", "retention")
-_OF_TESTS = "JANITOR_CHAOS"  # `make chaos` sets it for the tests, which load settings in their own process
 # Kubernetes sets these in every pod of a namespace that has a Service named janitor or janitor-something.
 _OF_KUBERNETES = re.compile(
     r"JANITOR_(\w+_)?(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)=.*"
@@ -242,7 +241,7 @@ def _refuse_unknown(environ: Mapping[str, str]) -> None:
     for variable, value in environ.items():
         name = variable.upper()  # pydantic reads names in any case
         is_ours = name.startswith(_PREFIX) and not _OF_KUBERNETES.fullmatch(f"{name}={value}")
-        if is_ours and name not in (*known, _OF_TESTS):
+        if is_ours and name not in known:
             nearest = get_close_matches(name.removeprefix(_PREFIX), by_suffix, n=1)
             hint = f"did you mean {by_suffix[nearest[0]]}?" if nearest else f"accepted are {', '.join(known)}"
             raise SettingsError(f"{variable} is not a setting: {hint}")

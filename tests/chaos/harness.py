@@ -17,7 +17,7 @@ from worker.local import embedded
 from worker.local.supervise import Child, Spec
 from worker.redis_url import connect
 
-LONG = os.environ.get("JANITOR_CHAOS") == "long"
+LONG = os.environ.get("CHAOS") == "long"
 # The short form shortens leases; the long one proves the defaults.
 SHORT = {
     "JANITOR_LEASE": "3s", "JANITOR_CALL_DEADLINE": "2s", "JANITOR_READ_TIMEOUT": "1s",

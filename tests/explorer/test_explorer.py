@@ -10,7 +10,7 @@ from tests.explorer.named import NAMED
 from tests.explorer.scenarios import holds, pairs_of_events, random_scenario, single_events
 from tests.explorer.world import KINDS
 
-LONG = os.environ.get("JANITOR_CHAOS") == "long"
+LONG = os.environ.get("CHAOS") == "long"
 SEEDS = 6000 if LONG else 100
 BLOCKS = 12 if LONG else 2
 SHARE = 1 if LONG else 320  # of the single events: one in this many

@@ -7,7 +7,7 @@ import pytest
 from tests.explorer.mutants import changed, mutated, play_mutant
 from tests.explorer.mutations import MUTATIONS, SHORT
 
-LONG = os.environ.get("JANITOR_CHAOS") == "long"
+LONG = os.environ.get("CHAOS") == "long"
 PLAYED = [mutation for mutation in MUTATIONS if LONG or mutation.name in SHORT]
 
 

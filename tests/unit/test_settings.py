@@ -103,7 +103,7 @@ def test_a_variable_that_is_not_a_setting_is_refused_with_the_nearest_one(enviro
 
 def test_variables_of_the_tests_and_of_kubernetes_are_not_taken_for_settings(environ):
     environ(
-        JANITOR_CHAOS="long", JANITOR_PORT="tcp://10.0.0.1:8080", JANITOR_SERVICE_HOST="10.0.0.1",
+        JANITOR_PORT="tcp://10.0.0.1:8080", JANITOR_SERVICE_HOST="10.0.0.1",
         JANITOR_HTTP_SERVICE_PORT_WEB="80", JANITOR_HTTP_PORT_8080_TCP_ADDR="10.0.0.1", janitor_lease="40s",
     )  # fmt: skip
     assert load_settings().lease == timedelta(seconds=40)
