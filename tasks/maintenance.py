@@ -131,13 +131,13 @@ class Maintenance:
         if not any(each(self.ledger, keys, lambda pipe, key: pipe.zcard(key))):
             self._clear_since = None
             return
-        before = self.ledger.now_ms()
+        before, lasts = self.ledger.now_ms(), self.ledger.terms.reports_clear_for
         if self._has_reports():
-            self.ledger.redis.delete(self.ledger.keys.reports_clear)
+            # What a process writes that stood still since before this moment does not count.
+            self.ledger.redis.set(self.ledger.keys.reports_seen, self.ledger.now_ms(), px=lasts)
             self._clear_since = None
             return
         if self._clear_since is not None:
-            lasts = self.ledger.terms.reports_clear_for  # for older workers, which go by its expiry
             self.ledger.redis.set(self.ledger.keys.reports_clear, self._clear_since, px=lasts)
         self._clear_since = before
 

@@ -204,7 +204,8 @@ def _around(ledger: Ledger) -> Around:
 
 def _places(ledger: Ledger, deletions: Sequence[Deletion], now: datetime) -> list[Place]:
     keys = ledger.keys
-    clear_at = int(ledger.redis.get(keys.reports_clear) or 0)
+    clear, seen = (int(at or 0) for at in ledger.redis.mget(keys.reports_clear, keys.reports_seen))
+    clear_at = clear if clear > seen else 0
 
     def ask(pipe: Any, one: Deletion) -> None:
         name = finetune_key(one.finetune_id)

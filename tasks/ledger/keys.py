@@ -50,6 +50,7 @@ _BELOW_PREFIX = {
     "maintained": "maintained",  # string: when maintenance last ran
     "tick": "tick",  # string: when beat was last heard of
     "reports_clear": "reports-clear",  # string: the last time when no report of use waited in the broker
+    "reports_seen": "reports-seen",  # string: the last time when one was seen there
     "memo": "memo:{token}",  # string: the answer to a claim, to repeat it; until the finish or for one lease
     # cleanup
     "inventory": "inventory:{account}",  # hash: finetune -> what the last survey saw

@@ -181,6 +181,7 @@ def test_a_retry_says_the_new_id_and_does_not_delete_a_finetune_created_since(en
     (new_id,) = re.findall(r"^accepted: (\S+)$", asked.stderr, re.MULTILINE)
     (record,) = records(janitor_here(env, "show", new_id, "--json"))
     assert (record["state"], record["retry_of"]) == ("superseded", failed.id)
+    assert f"{new_id} is superseded: only" in janitor_here(env, "retry", new_id).stderr
     assert api.deletes(finetune) == []
 
 

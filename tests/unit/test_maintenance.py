@@ -291,6 +291,22 @@ def test_cleanups_wait_if_nobody_looks_for_reports_any_more(clocked, cleaning, l
     assert cleaning.starts()
 
 
+def test_a_moment_that_is_written_late_does_not_count_beside_a_report_that_was_seen(cleaning, broker, ledger):
+    # Given a moment without reports, noted by a process that then stood still,
+    accept(ledger, asking("other", source="cleanup:plan"))
+    cleaning.look(2)
+    clear_at = ledger.redis.get(ledger.keys.reports_clear)
+    # and a report that another process has seen since,
+    broker.take()
+    cleaning.look()
+    # when the first writes its moment, then no cleanup starts until the report is handled.
+    ledger.redis.set(ledger.keys.reports_clear, clear_at)
+    assert not cleaning.starts()
+    broker.acknowledge()
+    cleaning.look(2)
+    assert cleaning.starts()
+
+
 @pytest.mark.parametrize("back", [1, 3600])
 def test_a_look_of_before_a_step_back_of_the_clock_counts_for_nothing(clocked, cleaning, ledger, back):
     cleaning.look(3)

@@ -209,8 +209,8 @@ def retry(
     """Ask again for deletions that did not end as asked: a new deletion continues each old one.
 
     It is for the same finetune: it takes over what was observed, and an attempt that may have been applied. One
-    that succeeded, is unfinished or was already retried is refused. The retry of a cleanup's deletion is still a
-    cleanup: a finetune that was used, protected or held since is kept.
+    that succeeded, was superseded, is unfinished or was already retried is refused. The retry of a cleanup's
+    deletion is still a cleanup: a finetune that was used, protected or held since is kept.
 
     \b
     janitor retry 0d3f5c1e-6a55-4b0e-9a53-2f1f6b1f3f10 --wait
@@ -266,7 +266,7 @@ def _named(ledger: Ledger, ids: Ids) -> list[Deletion]:
 
 def _not_again(deletion: Deletion) -> str | None:
     """Why a deletion cannot be retried, None if it can."""
-    if deletion.state == State.DELETED or not deletion.is_final:
+    if deletion.state in (State.DELETED, State.SUPERSEDED) or not deletion.is_final:
         return f"is {deletion.state}: only what ended otherwise can be retried"
     return f"was retried already: {deletion.retried_by}" if deletion.retried_by else None
 
