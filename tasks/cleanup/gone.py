@@ -1,13 +1,20 @@
 """Which finetunes are gone or will soon be: what the janitor has deleted, and what has an unfinished deletion."""
 
 from collections.abc import Collection
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from tasks.ledger import Ledger
 from tasks.ledger.queries import each
 from tasks.records import State, to_ms
 from tasks.text import finetune_key
+
+_LISTED_FOR = timedelta(days=1)  # at most: a list that lags still shows what is deleted
+
+
+def gone_among(ledger: Ledger, account: str, ids: Collection[str], at: datetime) -> frozenset[str]:
+    """Those of `ids`, listed at that time, that wait for their deletion or were deleted, at most a day before."""
+    return requested_among(ledger, account, ids) | deleted_among(ledger, account, ids, at - _LISTED_FOR)
 
 
 def requested_among(ledger: Ledger, account: str, ids: Collection[str]) -> frozenset[str]:

@@ -2,7 +2,7 @@
 
 import json
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from itertools import islice
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter
 
-from tasks.cleanup.gone import deleted_among, requested_among
+from tasks.cleanup.gone import gone_among
 from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.policies import Policy
 from tasks.cleanup.rules import Item, blocked, too_large_a_part, unfitting
@@ -81,13 +81,12 @@ class Applied(NamedTuple):
     error: str | None = None
 
 
-def make_plan(policy: Policy, inventory: Inventory, plan_id: str) -> Plan:
-    """The plan of `policy` for what was surveyed. Pure."""
+def make_plan(policy: Policy, inventory: Inventory, gone: Collection[str], plan_id: str) -> Plan:
+    """The plan of `policy` for what was surveyed, of which `gone` is or will soon be deleted. Pure."""
     items = inventory.select(policy)
     why = blocked(
-        policy, items, seen_before=inventory.seen_before, deleted_by_us=inventory.deleted_by_us,
-        requested=inventory.requested,
-    )  # fmt: skip
+        policy, items, seen_before=inventory.seen_before, deleted_by_us=inventory.deleted_by_us, gone=gone
+    )
     plan = empty_plan(policy, inventory.now, plan_id, blocked=why)
     deletions = sum(item.action == "delete" for item in items)
     warnings = unfitting(policy, inventory.seen)
@@ -209,7 +208,7 @@ def _blocked_by_now(ledger: Ledger, plan: Plan) -> str | None:
 def _check_part(ledger: Ledger, plan: Plan) -> None:
     """Plans that were made together must not delete too much together. Applied again it asks for nothing."""
     ids = [] if plan.applied_at else [item.finetune_id for item in plan.items]
-    gone = requested_among(ledger, plan.account, ids) | deleted_among(ledger, plan.account, ids, plan.created_at)
+    gone = gone_among(ledger, plan.account, ids, plan.created_at)
     if why := too_large_a_part(plan.items, gone, plan.max_percent):
         raise PlanRefused(f"plan {plan.id} is refused, nothing was written: {why}")
 

@@ -110,12 +110,12 @@ def to_read(
 
 def blocked(
     policy: Policy, items: Sequence[Item], *, seen_before: int | None = None, deleted_by_us: int = 0,
-    requested: Collection[str] = (),
+    gone: Collection[str] = (),
 ) -> str | None:  # fmt: skip
     """Why a plan must not be applied, None if it may.
 
     seen_before: how many finetunes the account had in the last survey. deleted_by_us: how many of them the
-    janitor has deleted since. requested: those with an unfinished deletion.
+    janitor has deleted since. gone: as for `too_large_a_part`.
     """
     deletions, total = sum(item.action == "delete" for item in items), len(items)
     if not total:
@@ -124,13 +124,13 @@ def blocked(
         return f"the list has shrunk from {seen_before} to {total}, and not by our deletions"
     if deletions > policy.max_deletions:
         return f"{deletions} would be deleted, and max_deletions is {policy.max_deletions}"
-    return too_large_a_part(items, requested, policy.max_percent)
+    return too_large_a_part(items, gone, policy.max_percent)
 
 
 def too_large_a_part(items: Sequence[Item], gone: Collection[str], max_percent: int) -> str | None:
     """Why a plan must not be applied, None if it may.
 
-    gone: what waits for its deletion, or was deleted since the survey. Otherwise several policies, or one policy
+    gone: what waits for its deletion, or was deleted lately. Otherwise several policies, or one policy
     on several nights during a long grace, could together exceed the limit that each plan respects.
     """
     own = {item.finetune_id: item.action for item in items if _can_be_asked_for(item.finetune_id)}

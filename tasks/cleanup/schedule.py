@@ -11,6 +11,7 @@ import structlog
 from cronsim import CronSim
 
 from tasks.api.errors import Reshaped
+from tasks.cleanup.gone import gone_among
 from tasks.cleanup.inventory import Inventory
 from tasks.cleanup.plans import APPLY_WITHIN, Plan, apply_plan, empty_plan, make_plan, store
 from tasks.cleanup.policies import Policy
@@ -46,7 +47,8 @@ class Cleaner(Surveyor):
         try:
             inventory = self.survey(policy.account, [policy], advance)
             tell(inventory)
-            plan = make_plan(policy, inventory, plan_id)
+            gone = gone_among(self.ledger, policy.account, inventory.seen, inventory.now)
+            plan = make_plan(policy, inventory, gone, plan_id)
         except Reshaped as error:
             plan = empty_plan(policy, from_ms(self.ledger.now_ms()), plan_id, blocked=str(error))
         return store(self.ledger, plan)

@@ -212,14 +212,14 @@ CAPS = [
     ([1, 1, 0, 0, 0], {}, "2 of 5 would be deleted, and max_percent is 25 (1)"),
     ([1, 0], {}, None),
     # What waits for its deletion is counted with what would be deleted.
-    ([1] * 2 + [0] * 18, {"requested": {"ft-17", "ft-18", "ft-19", "ft-99"}}, None),
+    ([1] * 2 + [0] * 18, {"gone": {"ft-17", "ft-18", "ft-19", "ft-99"}}, None),
     (
         [1] * 3 + [0] * 17,
-        {"requested": {"ft-17", "ft-18", "ft-19"}},
+        {"gone": {"ft-17", "ft-18", "ft-19"}},
         "3 of 20 would be deleted, besides 3 already deleted or waiting for it, and max_percent is 25 (5)",
     ),
-    ([1, 0, 0], {"requested": {"ft-1", "ft-2"}}, "all 3 finetunes would be deleted"),
-    ([0] * 20, {"requested": {f"ft-{n}" for n in range(19)}}, None),
+    ([1, 0, 0], {"gone": {"ft-1", "ft-2"}}, "all 3 finetunes would be deleted"),
+    ([0] * 20, {"gone": {f"ft-{n}" for n in range(19)}}, None),
 ]
 
 
