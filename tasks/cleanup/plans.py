@@ -33,8 +33,8 @@ class Plan(Plain):
     """What a policy would do with each finetune of its account.
 
     policy_digest: of the policy as it was then. created_at: when its survey began. blocked: why it must not be
-    applied. warnings: what may be mistyped in the policy. needs_use: whether the policy asks for use.
-    max_percent: of the policy.
+    applied. applied_at: when its first deletions were asked for. warnings: what may be mistyped in the policy.
+    needs_use: whether the policy asks for use. max_percent: of the policy.
     """
 
     id: str
@@ -167,6 +167,12 @@ def check_plan(
         )
 
 
+def is_asked_for(ledger: Ledger, plan: Plan) -> bool:
+    """Whether each of its deletions was asked for: an apply that died may have left some."""
+    ids = [_request_id(plan, item.finetune_id) for item in plan.items if item.action == "delete"]
+    return all(each(ledger, ids, lambda pipe, id_: pipe.exists(ledger.keys.deletion(id_))))
+
+
 def apply_plan(
     ledger: Ledger, intake: Intake, plan: Plan, act: Act, policies: Sequence[Policy] | None = None
 ) -> list[Applied]:
@@ -176,7 +182,8 @@ def apply_plan(
     once.
     """
     check_plan(plan, from_ms(ledger.now_ms()), policies)
-    _check_part(ledger, plan)
+    if not is_asked_for(ledger, plan):
+        _check_part(ledger, plan)
     requests = [_request(plan, item, act.who) for item in plan.items if item.action == "delete"]
     accepted: list[Accepted] = []
     for start in range(0, len(requests) or 1, BATCH):  # once if there is nothing to ask for
@@ -206,17 +213,21 @@ def _blocked_by_now(ledger: Ledger, plan: Plan) -> str | None:
 
 
 def _check_part(ledger: Ledger, plan: Plan) -> None:
-    """Plans that were made together must not delete too much together. Applied again it asks for nothing."""
-    ids = [] if plan.applied_at else [item.finetune_id for item in plan.items]
+    """Plans that were made together must not delete too much together."""
+    ids = [item.finetune_id for item in plan.items]
     gone = gone_among(ledger, plan.account, ids, plan.created_at)
     if why := too_large_a_part(plan.items, gone, plan.max_percent):
-        raise PlanRefused(f"plan {plan.id} is refused, nothing was written: {why}")
+        raise PlanRefused(f"plan {plan.id} is refused: {why}")
+
+
+def _request_id(plan: Plan, finetune_id: str) -> str:
+    return str(uuid.uuid5(uuid.UUID(plan.id), finetune_id))
 
 
 def _request(plan: Plan, item: Item, requested_by: str | None) -> NewRequest:
     source = f"cleanup:{plan.id}"
     return NewRequest(
-        id=str(uuid.uuid5(uuid.UUID(plan.id), item.finetune_id)),
+        id=_request_id(plan, item.finetune_id),
         finetune_id=item.finetune_id, account=plan.account, source=source, requested_by=requested_by,
         reason=f"{plan.policy}: {item.reason}"[:MAX_TEXT_LENGTH],
         delay=timedelta(seconds=plan.grace_seconds), requested_at=plan.created_at,

@@ -17,6 +17,7 @@ from worker.cli import cleanup
 
 pytestmark = pytest.mark.usefixtures("same_time")
 HALF = replace(OLD, max_percent=50)
+POLICY = "[[policy]]\nname = 'old'\nolder_than = '30d'\nmax_percent = 50\n"
 ANA = Act("ana", "command")
 
 
@@ -25,7 +26,7 @@ def test_what_the_policy_says_when_a_person_has_agreed_decides_whether_a_plan_is
 ):
     # Given a plan, and a policy that is edited while the question is on the screen
     file = tmp_path / "policies.toml"
-    file.write_text("[[policy]]\nname = 'old'\nolder_than = '30d'\nmax_percent = 50\n")
+    file.write_text(POLICY)
     plan = cleaner.plan(*read_policies(file))
 
     def edit_and_agree(*_, **__):
@@ -39,8 +40,9 @@ def test_what_the_policy_says_when_a_person_has_agreed_decides_whether_a_plan_is
     assert cleaner.ledger.redis.keys(cleaner.ledger.keys.deletion("*")) == []
 
 
-def test_a_plan_that_was_begun_is_told_as_applied_and_can_be_completed(cleaner, monkeypatch):
-    # Given an apply that dies after its first part, and people who ask for others meanwhile
+@pytest.fixture
+def begun(cleaner, monkeypatch):
+    """A plan of two whose apply died after its first part."""
     monkeypatch.setattr(plans, "BATCH", 1)
     plan, write = cleaner.plan(HALF), cleaner.ledger.accept
     with monkeypatch.context() as patch:
@@ -52,15 +54,43 @@ def test_a_plan_that_was_begun_is_told_as_applied_and_can_be_completed(cleaner, 
         patch.setattr(cleaner.ledger, "accept", write_one_part)
         with pytest.raises(KeyboardInterrupt):
             apply_plan(cleaner.ledger, cleaner.intake, plan, ANA)
-    accept(cleaner.ledger, *[asking(name, delay=DAY) for name in "cd"])
-    # when the plan is shown, then as applied, and its second deletion can still be asked for,
-    begun = get_plan(cleaner.ledger, plan.id)
+    return get_plan(cleaner.ledger, plan.id)
+
+
+def test_a_plan_that_was_begun_is_told_as_applied_and_can_be_completed(cleaner, begun):
+    # Given a request for another one meanwhile, when it is applied again, then it asks for its second deletion,
+    accept(cleaner.ledger, asking("c", delay=DAY))
     assert begun.applied_at
     assert [one.created for one in apply_plan(cleaner.ledger, cleaner.intake, begun, ANA)] == [False, True]
     # and a withdrawal then does not say that nothing was written.
     plans.withdraw(cleaner.ledger, begun, ANA)
     with pytest.raises(errors.PlanRefused, match="is blocked, nothing more was written: withdrawn by ana"):
-        apply_plan(cleaner.ledger, cleaner.intake, get_plan(cleaner.ledger, plan.id), ANA)
+        apply_plan(cleaner.ledger, cleaner.intake, get_plan(cleaner.ledger, begun.id), ANA)
+
+
+def test_the_rest_of_a_plan_that_was_begun_is_within_the_caps(cleaner, begun):
+    # Given people who ask for two others meanwhile, when it is applied again, then its rest is refused.
+    accept(cleaner.ledger, *[asking(name, delay=DAY) for name in "cd"])
+    with pytest.raises(errors.PlanRefused, match="is refused: 2 of 6 would be deleted, besides 2"):
+        apply_plan(cleaner.ledger, cleaner.intake, begun, ANA)
+
+
+def test_a_person_is_asked_before_the_rest_of_a_plan_that_was_begun(
+    cleaner, begun, redis_url, tmp_path, monkeypatch
+):
+    file, asked = tmp_path / "policies.toml", []
+    file.write_text(POLICY)
+
+    def agree_at_last(*_, **__):
+        asked.append("again")
+        return len(asked) > 1
+
+    monkeypatch.setattr(cleanup, "agree_to_plan", agree_at_last)
+    command = ("cleanup", "apply", begun.id, "--file", str(file))
+    # Given a person who does not agree at first, then nothing more is asked for,
+    codes = [janitor_here({"REDIS_URL": redis_url}, *command).returncode for _ in range(3)]
+    # and once all of it is, there is no question.
+    assert (codes, asked) == ([1, 0, 0], ["again", "again"])
 
 
 def test_a_plan_of_nothing_is_applied_too(cleaner):

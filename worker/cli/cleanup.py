@@ -10,7 +10,7 @@ import click
 
 from tasks.cleanup.about import in_words, short
 from tasks.cleanup.inventory import Inventory
-from tasks.cleanup.plans import Plan, apply_plan, check_plan, get_plan, list_plans
+from tasks.cleanup.plans import Plan, apply_plan, check_plan, get_plan, is_asked_for, list_plans
 from tasks.cleanup.policies import Policy, read_policies
 from tasks.cleanup.rules import Item
 from tasks.durations import format_duration
@@ -151,7 +151,7 @@ def apply(*, id_: str, file: Path | None, act: Act, yes: bool) -> int:
     now = from_ms(session.ledger.now_ms())
     check_plan(plan, now, read_policies(file), file)
     # What asks for nothing again needs no answer.
-    asks = plan.deletions and not plan.applied_at
+    asks = not is_asked_for(session.ledger, plan)
     if asks and not agree_to_plan(plan, now + timedelta(seconds=plan.grace_seconds), yes=yes):
         return NOT_AGREED
     # Read again: the question may have been open for hours.
@@ -202,7 +202,7 @@ def _print(plan: Plan, about: Mapping[str, str] = _NOTHING) -> None:
     for warning in plan.warnings:
         note(f"warning: {warning}")
     if plan.applied_at:
-        note(f"applied {local(plan.applied_at)}")
+        note(f"apply began {local(plan.applied_at)}")
     if plan.blocked:
         note(f"blocked, it cannot be applied: {plan.blocked}")
     elif not plan.applied_at:
@@ -216,7 +216,7 @@ def _sorted(plan: Plan) -> list[Item]:
 
 def _cells(plan: Plan) -> tuple[str, ...]:
     count = f"{plan.deletions} of {plan.total}"
-    states = [f"applied {local(plan.applied_at)}"] if plan.applied_at else []
+    states = [f"apply began {local(plan.applied_at)}"] if plan.applied_at else []
     states += [f"blocked: {plan.blocked}"] if plan.blocked else []
     return local(plan.created_at), plan.policy, plan.account, plan.id, count, "; ".join(states) or "not applied"
 
