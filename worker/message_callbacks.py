@@ -8,12 +8,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
 from typing import Any
 
+from tasks.ledger.keys import AUDIT, PREFIX
 from tasks.text import shown
 from worker.message_fields import EMBEDDED, NESTED, OPTIONS, PARTS, QUEUES, SIGNATURE, RefusedMessage
 
 _MOST = 1000
-# Keys that belong to the ledger, to kombu and to Celery's result backend: a message pushed there breaks them.
-_RESERVED_PREFIXES = ("janitor:", "_kombu", "unacked", "celery-task", "celeryev", "chord-unlock-", "/")
+# Keys of the ledger, in any version, of kombu and of Celery's result backend: a message pushed there breaks them.
+_OURS = [prefix.split(":")[0] + ":" for prefix in (PREFIX, AUDIT)]
+_RESERVED_PREFIXES = (*_OURS, "_kombu", "unacked", "celery-task", "celeryev", "chord-unlock-", "/")
 
 
 def check_signatures(embedded: Any) -> None:

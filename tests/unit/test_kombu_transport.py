@@ -23,6 +23,7 @@ from kombu.transport import virtual
 from kombu.transport.virtual.base import Base64, Message
 from kombu.utils.json import dumps
 
+from tasks.ledger.keys import TEMPLATES
 from worker.kombu_transport import Unacknowledged
 from worker.message_check import MOST_BODY, MOST_BYTES, check_message, read
 from worker.message_fields import TASKS, RefusedMessage
@@ -289,8 +290,9 @@ MESSAGES = {
     **{
         f"queue {queue}": (lambda queue=queue: callback("chord", options={"queue": queue}), "which is reserved"
                            if queue not in ("deletions", "touches") else "the janitor's own queue")
-        for queue in ("deletions", "touches", "janitor:2:paused", "_kombu.binding.x", "unacked_mutex",
-                      "celery-task-meta-1", "w.celery.pidbox", "chord-unlock-1", "/0.celeryev/x")
+        for queue in ("deletions", "touches", "_kombu.binding.x", "unacked_mutex", "celery-task-meta-1",
+                      "w.celery.pidbox", "chord-unlock-1", "/0.celeryev/x",
+                      *(re.sub("[{}]", "", template) for template in TEMPLATES.values()))
     },
     "a priority list of our queue": (
         lambda: callback(options={"queue": "deletions\x06\x163"}), "the option queue is",
