@@ -214,6 +214,9 @@ def test_what_goes_too_far_stops_the_run_whole_and_does_not_look_green(env, api,
     assert sorted(api.finetunes()) == stale
     listed = [janitor_here(env, "list", "--finetune", name, "--json").stdout for name in stale]
     assert listed == [""] * 6, "not one was asked for"
+    # Withdrawing it changes nothing, which is said: the next plan that is not blocked ends the alert.
+    cancelled = janitor_here(env, "cancel", "--plan", plan["id"], "--reason", "seen")
+    assert cancelled.stderr == f"the plan is blocked, nothing of it was asked for: {plan['blocked']}\n"
 
 
 def test_a_policy_that_was_changed_after_its_plan_is_not_applied(env, api, stale, policies):

@@ -282,6 +282,9 @@ def _all_in(session: Session, state: State, account: str | None) -> list[Deletio
 def _of_plan(ledger: Ledger, plan_id: str, act: Act) -> list[Found]:
     """The deletions of a plan that have not ended; the plan itself is withdrawn. Raises `UnknownPlan`."""
     plan = get_plan(ledger, plan_id)
+    if plan.needs_a_person:
+        note(f"the plan is blocked, nothing of it was asked for: {plan.blocked}")
+        return []
     # First: an apply may be under way, and a crashed one is made again.
     withdraw(ledger, plan, act)
     # Nothing is asked for by a plan before it is made.

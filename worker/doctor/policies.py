@@ -24,7 +24,7 @@ class ScheduledPolicy(NamedTuple):
 
     @property
     def is_blocked(self) -> bool:
-        """Whether its newest plan is, and nobody has looked at it yet."""
+        """Whether its newest plan is, other than by a person who withdrew it."""
         return bool(self.plan and self.plan.needs_a_person)
 
     def next_after(self, moment: datetime) -> datetime:
