@@ -17,6 +17,7 @@ from tasks.ledger.types import Act
 from tasks.records import State
 from tests.conftest import accept, asking, claim_all, finish, mark
 from tests.integration.cleaning import DAY, OLD, UUID, ago, applied, cleaner_of, proposed
+from tests.processes import janitor_here
 
 pytestmark = pytest.mark.usefixtures("same_time")
 
@@ -186,6 +187,20 @@ def test_what_became_of_a_withdrawn_cleanup_is_told_as_it_is(cleaner, ledger, cl
     finish(ledger, other, "cancelled", attempt=1)
     kept = {one.deletion.state: one.kept for one in applied(cleaner, plan)}
     assert kept == {State.DELETED: None, State.CANCELLED: "as the test says"}
+
+
+def test_a_retry_says_that_it_keeps_what_a_cleanup_would_keep(cleaner, ledger, clocked, redis_url):
+    # Given a cleanup's two deletions that failed, and one of their finetunes protected since,
+    applied(cleaner, cleaner.plan(replace(OLD, grace=timedelta(0))))
+    ledger.redis.set(ledger.keys.reports_clear, clocked.after(milliseconds=1).now_ms())
+    for claimed in claim_all(ledger):
+        finish(ledger, claimed, State.FAILED)
+    protect(ledger, "default", ["a"])
+    # when a person retries them, then it is told as what it is.
+    done = janitor_here({"REDIS_URL": redis_url, "COLUMNS": "200"}, "retry", "--state", "failed")
+    assert ("is protected" in done.stderr, "this deletes" in done.stderr) == (False, False)
+    assert "what a cleanup asked for (2) is kept if it was used or protected since\n" in done.stderr
+    assert "kept: it is protected" in done.stdout
 
 
 def test_a_plan_that_was_withdrawn_asks_for_nothing_more(cleaner, ledger, api, monkeypatch):

@@ -1,7 +1,7 @@
 """What cannot be undone is shown before it is done, and a person at a terminal is asked; scripts are not."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -11,6 +11,7 @@ from tasks.cleanup.plans import Plan
 from tasks.intake import BULK
 from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, holds
+from tasks.ledger.queries import get_many
 from tasks.records import NewRequest
 from worker.cli.output import note, some
 from worker.cli.times import local
@@ -20,17 +21,24 @@ _SHOWN = 5  # holds, one a line
 
 
 def agree_to_deletions(ledger: Ledger, requests: Sequence[NewRequest], *, yes: bool) -> bool:
-    """Whether to ask for these; a question only if one is protected, or if there are many."""
+    """Whether to ask for these; a question only if one is protected, or if there are many.
+
+    The retry of a cleanup's deletion keeps what is protected.
+    """
+    retried = get_many(ledger, [one.retry_of for one in requests if one.retry_of])
+    cleanups = {one.id for one in retried if one and one.source.startswith("cleanup:")}
     protected: list[str] = []
     kept: list[Hold] = []
-    for account in sorted({one.account for one in requests}):
-        ids = [one.finetune_id for one in requests if one.account == account]
-        protected += protected_among(ledger, account, ids)
+    for account, ids in _by_account(requests):
         kept += holds(ledger, account, ids)
+    for account, ids in _by_account(one for one in requests if one.retry_of not in cleanups):
+        protected += protected_among(ledger, account, ids)
     for one in kept[:_SHOWN]:
         note(f"{one.finetune_id} is {one.short}: a deletion that starts meanwhile ends cancelled")
     if len(kept) > _SHOWN:
         note(f"{len(kept) - _SHOWN} more of them are held: `janitor holds` lists what is held")
+    if cleanups:
+        note(f"what a cleanup asked for ({len(cleanups)}) is kept if it was used or protected since")
     if protected:
         are = "is" if len(protected) == 1 else "are"
         note(f"{some(protected)} {are} protected from cleanups, and not from this request")
@@ -48,6 +56,14 @@ def when(request: NewRequest) -> str:
     """`at` and the time from which a deletion runs, or `now`."""
     due_at = datetime.now(UTC) + request.delay if request.delay else request.due_at
     return f"at {local(due_at)}" if due_at else "now"
+
+
+def _by_account(requests: Iterable[NewRequest]) -> Iterable[tuple[str, list[str]]]:
+    """The finetunes of each account."""
+    found: dict[str, list[str]] = {}
+    for one in requests:
+        found.setdefault(one.account, []).append(one.finetune_id)
+    return sorted(found.items())
 
 
 def _what(requests: Sequence[NewRequest]) -> str:
