@@ -31,7 +31,7 @@ _WITHDRAWN = Finish(State.CANCELLED, "withdrawn; the finetune is still there")
 
 @dataclass(frozen=True)
 class Rules:
-    """What the settings say. observe_within: how long a name alone tells which finetune was meant."""
+    """What the settings say. observe_within: how long after a request the name alone identifies it."""
 
     observe_within: timedelta = timedelta(hours=1)
     retry_budget: timedelta = timedelta(seconds=5)
@@ -57,7 +57,8 @@ def carry_out(
 class _Run:
     """One claim in the hands of one thread.
 
-    marks: how many; made: the last whose call was made. lines, counts: of attempts that the record does not have.
+    marks: how many there were. made: the last one whose call was made. lines, counts: attempts that are not in the
+    record yet.
     """
 
     claim: Claim
@@ -127,7 +128,7 @@ class _Run:
             if self.watch.now() > until:
                 continue
             if not self._mark(until):
-                self.known = before  # our clock stood still: what was observed may mean something else
+                self.known = before  # the machine stood still: this observation does not count
             elif self.watch.now() <= until:
                 return self._attempt(seen)
         raise Again(f"{self.api.host} answers too slowly: the observation was too old for a safe delete")

@@ -1,7 +1,7 @@
 """What an observation means for a deletion: the one table of outcomes. Pure.
 
 `judge` is asked before each delete, after each unclear answer, and when no further attempt is allowed. It answers
-with how the deletion ends, or with `STAYS`: the finetune that was meant is there, as far as can be told.
+with how the deletion ends, with `Stays` if the finetune is still there, or with None if the API tells too little.
 """
 
 from dataclasses import dataclass, replace
@@ -75,7 +75,7 @@ class Known:
 
 @dataclass(frozen=True)
 class Stays:
-    """The finetune is there. is_same: the incarnation seen before, or the first one seen."""
+    """The finetune is there. is_same: whether it is the incarnation seen before; True if none was."""
 
     is_same: bool
 

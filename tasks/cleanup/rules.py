@@ -138,7 +138,7 @@ def too_large_a_part(items: Sequence[Item], gone: Collection[str], max_percent: 
     others = sum(action == "keep" and id_ in gone for id_, action in own.items())
     most = max(1, len(own) * max_percent // 100)
     if deletions and deletions + others == len(own):
-        return f"all {len(own)} finetunes would be deleted"
+        return f"all {len(own)} finetunes would be deleted, which no plan may: use `janitor delete`"
     if deletions and deletions + others > most:
         also = f", besides {others} already deleted or waiting for it" if others else ""
         return f"{deletions} of {len(own)} would be deleted{also}, and max_percent is {max_percent} ({most})"

@@ -218,7 +218,7 @@ def test_a_full_redis_still_shows_plans_and_finetunes(cleaner, ledger):
 def test_a_list_wholly_stale_blocks_the_plan(cleaner, api):
     for name in "cdef":
         api.remove(name)
-    assert cleaner.plan(OLD).blocked == "all 2 finetunes would be deleted"
+    assert cleaner.plan(OLD).blocked == "all 2 finetunes would be deleted, which no plan may: use `janitor delete`"
 
 
 BY_NAME = (

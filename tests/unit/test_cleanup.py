@@ -206,7 +206,7 @@ CAPS = [
         "the list has shrunk from 5 to 2, and not by our deletions",
     ),
     ([0, 1], {"seen_before": 5, "deleted_by_us": 2}, None),
-    ([1, 1, 1], {}, "all 3 finetunes would be deleted"),
+    ([1, 1, 1], {}, "all 3 finetunes would be deleted, which no plan may: use `janitor delete`"),
     ([1] * 21 + [0] * 200, {}, "21 would be deleted, and max_deletions is 20"),
     ([1] * 20 + [0] * 200, {}, None),
     ([1, 1, 0, 0, 0], {}, "2 of 5 would be deleted, and max_percent is 25 (1)"),
@@ -218,7 +218,11 @@ CAPS = [
         {"gone": {"ft-17", "ft-18", "ft-19"}},
         "3 of 20 would be deleted, besides 3 already deleted or waiting for it, and max_percent is 25 (5)",
     ),
-    ([1, 0, 0], {"gone": {"ft-1", "ft-2"}}, "all 3 finetunes would be deleted"),
+    (
+        [1, 0, 0],
+        {"gone": {"ft-1", "ft-2"}},
+        "all 3 finetunes would be deleted, which no plan may: use `janitor delete`",
+    ),
     ([0] * 20, {"gone": {f"ft-{n}" for n in range(19)}}, None),
 ]
 
@@ -226,7 +230,7 @@ CAPS = [
 @pytest.mark.parametrize(
     ("stale", "why"),
     [
-        ([1, 1, 1], "all 3 finetunes would be deleted"),
+        ([1, 1, 1], "all 3 finetunes would be deleted, which no plan may: use `janitor delete`"),
         ([1, 1, 0, 0, 0], "2 of 5 would be deleted, and max_percent is 25 (1)"),
         ([0], None),
         ([], None),

@@ -25,7 +25,7 @@ from worker.http.tokens import Scope, Token, TokenFile
 BODY_SECONDS, MOST_BYTES = 30.0, 1 << 20
 LARGE_BYTES, MOST_LARGE = 1 << 16, 8
 MOST_QUERY = 1 << 14  # bytes: two texts of 500 characters fit, at most twelve bytes for each character
-# Of one token at a time, out of 40 threads. How long the next one waits.
+# Calls that one token may have in progress, of 40 threads, and how long the next one waits for a place.
 MOST_CALLS, PLACE_SECONDS = 8, 10.0
 _OPEN = ("/healthz", "/readyz", "/openapi.json")
 _NOT_COUNTED = ("/metrics",)  # metrics must work while Redis is away, which is where requests are counted

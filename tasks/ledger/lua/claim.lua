@@ -1,12 +1,12 @@
 -- needs: record order siblings finish account cleanup
 -- Give a runner one deletion to carry out.
--- Input: {account, token, begun, lease_ms, wakeup_ms, result_within_ms, first_after_ms}. token: of this claim alone: asked again because
---   the answer was lost, it gets the same answer. begun: a wake-up led here.
+-- Input: {account, token, begun, lease_ms, wakeup_ms, result_within_ms, first_after_ms}. token: unique to this claim. A call that
+--   is repeated with it gets the same answer. begun: a wake-up led here.
 -- Answer: {why, more, claim?, dropped?}. why: '' | 'full' | 'parked' | 'cooling' | 'paused' | 'idle'. more: publish one more
 --   wake-up, since more is due and permits are free, or this claim used up SCAN before it found one that can run.
 --   claim: fields of the record as text, with kind (delete | resolve | observe), id, token, lane, now, account, started_at, and tries: what
 --   attempts of siblings came to. dropped: ids without a readable record.
--- Work: at most SCAN deletions are promoted, and SCAN passed over, of the first observations and of all other lanes.
+-- Work: at most SCAN deletions are promoted; SCAN first observations, and SCAN deletions of all other lanes, are passed over.
 
 local name, token = input.account, input.token
 local memo = call('GET', key.memo(token))
