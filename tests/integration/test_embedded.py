@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 from typing import Any
@@ -75,6 +76,16 @@ def test_any_folder_will_do(tmp_path, name):
             assert channel.client.get("here") == b"yes"
 
 
+def fill(path):
+    """Connect to a server that stands still, as often as it goes; what is closed still takes up room."""
+    for _ in range(10_000):
+        with socket.socket(socket.AF_UNIX) as one:
+            one.settimeout(0)
+            if one.connect_ex(os.fsencode(path)):
+                return
+    raise AssertionError("there is always room")
+
+
 @pytest.fixture
 def left_behind(tmp_path):
     """A server whose `janitor up` was killed."""
@@ -97,9 +108,15 @@ def test_a_server_left_behind_by_a_kill_is_shut_down_and_followed(tmp_path, left
     assert left_behind.wait(10) == 0
 
 
-def test_a_server_left_behind_that_stands_still_is_no_reason_to_start_a_second(tmp_path, left_behind, monkeypatch):
+@pytest.mark.parametrize("full", [False, True])
+def test_a_server_left_behind_that_stands_still_is_no_reason_to_start_a_second(
+    tmp_path, left_behind, monkeypatch, full
+):
     monkeypatch.setattr(embedded, "_STOP_SECONDS", 0.1)
     left_behind.send_signal(signal.SIGSTOP)
+    # Given one that even has no room for one more connection, as after many tries,
+    if full:
+        fill(embedded.socket_path(tmp_path))
     with pytest.raises(EmbeddedRedisError, match="does not stop"), embedded.running(tmp_path):
         pass
     # When it goes on, then the next one finds it where it was.

@@ -287,8 +287,7 @@ def _of_plan(ledger: Ledger, plan_id: str, act: Act) -> list[Found]:
         return []
     # First: an apply may be under way, and a crashed one is made again.
     withdraw(ledger, plan, act)
-    # Nothing is asked for by a plan before it is made.
-    where = Filter(account=plan.account, states=tuple(UNFINISHED), since=plan.created_at)
+    where = Filter(account=plan.account, states=tuple(UNFINISHED), since=plan.created_at)  # none is older than it
     listed, _ = list_deletions(ledger, where, limit=sys.maxsize)
     found = [Found(one.id) for one in listed if one.source == f"cleanup:{plan.id}"]
     note(f"the plan is withdrawn; {len(found)} of its {plan.deletions} deletions have not ended")
@@ -297,6 +296,5 @@ def _of_plan(ledger: Ledger, plan_id: str, act: Act) -> list[Found]:
 
 def _note_unknown_account(ledger: Ledger, account: str) -> None:
     """A list of an account that is gone may be asked for: it is not refused."""
-    known = known_accounts(ledger)
-    if account not in known:
+    if account not in (known := known_accounts(ledger)):
         note(f"no worker has the account {account!r}{nearest(account, known)}")

@@ -1,5 +1,6 @@
 """A Redis of our own: for one machine, on a private unix socket, every write on disk before it is answered."""
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -193,7 +194,8 @@ def _answers(state_dir: Path) -> bool:
 
 def _listens(state_dir: Path) -> bool:
     with socket.socket(socket.AF_UNIX) as probe:
-        return probe.connect_ex(os.fsencode(socket_path(state_dir))) == 0
+        probe.settimeout(0)  # EAGAIN: it has no room for one more connection, as when it stands still
+        return probe.connect_ex(os.fsencode(socket_path(state_dir))) in (0, errno.EAGAIN)
 
 
 def _shut_down_left_over(state_dir: Path) -> None:
