@@ -173,13 +173,14 @@ def _seen_again(
     there_before = existed(seen, from_ms(claim.asked_at), now)
     is_newer = there_before is False
     shares_field = bool(told.identity.keys() & tells.identity.keys())
-    has_moved = not shares_field and is_same_moment(str(told.created), str(tells.created)) is False
+    is_same_time = is_same_moment(str(told.created), str(tells.created))
+    has_moved = not shares_field and is_same_time is False
     # Equal settings count for nothing if it was created after the request, or another time was told before.
     believed = timedelta(seconds=-1) if is_newer or has_moved else within
     verdict, why = compare(told, tells, gap=gap, within=believed)
     if verdict is Verdict.OTHER:
         return _another(known, seen, now, why)
-    if verdict is Verdict.SAME and is_newer and not told.created:  # its creation time is told only now
+    if verdict is Verdict.SAME and is_newer and not is_same_time:  # the first observation did not tell so
         return _newer(known)
     if has_moved:
         why = f"its creation time was {told.created}, and another field tells {tells.created}"

@@ -80,7 +80,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
      "    if known.unclear_at:\n        return Finish(State.REVIEW, \"an attempt is unclear, and the name",
      "    if False:\n        return Finish(State.REVIEW, \"an attempt is unclear, and the name"),
     ("a creation time that is told late", "judgement.py", "named:a newer one tells its creation time late",
-     "if verdict is Verdict.SAME and is_newer and not told.created:",
+     "if verdict is Verdict.SAME and is_newer and not is_same_time:",
      "if False:"),
     ("asked for during a sibling's attempt", "judgement.py",
      "named:a retry of an unclear one after a sibling",

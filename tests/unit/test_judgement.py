@@ -182,6 +182,12 @@ TABLE = {
     "details tell the creation time instead of an id": (present(THERE), known(ONLY_ID), {}, "stays"),
     "the same id, and only now a creation time": (present(WITH_ID), known(ONLY_ID), {}, "stays"),
     "the same id, and only now a newer time": (present(TOUCHED), known(ONLY_ID), {}, "superseded"),
+    "the same id, a date before, and now a newer time": (
+        present(TOUCHED), known({**ONLY_ID, "created_at": "2026-03-01"}), {}, "superseded"
+    ),
+    "the same id, and a newer time in another field": (
+        present({**ONLY_ID, "timestamp": NEWER["created_at"]}), known(WITH_ID), {}, "superseded"
+    ),
     "the same id, and only now a newer time, unclear attempt": (
         present(TOUCHED), unclear(known(ONLY_ID)), {}, "review"
     ),
