@@ -168,7 +168,6 @@ def _first_seen(claim: Claim, known: Known, seen: Observation, now: datetime, wi
 def _seen_again(
     claim: Claim, known: Known, seen: Observation, now: datetime, within: timedelta
 ) -> Finish | Stays | None:
-    gap = now - known.observed_at if known.observed_at else timedelta.max
     told, tells = known.incarnation or Incarnation(), seen.incarnation or Incarnation()
     there_before = existed(seen, from_ms(claim.asked_at), now)
     is_newer = there_before is False
@@ -176,8 +175,9 @@ def _seen_again(
     is_same_time = is_same_moment(str(told.created), str(tells.created))
     has_moved = not shares_field and is_same_time is False
     # Equal settings count for nothing if it was created after the request, or another time was told before.
-    believed = timedelta(seconds=-1) if is_newer or has_moved else within
-    verdict, why = compare(told, tells, gap=gap, within=believed)
+    since = known.observed_at if not (is_newer or has_moved) else None
+    gap = abs(now - since) if since else timedelta.max
+    verdict, why = compare(told, tells, gap=gap, within=within)
     if verdict is Verdict.OTHER:
         return _another(known, seen, now, why)
     if verdict is Verdict.SAME and is_newer and not is_same_time:  # the first observation did not tell so

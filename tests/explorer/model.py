@@ -137,8 +137,9 @@ class Model:
             limit = HOUR if self.world.steps_of_clocks else 0
             return life.born <= asked.at + self.slack + limit and call.known_life in (None, life)
         if kind in ("uid", "late"):
-            # What a worker saw before it stood still is not kept.
-            is_first = call.known_life is None and (call.first_life is life or self.world.is_suspended)
+            # What a worker saw before it stood still, or before a clock was set, is not kept.
+            is_lost = self.world.is_suspended or self.world.steps_of_clocks > 0
+            is_first = call.known_life is None and (call.first_life is life or is_lost)
             return call.known_life is life or (is_first and call.started - asked.at <= within)
         if kind == "settings":
             return call.first_life is life and (call.known or call.started - asked.at <= within)

@@ -195,6 +195,9 @@ TABLE = {
     "details never told it apart": (LISTED, known(AGELESS), {}, "stays, not the same"),
     "a newer one that tells it in another field": (present(MOVED_NEWER), known(THERE), {}, "superseded"),
     "another creation time in another field": (present(MOVED_OLDER), known(THERE), {}, "review"),
+    "another creation time in another field, Redis's clock was set back": (
+        present(MOVED_OLDER), known(THERE, observed_at=NOW + HOUR), {}, "review"
+    ),
     "another creation time in another field, cleanup": (present(MOVED_OLDER), known(THERE), CLEANUP, "cancelled"),
     "another creation time in another field, unclear attempt": (
         present(MOVED_OLDER), unclear(known(THERE)), {}, "review"
