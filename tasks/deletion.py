@@ -127,8 +127,10 @@ class _Run:
             until = self.watch.fresh_until(is_last=is_last)
             if self.watch.now() > until:
                 continue
+            lag = self.watch.lag
             if not self._mark(until):
-                self.known = before  # the machine stood still: this observation does not count
+                if self.watch.lag - lag > 1:  # our clock stood still: this observation does not count
+                    self.known = before
             elif self.watch.now() <= until:
                 return self._attempt(seen)
         raise Again(f"{self.api.host} answers too slowly: the observation was too old for a safe delete")

@@ -39,10 +39,7 @@ class Known:
         """What the record says. Raises `ValueError` if that cannot be read."""
         times = (moment(at or None) for at in (claim.observed_at, claim.unclear_at, claim.born_after))
         observed_at, unclear_at, born_after = times
-        # An attempt that was marked after this deletion was accepted met the finetune that this one means.
-        ours = (try_ for try_ in claim.tries if try_.mark >= claim.accepted and try_.born_after <= claim.asked_at)
-        text = claim.incarnation or next((try_.incarnation for try_ in ours if try_.incarnation), "")
-        return cls(Incarnation.from_text(text), observed_at, claim.vantage, unclear_at, born_after)
+        return cls(Incarnation.from_text(claim.incarnation), observed_at, claim.vantage, unclear_at, born_after)
 
     def findings(self) -> Findings:
         """The same as the record keeps it."""
@@ -104,11 +101,17 @@ def judge(
     """
     if seen.presence is Presence.ABSENT:
         return _absent(claim, known, seen, now)
+    met, tells = known.incarnation or _met_by_sibling(claim), seen.incarnation or Incarnation()
     if seen.presence is Presence.UNLISTED:
         why = f"details does not work at {seen.host} and the list lacks it, which proves nothing"
-        return None if _tells_less(known.incarnation, None) else _undecided(claim, known, now, within, why)
+        return None if _tells_less(met, tells) else _undecided(claim, known, now, within, why)
     if known.incarnation is None:
-        return _first_seen(claim, known, seen, now, within)
+        verdict, why = compare(met or Incarnation(), tells, gap=timedelta(0), within=within)
+        if verdict is Verdict.OTHER:
+            return _another(known, seen, now, why)
+        is_dated = existed(seen, from_ms(claim.asked_at), now) is not None
+        waits = not is_dated and _tells_less(met, tells)
+        return None if waits else _first_seen(claim, known, seen, now, within)
     return _seen_again(claim, known, seen, now, within)
 
 
@@ -192,6 +195,16 @@ def _seen_again(
     if there_before is None and _tells_less(told, tells):
         return None
     return STAYS if verdict is Verdict.SAME else _undecided(claim, known, None if has_moved else now, within, why)
+
+
+def _met_by_sibling(claim: Claim) -> Incarnation | None:
+    """What an attempt met that was marked after this deletion was accepted; None if there is none.
+
+    It is the finetune that this deletion means, or a newer one. So it shows that one that is there now is another,
+    and never that it is the one that was meant.
+    """
+    ours = (try_ for try_ in claim.tries if try_.mark >= claim.accepted and try_.born_after <= claim.asked_at)
+    return next((Incarnation.from_text(one.incarnation) for one in ours if one.incarnation), None)
 
 
 def _newer(known: Known) -> Finish:

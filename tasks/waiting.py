@@ -14,7 +14,7 @@ from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, in_force
 from tasks.ledger.queries import Stop, each, stopped_accounts, workers_seen
 from tasks.ledger.server import free_memory
-from tasks.records import DEFAULT_ACCOUNT, Deletion, State, from_ms
+from tasks.records import DEFAULT_ACCOUNT, Deletion, State, from_ms, to_ms
 from tasks.text import finetune_key
 
 WAKEUPS = "wakeups"  # the queue without which nothing starts
@@ -205,7 +205,7 @@ def _around(ledger: Ledger) -> Around:
 def _places(ledger: Ledger, deletions: Sequence[Deletion], now: datetime) -> list[Place]:
     keys = ledger.keys
     clear, seen = (int(at or 0) for at in ledger.redis.mget(keys.reports_clear, keys.reports_seen))
-    clear_at = clear if clear > seen else 0
+    clear_at = clear if clear > seen or seen > to_ms(now) else 0
 
     def ask(pipe: Any, one: Deletion) -> None:
         name = finetune_key(one.finetune_id)

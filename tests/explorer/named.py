@@ -193,6 +193,10 @@ NAMED: dict[str, Scenario] = {
     "a sibling has seen which one is meant": _s(
         _R1, _R2, (0, "fault", "applied-timeout"), ("delete", "wait", 5.0), ("delete", "create"), kind="uid", r1="review", r2="superseded",
     ),
+    # The first look is too old for a call, and still shows which finetune was meant.
+    "frozen after the first look": _s(
+        _R1, ("before mark", "freeze", "busy", 14.0), ("before mark", "reuse"), kind="uid", r1="superseded",
+    ),
     "an answer that names another finetune": _s(
         _R1, _R2, (0, "fault", "wrong-id"), ("before finish", "wait", 0), ("before claim", "resume"), r1="review", r2="review",
     ),

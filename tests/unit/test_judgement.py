@@ -79,6 +79,7 @@ UNDER_WAY_UNCLEAR = (trying(8, 12, "unclear", state="review", evidence=""),)
 ENDED_BEFORE = (trying(8, 9),)
 MET_ANOTHER = (trying(11, 12, incarnation=incarnation_of(NEWER, OURS).to_text()),)
 MET_ID = (trying(11, 12, incarnation=incarnation_of(ONLY_ID, OURS).to_text()),)
+MAY_HAVE_MET_ID = (replace(MET_ID[0], result="unclear", state="review", evidence=""),)
 MET_NEWER = (trying(11, 12, born_after=round((NOW - timedelta(seconds=10)).timestamp() * 1000)),)
 CLEANUP = {"cleanup": True}
 WAITED = {"asked_ago": LATE}
@@ -148,6 +149,23 @@ TABLE = {
     "first: a date alone, waited": (present(DAY_ONLY), NEVER, WAITED, "review"),
     "first: the list alone": (LISTED, NEVER, {}, "stays"),
     "first: the list alone, waited": (LISTED, NEVER, WAITED, "review"),
+
+    "first: a sibling met another one": (
+        present({**ONLY_ID, "id": "u-2"}), NEVER, {"tries": MAY_HAVE_MET_ID}, "superseded"
+    ),
+    "first: a sibling met it": (present(ONLY_ID), NEVER, {"tries": MAY_HAVE_MET_ID}, "stays"),
+    "first: a sibling met it, waited": (present(ONLY_ID), NEVER, WAITED | {"tries": MAY_HAVE_MET_ID}, "review"),
+    "first: a sibling met it, one was under way before": (
+        present(ONLY_ID), NEVER, {"tries": (*UNDER_WAY, *MAY_HAVE_MET_ID)}, "review"
+    ),
+    "first: a sibling met it, created since": (
+        present(THERE), NEVER, OVERTAKEN | {"tries": (trying(11, 12, "unclear", incarnation=SEEN),)}, "superseded"
+    ),
+    "first: a sibling met one before this was asked for": (
+        present({**ONLY_ID, "id": "u-2"}), NEVER,
+        {"tries": (trying(8, 9, incarnation=incarnation_of(ONLY_ID, OURS).to_text()),)}, "stays",
+    ),
+    "first: a sibling met one, and the list alone tells": (LISTED, NEVER, {"tries": MAY_HAVE_MET_ID}, "waits"),
 
     "same": (present(THERE), known(THERE), {}, "stays"),
     "same, waited": (present(THERE), known(THERE), WAITED, "stays"),
@@ -291,18 +309,6 @@ def test_whether_a_sibling_has_deleted_what_was_meant(tries, incarnation, by):
     found = sibling_deleted(claimed(tries=tries, incarnation=incarnation))
     assert (found and found.deleted_by) == by
     assert found is None or shown(found) == "deleted/sibling"
-
-
-@pytest.mark.parametrize(
-    ("try_", "is_known"),
-    [
-        (trying(11, 12, "unclear", incarnation=SEEN), True),
-        (trying(9, 12, "unclear", incarnation=SEEN), False),
-        (trying(11, 12, incarnation=SEEN, born_after=LATER_BORN), False),
-    ],
-)
-def test_what_a_sibling_met_since_this_was_accepted_is_what_this_one_means(try_, is_known):
-    assert bool(Known.of(claimed(tries=(try_,))).incarnation) is is_known
 
 
 def test_what_a_sibling_has_deleted_is_taken_over():

@@ -307,6 +307,17 @@ def test_a_moment_that_is_written_late_does_not_count_beside_a_report_that_was_s
     assert cleaning.starts()
 
 
+def test_a_report_seen_before_a_step_back_of_the_clock_holds_nothing_up(clocked, cleaning, broker, ledger):
+    accept(ledger, asking("other", source="cleanup:plan"))
+    broker.take()
+    cleaning.look()
+    broker.acknowledge()
+    clocked.after(seconds=-3600)
+    accept(ledger, asking("third", source="cleanup:plan"))
+    cleaning.look(3)
+    assert cleaning.starts()
+
+
 @pytest.mark.parametrize("back", [1, 3600])
 def test_a_look_of_before_a_step_back_of_the_clock_counts_for_nothing(clocked, cleaning, ledger, back):
     cleaning.look(3)

@@ -28,12 +28,12 @@ end
 
 -- Where deletions of a lane wait, and the end of the range of scores in it that may start now. A cleanup may start only if it
 -- was due before the last moment at which the broker held no report of use, if that was lately and none was seen since: a
--- process that stood still may write an old moment late. One in the future was noted before Redis's clock was set back.
+-- process that stood still may write an old moment late. One in the future, of either, was noted before Redis's clock was set back.
 local function waiting_in(name, lane)
   if lane == 'first' then return key.first(name), now end
   local times = call('MGET', key.reports_clear(), key.reports_seen())
   local clear_at, seen_at = tonumber(times[1] or 0), tonumber(times[2] or 0)
-  local is_of_now = seen_at < clear_at and clear_at <= now and now - clear_at <= input.clear_for_ms
+  local is_of_now = (seen_at < clear_at or seen_at > now) and clear_at <= now and now - clear_at <= input.clear_for_ms
   local limit = lane == 'cleanup' and '(' .. digits(is_of_now and clear_at or 0) or '+inf'
   return key.queue(name, lane), limit
 end
