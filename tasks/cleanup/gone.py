@@ -9,11 +9,11 @@ from tasks.ledger.queries import each
 from tasks.records import State, to_ms
 from tasks.text import finetune_key
 
-_LISTED_FOR = timedelta(days=1)  # at most: a list that lags still shows what is deleted
+_LISTED_FOR = timedelta(hours=1)  # at most: a list that lags still shows what is deleted
 
 
 def gone_among(ledger: Ledger, account: str, ids: Collection[str], at: datetime) -> frozenset[str]:
-    """Those of `ids`, listed at that time, that wait for their deletion or were deleted, at most a day before."""
+    """Those of `ids`, listed at that time, that wait for their deletion or were deleted within an hour before."""
     return requested_among(ledger, account, ids) | deleted_among(ledger, account, ids, at - _LISTED_FOR)
 
 
