@@ -26,6 +26,7 @@ from tasks.records import Evidence, State, from_ms
 
 log = structlog.get_logger()
 _MOST_NOT_FOUNDS = 3
+_STOOD_STILL = 1.0  # seconds by which our clock fell behind Redis's; less is how long an answer takes
 _WITHDRAWN = Finish(State.CANCELLED, "withdrawn; the finetune is still there")
 
 
@@ -129,7 +130,7 @@ class _Run:
                 continue
             lag = self.watch.lag
             if not self._mark(until):
-                if self.watch.lag - lag > 1:  # our clock stood still: this observation does not count
+                if self.watch.lag - lag > _STOOD_STILL:  # its times are wrong: this observation does not count
                     self.known = before
             elif self.watch.now() <= until:
                 return self._attempt(seen)

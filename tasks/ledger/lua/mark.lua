@@ -1,8 +1,8 @@
 -- needs: record account
 -- The last question before a delete: may the call start now?
--- Input: {id, token, attempt, made, findings, attempts, counts, fresh_until, lease_ms}. findings: fields of the record that hold what was
---   observed, as `Findings` in types.py. attempt: which mark of this claim. made: the last earlier mark of this claim whose call was made, '' if none. attempts: earlier ones, as
---   lines of JSON. fresh_until: how long the observation counts.
+-- Input: {id, token, attempt, made, findings, attempts, counts, fresh_until, lease_ms}. findings: what was observed, as fields of the
+--   record (`Findings` in types.py). attempt: which mark of this claim. made: the last earlier mark of this claim whose call was made,
+--   '' if none. attempts: earlier ones, as lines of JSON. fresh_until: how long the observation counts.
 -- Answer: {word, wait_ms, now, why?}. word: go | lost | cancelled | held | paused | parked | cooling | stale: the worker's clock stood
 --   still, and the observation is too old. why: if it is held.
 -- It renews the lease, keeps what was observed, and notes that a call may be under way. A mark whose call is not made is
