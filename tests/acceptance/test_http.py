@@ -9,6 +9,8 @@ import subprocess
 import time
 import uuid
 from collections import Counter
+from contextlib import closing
+from http.client import HTTPConnection
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -228,6 +230,9 @@ MISTAKES = [
     ({"json": {"deletions": []}}, "body.deletions is []: List should have at least 1 item"),
     ({"json": {"deletions": [{"finetune_id": "a"}] * 2}}, "deletions has 'default/a' twice"),
     ({"data": "{", "headers": JSON}, "body.1: JSON decode error"),
+    ({"params": {"account": "b"}, "json": {"deletions": [{"finetune_id": "a"}]}}, "this call takes no query"),
+    ({"data": '{"deletions":[{"account":"a","account":"b"}]}', "headers": JSON}, "has 'account' twice"),
+    ({"data": '{"deletions":[{"finetune_id":"a"}],"deletions":[]}', "headers": JSON}, "has 'deletions' twice"),
     ({"data": "{}"}, "send it with `Content-Type: application/json`"),
     ({"data": '{"deletions":[{"finetune_id":"\\ud800"}]}', "headers": JSON}, "'\\ud800'"),
     ({"json": {"deletions": [{"finetune_id": "a"}]}, "headers": {"Idempotency-Key": "x" * 129}}, "1 to 128"),
@@ -263,6 +268,20 @@ QUERIES = [
 def test_a_wrong_question_is_told_what_is_accepted(billing, path, status, words):
     refused = billing.get(path)
     assert (refused.status_code, words in detail(refused)) == (status, True), refused.text
+
+
+def test_a_call_with_two_keys_is_refused(base, billing):
+    # requests cannot send a header twice.
+    host = urlsplit(base)
+    with closing(HTTPConnection(host.hostname, host.port, timeout=10)) as link:
+        link.putrequest("POST", "/v1/deletions")
+        for name, value in (("Authorization", billing.headers["Authorization"]), ("Content-Length", "0")):
+            link.putheader(name, value)
+        link.putheader("Idempotency-Key", "one")
+        link.putheader("Idempotency-Key", "two")
+        link.endheaders()
+        refused = link.getresponse()
+        assert (refused.status, b"'Idempotency-Key' is given twice" in refused.read()) == (422, True)
 
 
 def test_a_body_above_the_limit_is_refused(billing):

@@ -1,5 +1,6 @@
 """Tokens of a running service: added, revoked, expired; and their quotas."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -157,6 +158,16 @@ class TestQuotas:
         with pytest.raises(IdConflict):
             create_deletions(body("x", "y", "z"), request, Intake(ledger, id), token, "k")
         assert ledger.redis.zcard(ledger.keys.token_open("a")) == 3
+
+    def test_a_refused_repeat_gives_back_nothing_that_the_first_call_has_reserved(self, ledger):
+        # Given a call that is about to write what it has reserved, and another one that is about to be refused,
+        counted = Quotas(ledger, 1, 4)
+        counted.reserve("a", ["1", "2", "3"])
+        ledger.redis.zadd(ledger.keys.token_open("a"), {"x": time.time(), "y": time.time()})
+        # when the first one comes again, then it is refused, and all are still counted.
+        with pytest.raises(HTTPException):
+            counted.reserve("a", ["1", "2", "3"])
+        assert ledger.redis.zcard(ledger.keys.token_open("a")) == 5
 
     def test_each_is_looked_at_once_in_ten_seconds(self, ledger, monkeypatch):
         at, looks = [1000.0], []

@@ -17,9 +17,10 @@ from starlette.requests import Request
 
 from tasks.errors import InvalidRequest, UnknownDeletion
 from worker.http import guard
-from worker.http.models import NewDeletions, no_body
+from worker.http.models import NewDeletions
 from worker.http.problems import HANDLERS
 from worker.http.server import allow_open_files, listen
+from worker.http.strict import no_body
 from worker.http.tokens import Token
 
 
@@ -146,6 +147,7 @@ class Pressed:
 
         headers = [(b"authorization", f"Bearer {token}".encode())]
         scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": headers}
+        scope["raw_path"] = path.encode()
         await self.guarded(scope, receive, send)
 
     async def seen(self, counted, key, count):

@@ -17,8 +17,9 @@ from tasks.ledger.types import Act, Withdrawn
 from tasks.records import DEFAULT_ACCOUNT, Deletion
 from worker.http.deletions import TheIntake
 from worker.http.guard import Admin, Enqueuer, Reader, check_account
-from worker.http.models import Line, Moment, Why, no_body
+from worker.http.models import Line, Moment, Why
 from worker.http.problems import documented
+from worker.http.strict import no_body
 from worker.http.tokens import Token
 
 router = APIRouter(

@@ -23,9 +23,10 @@ from tasks.ledger.types import Act
 from tasks.records import Deletion, NewRequest, State
 from tasks.waiting import explained
 from worker.http.guard import Admin, Canceller, Enqueuer, Follower, Reader, check_account
-from worker.http.models import Answers, Listed, NewDeletions, Resolution, Wanted, Why, no_body
+from worker.http.models import Answers, Listed, NewDeletions, Resolution, Wanted, Why
 from worker.http.problems import documented, problem
 from worker.http.quotas import Quotas
+from worker.http.strict import StrictRoute, no_body, no_query
 from worker.http.tokens import Scope, Token
 from worker.http.waiting import Waiting
 
@@ -44,13 +45,16 @@ Key = Annotated[str | None, Header(
     "tokens do not matter",
 )]  # fmt: skip
 Seconds = Annotated[int, Query(ge=0, le=60, description="seconds to wait for the end, at most")]
-router = APIRouter(prefix="/v1/deletions", tags=["deletions"], responses=documented(401, 403, 422, 429, 503))
+router = APIRouter(
+    prefix="/v1/deletions", tags=["deletions"], route_class=StrictRoute,
+    responses=documented(401, 403, 422, 429, 503),
+)  # fmt: skip
 
 
 @router.post(
     "", operation_id="createDeletions", status_code=202, response_model=Answers,
     responses=documented(400, 408, 409, 413)
-    | {200: {"model": Answers, "description": "Nothing new: all were known"}},
+    | {200: {"model": Answers, "description": "Nothing new: all were known"}}, dependencies=[Depends(no_query)],
 )  # fmt: skip
 def create_deletions(
     body: NewDeletions, request: Request, intake: TheIntake, caller: Enqueuer, key: Key = None

@@ -20,6 +20,7 @@ from tasks.durations import iso
 from tasks.errors import LedgerUnavailable
 from worker.http.problems import problem
 from worker.http.quotas import Quotas
+from worker.http.strict import ambiguous
 from worker.http.tokens import Scope, Token, TokenFile
 
 BODY_SECONDS, MOST_BYTES = 30.0, 1 << 20
@@ -72,6 +73,8 @@ class Guard:
         scope["janitor.token"] = token
         if len(scope["query_string"]) > MOST_QUERY:
             return problem(422, f"the query has more than {MOST_QUERY} bytes: send a shorter one")
+        if why := ambiguous(scope):
+            return problem(422, why)
         over = None if scope["path"] in _NOT_COUNTED else await self._count(token)
         return over or await self._take_place(token, place)
 

@@ -5,11 +5,8 @@ from collections import Counter
 from datetime import datetime, timedelta
 from typing import Annotated, Literal
 
-from fastapi import Request
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.config import JsonDict
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect
 
 from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
 from tasks.errors import InvalidRequest
@@ -38,16 +35,6 @@ def _line(given: str) -> str:
 
 Moment = Annotated[datetime, BeforeValidator(_moment)]
 Line = Annotated[str, Field(max_length=MAX_TEXT_LENGTH), AfterValidator(_line)]
-
-
-async def no_body(request: Request) -> None:
-    """For calls that are given all in the query. A body would be ignored, and the defaults used in its place."""
-    try:
-        body = await request.body()
-    except ClientDisconnect:  # else it is logged as a bug
-        raise HTTPException(400, "the client left before its body came") from None
-    if body not in (b"", b"{}"):
-        raise InvalidRequest("this call takes no body: give all in the query, such as ?account=emea")
 
 
 class NewDeletion(BaseModel):

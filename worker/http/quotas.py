@@ -49,17 +49,20 @@ class Quotas:
         key, now = self.ledger.keys.token_open(token), int(self.now())
         with self.ledger.redis.pipeline(transaction=False) as pipe:
             # Before they are written: two calls at the same time must not both find room.
-            pipe.zadd(key, dict.fromkeys(ids, now), nx=True)
+            for id_ in ids:
+                pipe.zadd(key, {id_: now}, nx=True)
             pipe.expire(key, _KEPT)
             pipe.zcard(key)
-            *_, count = pipe.execute()
+            *added, _, count = pipe.execute()
         if count <= self.open_deletions or self._forget_ended(key, now) <= self.open_deletions:
             return
         known = each(self.ledger, ids, lambda pipe, id_: pipe.exists(self.ledger.keys.deletion(id_)))
         new = [id_ for id_, is_known in zip(ids, known, strict=True) if not is_known]
         if not new:
             return  # the same call again: it gets the same answer
-        self.ledger.redis.zrem(key, *new)
+        # Not what another call under the same key has reserved and is about to write.
+        if ours := [id_ for id_, is_added in zip(ids, added, strict=True) if is_added and id_ in new]:
+            self.ledger.redis.zrem(key, *ours)
         words = f"{len(new)} more deletions would be too many unfinished ones for the token {token!r}"
         raise HTTPException(
             429, f"{words}, whose quota is {self.open_deletions}: wait until some have ended, or cancel some",
