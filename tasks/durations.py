@@ -9,7 +9,7 @@ ACCEPTED_DURATION = "a duration such as 500ms, 90s, 15m, 24h, 7d, 2w or 1h30m, i
 ACCEPTED_TIME = "a time in ISO 8601 such as 2026-12-24T18:00:00Z; without an offset it is UTC"
 
 _UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
-_PART = re.compile(r"(\d+(?:\.\d+)?)(ms|[smhdw])")
+_PART = re.compile(r" ?([0-9]+(?:\.[0-9]+)?) ?(ms|[smhdw])")
 LONGEST = timedelta(days=3650)
 
 
@@ -18,10 +18,10 @@ def parse_duration(text: str) -> timedelta:
 
     Units are lower case only: `6M` means six months elsewhere, and reading it as minutes deletes too early.
     """
-    compact = text.strip().replace(" ", "")
-    parts = _PART.findall(compact)
-    if not parts or "".join(number + unit for number, unit in parts) != compact:
-        months = "; m is minutes, and there is no unit for months" if re.search(r"\dM", compact) else ""
+    given = " ".join(text.split())
+    parts = _PART.findall(given)
+    if not parts or _PART.sub("", given):
+        months = "; m is minutes, and there is no unit for months" if re.search(r"\d ?M", given) else ""
         raise InvalidRequest(f"{text!r} is not a duration: give {ACCEPTED_DURATION}{months}")
     seconds = sum(float(number) * _UNITS[unit] for number, unit in parts)
     if seconds > LONGEST.total_seconds():

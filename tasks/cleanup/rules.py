@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from tasks.cleanup.about import About, in_words, why_not
 from tasks.cleanup.policies import Policy
+from tasks.durations import format_duration
 from tasks.errors import InvalidRequest
 from tasks.records import Plain, check_finetune_id
 
@@ -295,5 +296,5 @@ def _newest(policy: Policy, finetunes: Sequence[Finetune]) -> frozenset[str]:
 
 
 def _days(duration: timedelta) -> str:
-    days = duration / DAY
-    return f"{days:g} day" + ("" if days == 1 else "s")
+    days, rest = divmod(duration, DAY)
+    return format_duration(duration) if rest else f"{days} day" + ("" if days == 1 else "s")

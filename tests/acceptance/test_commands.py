@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import re
 import signal
@@ -413,6 +414,24 @@ def test_an_argument_that_is_not_utf_8_is_no_traceback(env, command):
     assert done.stderr.isascii()
     if done.returncode == 2:
         assert "\\udcff" in done.stderr
+
+
+@pytest.mark.parametrize(("encoding", "read_as"), [("ascii", "utf-8"), ("latin-1", "latin-1")])
+def test_what_was_accepted_is_told_in_any_encoding(env, finetune, encoding, read_as):
+    # Given an output that cannot have the characters of a name,
+    name = f"{finetune}-caf\u00e9-\u4e2d-\U0001f600"
+    argv = [sys.executable, "-m", "worker.cli", "delete", name, "--in", "1h"]
+    # when a deletion of it is accepted, then that is told, and JSON is still JSON (click writes UTF-8 for ASCII).
+    table, lines = (
+        subprocess.run(
+            [*argv, *more], env={**env, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=60, check=False
+        )
+        for more in ([], ["--json"])
+    )
+    assert (table.returncode, table.stderr, lines.returncode) == (0, b"1 accepted\n", 0)
+    assert rb"\u4e2d" in table.stdout
+    (record,) = map(json.loads, lines.stdout.decode(read_as).splitlines())
+    assert record["finetune_id"] == name
 
 
 @pytest.mark.parametrize("columns", ["0", "3"])

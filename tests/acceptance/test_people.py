@@ -101,6 +101,9 @@ WRONG_TIMES = [
     (["protect", "ft", "--until", "2h ago"], "it is in the past"),
     (["delete", "ft", "--at", "in soon"], "'soon' is not a duration"),
     (["delete", "ft", "--at", "2030-07-01 02:00 Europe/Berlim"], "did you mean 'Europe/Berlin'?"),
+    (["delete", "ft", "--at", "2030-10-27 02:30 Europe/Berlin"], "comes twice or never; add an offset"),
+    (["delete", "ft", "--at", "2030-03-31 02:30 Europe/Berlin"], "comes twice or never; add an offset"),
+    (["delete", "ft", "--at", "2030-04-07 02:30"], "comes twice or never; add an offset"),
     (["delete", "ft", "--at", "2030-07-01 02:00 Europe"], "the zone 'Europe' is not known"),
     (["delete", "ft", "--at", "2030-07-01 02:00 ../etc/passwd"], "is not a time: give one such as"),
     (["delete", "ft", "--at", "2030-07-01T02:00Z Europe/Berlin"], "an offset and a zone are both given"),
@@ -392,7 +395,7 @@ def test_csv_holds_no_formula(env, start, finetune):
     assert (row["finetune_id"], row["reason"]) == (f"'{name}", f"'{start}1")
 
 
-HOSTILE = "old-\x1b]0;title\x07-\x9b2J-\u202egnp-\u200b"
+HOSTILE = "old-\nforged: \x1b]0;title\x07-\x9b2J-\u202egnp-\u200b"
 
 
 def test_what_the_api_lists_cannot_drive_a_terminal(env, api, plan, tmp_path):
@@ -406,6 +409,7 @@ def test_what_the_api_lists_cannot_drive_a_terminal(env, api, plan, tmp_path):
                 done = janitor_here({**env, "COLUMNS": "400"}, *command, *wide)
                 told = done.stdout + done.stderr
                 assert not [char for char in told if not char.isprintable() and char != "\n"], told
+                assert not [line for line in told.splitlines() if line.startswith("forged")], told
                 if command != ["doctor"]:
                     assert "202egnp" in told
         listed = janitor_here(env, "finetunes", "--json")

@@ -28,15 +28,18 @@ def test_any_text_is_a_bounded_duration_or_refused(text):
     ("text", "duration"),
     [
         ("500ms", timedelta(milliseconds=500)), ("90s", timedelta(seconds=90)),
-        (" 1h 30m ", timedelta(minutes=90)), ("0.5h", timedelta(minutes=30)), ("2w", timedelta(days=14)),
-        ("3650d", timedelta(days=3650)), ("0s", timedelta(0)),
+        (" 1h 30m ", timedelta(minutes=90)), ("1 h  30 m", timedelta(minutes=90)),
+        ("0.5h", timedelta(minutes=30)), ("2w", timedelta(days=14)), ("3650d", timedelta(days=3650)),
+        ("0s", timedelta(0)),
     ],
 )  # fmt: skip
 def test_durations_are_written_in_short_units(text, duration):
     assert parse_duration(text) == duration
 
 
-@pytest.mark.parametrize("text", ["", "30", "s", "-5s", "1y", "1h-30m", "1,5h", "1h!", "1e3s", "nan", "5 apples"])
+@pytest.mark.parametrize(
+    "text", ["", "30", "s", "-5s", "1y", "1h-30m", "1,5h", "1h!", "1e3s", "nan", "5 apples", "1 5m", "1. 5h"]
+)
 def test_anything_else_is_refused_with_what_was_given_and_what_is_accepted(text):
     with pytest.raises(InvalidRequest) as refused:
         parse_duration(text)

@@ -1,5 +1,8 @@
 """The `janitor` command; each subcommand is imported only when it is called, so that help is quick."""
 
+import codecs
+import io
+import json
 import os
 import sys
 from contextlib import suppress
@@ -134,6 +137,16 @@ def _open_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 -- it stays open
+    # What was accepted must be told in any encoding. JSON stays JSON.
+    codecs.register_error("escape", _escape)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="escape")
+
+
+def _escape(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def _drop(*streams: TextIO) -> None:

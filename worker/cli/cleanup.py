@@ -167,7 +167,7 @@ def apply(*, id_: str, file: Path | None, act: Act, yes: bool) -> int:
             due = f"{one.deletion.state}, due {local(one.deletion.due_at)}"
             print_record(record, f"{one.finetune_id}  {one.deletion.id}  {due}")
     new = sum(one.created and one.kept is None for one in applied)
-    note(f"{new} of {len(applied)} accepted; `janitor list --state scheduled` shows what waits")
+    note(f"{new} of {len(applied)} accepted; `janitor list` shows them")
     # An id that belongs to another request is an error of the caller.
     return WRONG_USAGE if any(one.error for one in applied) else 0
 

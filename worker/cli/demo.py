@@ -53,11 +53,13 @@ def _show(state_dir: Path) -> None:
             ids = [*_by_name(url), *_by_command(env)]
             note("waiting for the outcomes ...")
             _janitor(env, "wait", *ids, "--timeout", _PATIENCE_SECONDS, codes=(0, 1))
-            note("the records, as `janitor list` shows them:\n")
+            note("the records, as `janitor list` shows them:")
+            note("")
             subprocess.run([*_JANITOR, "list"], env=env, check=True, timeout=60)  # noqa: S603 -- our own command
         deletes = api.deletes()
         gone = sum(call["effective"] for call in deletes)
-        note(f"\nthe API counted {len(deletes)} delete calls, and {gone} finetunes are gone")
+        note("")
+        note(f"the API counted {len(deletes)} delete calls, and {gone} finetunes are gone")
 
 
 def _environment(url: str, api_url: str, state_dir: Path) -> dict[str, str]:

@@ -56,7 +56,8 @@ def finetunes(*, account: str, file: Path | None, details: bool) -> None:
     headings = (*fixed, *(policy.name.upper() for policy in policies))
     print_table(rows, lambda row: _as_json(found, *row), headings, lambda row: _cells(found, *row, shows=shows))
     warn_of_confusing(one.id for one, _ in rows)
-    note(f"{len(rows)} finetunes in account {account}" + ("" if policies else "; no policy is for it"))
+    what = "1 finetune" if len(rows) == 1 else f"{len(rows)} finetunes"
+    note(f"{what} in account {account}" + ("" if policies else "; no policy is for it"))
 
 
 @click.command()

@@ -57,7 +57,7 @@ def warn_of_confusing(finetune_ids: Iterable[str]) -> None:
 
 def print_record(record: Record, text: str) -> None:
     """The record as a line of JSON with --json, else the text."""
-    click.echo(_json(record) if as_json() else visible(text))
+    click.echo(_json(record) if as_json() else visible(text, keep="\n"))
 
 
 def print_table(
@@ -98,7 +98,7 @@ def print_deletions(deletions: Sequence[Deletion], *, if_empty: str = "") -> Non
         state = Text(str(one.state), _STYLES.get(one.state, ""))
         what = [one.finetune_id, one.id, one.waiting_for or one.message or ""]
         when = local(one.finished_at or one.next_try_at or one.due_at)
-        return state, when, *(what if is_wide else ["\n".join(filter(None, what))])
+        return state, when, *(what if is_wide else [Text("\n".join(map(visible, filter(None, what))))])
 
     whole = {"STATE", "WHEN", "ID"}
     print_table(deletions, Deletion.to_json, headings, cells, never_fold=whole, if_empty=if_empty)

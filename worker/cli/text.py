@@ -10,14 +10,15 @@ _LIKE_A_HYPHEN = {"Pc", "Pd", "Sm"}  # Unicode's categories of connectors, dashe
 _WRITTEN_TOGETHER = {"BOPOMOFO", "CJK", "HANGUL", "HIRAGANA", "IDEOGRAPHIC", "KATAKANA"}
 
 
-def visible(text: str) -> str:
+def visible(text: str, *, keep: str = "") -> str:
     r"""`text` without control, direction and other invisible characters: each is shown as its escape, `\x1b`.
 
-    Line breaks stay. A name keeps all that tells it from another one, unlike with `tasks.text.one_line`.
+    keep: "\n" for what has several lines. A name keeps all that tells it from another one, unlike with
+    `tasks.text.one_line`.
     """
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() or char == "\n" else _escape(char) for char in text)
+    return "".join(char if char.isprintable() or char in keep else _escape(char) for char in text)
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from pathlib import Path
 from zoneinfo import TZPATH, ZoneInfo, available_timezones
 
@@ -76,7 +76,7 @@ def _absolute(text: str) -> tuple[datetime, bool]:
         return _in_zone(datetime.fromisoformat(parts["time"]), parts["zone"]), False
     # Tables show zones that have no letters as an offset after a space.
     moment = datetime.fromisoformat(re.sub(r"\s+(?=[+-]\d)", "", text.strip()))
-    return moment, moment.tzinfo is None
+    return (moment, False) if moment.tzinfo else (_only(moment, None), True)
 
 
 def _in_zone(moment: datetime, zone: str) -> datetime:
@@ -87,7 +87,16 @@ def _in_zone(moment: datetime, zone: str) -> datetime:
         if here.tzname() == zone:
             return here
     try:
-        return moment.replace(tzinfo=ZoneInfo(zone))
+        there = ZoneInfo(zone)
     except (KeyError, ValueError, OSError):  # OSError: a folder of zones, such as Europe
         like = nearest(zone, available_timezones())
         raise InvalidRequest(f"the zone {zone!r} is not known{like}") from None
+    return _only(moment, there)
+
+
+def _only(moment: datetime, zone: tzinfo | None) -> datetime:
+    """The one moment when clocks there show this time. zone: None for the local one."""
+    early, late = (moment.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+    if early != late:
+        raise InvalidRequest("clocks are changed then, so it comes twice or never; add an offset such as +01:00")
+    return early

@@ -59,7 +59,8 @@ def new(*, name: str, scopes: _Texts, accounts: _Texts, expires: datetime | None
     file = load_settings().tokens_file
     secret, table = files.new_token(name, scopes, accounts, expires)
     if file is None:
-        note(f"JANITOR_TOKENS_FILE is not set; add this to the file that it names for the service:\n\n{table}")
+        note("JANITOR_TOKENS_FILE is not set; add this to the file that it names for the service:")
+        click.echo(f"\n{table}", err=True)
     else:
         files.add(file, name, table)
     note("the token, shown this once:")
