@@ -18,7 +18,7 @@ from kombu import Connection, Exchange, Queue, pools
 from tasks import celery_tasks
 from tasks.api.client import BflClient, BflReader, Timeouts
 from tasks.celery_tasks import DELETIONS
-from tasks.cleanup.policies import read_policies
+from tasks.cleanup.policies import digest_of, read_policies
 from tasks.cleanup.schedule import Cleaner
 from tasks.deletion import Rules
 from tasks.intake import Intake
@@ -98,15 +98,22 @@ class Services:
     def maintenance(self, consume: Callable[[bool], int]) -> Maintenance:
         return Maintenance(
             ledger=self.ledger, readers=self.runners.clients, max_concurrent=self.settings.max_concurrent,
-            entry=partial(
-                worker_entry, f"{socket.gethostname()}:{os.getpid()}", version("finetune-janitor"),
-                accounts=self.settings.accounts,
-                # What `-Q` and `-X` left; queues of other applications are not noted.
-                queues=set(QUEUES) & set(self.app.amqp.queues.consume_from),
-            ), consume=consume,
+            entry=self._entry, consume=consume,
             wake=partial(celery_tasks.wake, self.app), run=partial(self.runners.run, begun=True),
             write_results=self.runners.write_results,
             every=self.settings.maintenance_every, stopping=self.stopping,
+        )  # fmt: skip
+
+    def _entry(self, stuck: int) -> str:
+        """This process's entry in the list of workers."""
+        file = self.settings.policy_file
+        policies = {"policies": [digest_of(file)]} if file else {}
+        return worker_entry(
+            f"{socket.gethostname()}:{os.getpid()}", version("finetune-janitor"), stuck,
+            accounts=self.settings.accounts,
+            # What `-Q` and `-X` left; queues of other applications are not noted.
+            queues=set(QUEUES) & set(self.app.amqp.queues.consume_from),
+            **policies,
         )  # fmt: skip
 
 

@@ -49,6 +49,14 @@ def read_policies(file: Path | None) -> tuple[Policy, ...]:
         raise InvalidRequest(f"{file} cannot be read: {reason}") from None
 
 
+def digest_of(file: Path) -> str:
+    """Differs for files that differ; workers tell each other by it whether they have the same policies."""
+    try:
+        return hashlib.sha256(read_file(file).encode()).hexdigest()[:16]
+    except (OSError, ValueError):
+        return "unreadable"
+
+
 def parse_policies(text: str) -> tuple[Policy, ...]:
     """The policies in a TOML text, `[[policy]]` tables; raises `PolicyError` for the first mistake in it."""
     try:

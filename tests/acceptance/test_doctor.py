@@ -14,6 +14,7 @@ import trustme
 
 from tasks.api.client import Listing
 from tasks.api.errors import KeyRefused, NotSent
+from tasks.cleanup.policies import digest_of
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
 from tasks.ledger.queries import Filter, list_deletions, workers_seen
@@ -188,6 +189,11 @@ def another_version(ledger, **_):
     ledger.housekeep(["two:2 0.0.1"], alive_for=EVER)
 
 
+def other_policies(ledger, **_):
+    for name, digest in (("two", "11d1"), ("three", "22d2")):
+        ledger.housekeep([worker_entry(f"{name}:2", VERSION, policies=[digest])], alive_for=EVER)
+
+
 def no_beat(store, ledger, **_):
     store.delete(ledger.keys.tick)
 
@@ -265,6 +271,7 @@ FAULTS = [
     (key_of_nobody_for_later, 0, "key billing", "warning", "no running worker has its key", "BFL_API_KEY_BILLING"),
     (review, 1, "reviews", "error", "another finetune was named", "`janitor list --open-reviews`"),
     (another_version, 0, "workers", "warning", "two:2 0.0.1", "bring all to one version"),
+    (other_policies, 1, "workers", "error", "their policy files differ", "JANITOR_POLICY_FILE"),
     (no_beat, 0, "beat", "warning", "no beat is seen", "`janitor beat`"),
     (silent_beat, 0, "beat", "warning", "10m old", "`janitor beat`"),
     (dead_letter, 0, "dead letters", "warning", "'not JSON'", "`janitor dead-letters list`"),
@@ -299,13 +306,17 @@ def test_each_fault_is_named_with_what_to_do(
 def test_a_worker_tells_which_queues_and_accounts_it_has(env, store, ledger, tmp_path):
     # Given no worker but one that reads a single queue, with the keys of two accounts,
     store.delete(ledger.keys.workers)
-    with worker(env | {"BFL_API_KEY_BILLING": KEY}, tmp_path / "log", "-Q", "deletions,somebody-elses"):
+    policies = tmp_path / "policies.toml"
+    policies.write_text("")
+    own = {"BFL_API_KEY_BILLING": KEY, "JANITOR_POLICY_FILE": str(policies)}
+    with worker(env | own, tmp_path / "log", "-Q", "deletions,somebody-elses"):
         (seen,) = map(read_entry, workers_seen(ledger))
         # when a deletion is due, which needs a wake-up,
         ledger.accept([asking()])
         code, found = findings(env)
     # then doctor knows that nobody reads that.
-    assert (seen.facts, seen.version) == ({"queues": "deletions", "accounts": "billing,default"}, VERSION)
+    facts = {"queues": "deletions", "accounts": "billing,default", "policies": digest_of(policies)}
+    assert (seen.facts, seen.version) == (facts, VERSION)
     assert (code, found["messages"]["level"]) == (1, "error")
     assert "no worker reads touches and wakeups" in found["messages"]["message"]
 

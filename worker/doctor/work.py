@@ -39,12 +39,15 @@ def _workers(workers: list[Worker], *, is_work: bool) -> Finding:
     ours = version("finetune-janitor")
     differ = any(one.version != ours for one in workers)
     shown = ", ".join(f"{one.name} {one.version}" for one in workers)
+    policies = {one.facts.get("policies") for one in workers} - {None}
     stuck = ", ".join(f"{one.name}: {one.facts['stuck']}" for one in workers if "stuck" in one.facts)
     return judged(
         "workers", f"worker processes: {shown}" if workers else "no worker is seen",
         (not workers, "error" if is_work else "warning", _START),
         (stuck, "error", f"tasks of some run far too long and keep their slots ({stuck}); see slot.stuck in the "
          "worker's log, and restart it"),
+        (len(policies) > 1, "error", "their policy files differ, so scheduled cleanups do not run: give all the "
+         "file that JANITOR_POLICY_FILE names on one of them"),
         (differ, "warning", f"this command is {ours}; bring all to one version"),
     )  # fmt: skip
 
