@@ -249,7 +249,7 @@ def _undecided(claim: Claim, known: Known, now: datetime | None, within: timedel
 def _by_sibling(try_: Try) -> Finish:
     return Finish(
         State.DELETED, "another deletion of the same finetune has deleted it", evidence=Evidence.SIBLING,
-        deleted_by=try_.by, incarnation=try_.incarnation, vantage=try_.vantage,
+        deleted_by=try_.by, incarnation=try_.incarnation or None, vantage=try_.vantage,
     )  # fmt: skip
 
 

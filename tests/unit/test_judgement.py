@@ -317,6 +317,12 @@ def test_what_a_sibling_has_deleted_is_taken_over():
     assert (found.incarnation, found.vantage) == (SEEN, ELSEWHERE)
 
 
+def test_what_this_one_has_seen_stays_if_the_sibling_was_told_nothing():
+    found = sibling_deleted(claimed(tries=(trying(11, 12),), incarnation=SEEN))
+    assert found is not None
+    assert found.incarnation is None
+
+
 @pytest.mark.parametrize("days", [-400, -1, 0, 1, 400])
 def test_no_clock_orders_siblings(days):
     # Given the same numbers, when a clock was set or a request is dated otherwise, then the verdict is the same.
