@@ -427,6 +427,7 @@ CONFUSING = [
     ("\uff50\uff52\uff4f\uff44", "has characters in an unusual form"),
     ("cafe\u0301", "has characters in an unusual form"),
     ("prod\u2013main", "has a character that looks like a hyphen"),
+    ("cust-*", "has a *, which stands for itself here"),
     ("prod-main_2.1", None),
     ("caf\u00e9-gr\u00fcn", None),
     ("\u043c\u043e\u0434\u0435\u043b\u044c-1", None),

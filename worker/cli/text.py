@@ -36,6 +36,8 @@ def confusing(name: str) -> str | None:
         return "has characters in an unusual form"
     if any(not char.isascii() and unicodedata.category(char) in _LIKE_A_HYPHEN for char in name):
         return "has a character that looks like a hyphen"
+    if "*" in name:
+        return "has a *, which stands for itself here"
     scripts = {unicodedata.name(char, "").replace("-", " ").partition(" ")[0] for char in name if char.isalpha()}
     mixed = [script.capitalize() for script in sorted(scripts - _WRITTEN_TOGETHER)]
     return f"mixes {' and '.join(mixed)} letters" if len(mixed) > 1 else None
