@@ -1,5 +1,6 @@
 """Requests in by-name messages: read with care, because callers are strangers."""
 
+import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -21,6 +22,12 @@ _OPTIONS = (
 _CALLBACKS = {"link": "callbacks", "link_error": "errbacks", "group_id": "group"} | {
     name: name for name in ("chain", "chord", "group_index", "root_id", "parent_id")
 }
+# What a message holds besides arguments and headers of others: by Celery's message protocol 2.
+_EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
+_HEADERS = (
+    "task", "id", "root_id", "parent_id", "group", "group_index", "expires", "timelimit", "shadow", "origin",
+    "ignore_result", "stamps", "stamped_headers",
+)  # fmt: skip
 _PLAIN = ("account", "reason", "requested_by", "labels", "missing_ok")  # taken as they are
 
 
@@ -89,6 +96,17 @@ def callbacks_of(request: Any) -> dict[str, Any] | None:
     if not (request.callbacks or request.errbacks or request.chain or request.chord):
         return None
     return {name: getattr(request, kept) for name, kept in _CALLBACKS.items()}
+
+
+def message_of(request: Any, encode: Callable[[Any], Any]) -> dict[str, Any]:
+    """The message of a request, as it lay in its queue. encode: Celery's, of a value as JSON."""
+    headers = {name: request.get(name) for name in _HEADERS} | (request.headers or {})
+    body = [request.args, request.kwargs, {name: request.get(name) for name in _EMBEDDED}]
+    properties = {**(request.properties or {}), "delivery_tag": request.id, "body_encoding": None}
+    return {
+        "headers": json.loads(encode(headers)), "properties": properties, "body": encode(body),
+        "content-type": "application/json", "content-encoding": "utf-8",
+    }  # fmt: skip
 
 
 def act_by_name(options: Mapping[str, Any], origin: str) -> Act:

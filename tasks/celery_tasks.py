@@ -17,7 +17,7 @@ import structlog
 from celery import Celery, Task, states
 from celery.exceptions import Ignore, Reject
 
-from tasks.by_name import act_by_name, by_name, by_name_many, callbacks_of, only, send_each
+from tasks.by_name import act_by_name, by_name, by_name_many, callbacks_of, message_of, only, send_each
 from tasks.cleanup.inventory import protected_among, report_use
 from tasks.durations import iso
 from tasks.errors import DeletionNotDone, IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
@@ -58,12 +58,6 @@ _INNER: dict[str, Any] = {"shared": False, "send_events": False}
 _REQUEUE_AFTER_SECONDS = 1.0
 _MOST_CALLBACK_TRIES = 5  # one a minute; each publishes those callbacks again that can be published
 _MOST_UNREAD = 1000  # messages that run callbacks; if nobody reads so many, no more are sent
-# What a message holds besides arguments and headers of others: by Celery's message protocol 2.
-_EMBEDDED = ("callbacks", "errbacks", "chain", "chord")
-_HEADERS = (
-    "task", "id", "root_id", "parent_id", "group", "group_index", "expires", "timelimit", "shadow", "origin",
-    "ignore_result", "stamps", "stamped_headers",
-)  # fmt: skip
 
 
 class Services(Protocol):
@@ -88,7 +82,8 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
             # could not publish one: then it comes here with that error, in place of the outcome.
             ended = status == states.SUCCESS or isinstance(retval, DeletionNotDone)
             if ended and self.request.id in runs_callbacks:
-                services().ledger.result_written(self.request.id, callbacks_ran=True)
+                record = retval.args[0] if isinstance(retval, DeletionNotDone) else retval
+                _written(app, services().ledger, self.request.id, record["state"], callbacks_ran=True)
 
     @app.task(name="finetunes.delete", bind=True, base=Delete, **_ANSWERING)
     def delete(self: Any, *given: Any, **options: Any) -> dict[str, Any]:
@@ -206,7 +201,13 @@ def _write_result(app: Celery, ledger: Ledger, id_: str) -> None:
         if callbacks := ledger.callbacks(id_):
             _run_callbacks(app, ledger, deletion, callbacks)
             return
-    ledger.result_written(id_)
+    _written(app, ledger, id_, deletion.state if deletion else None)
+
+
+def _written(app: Celery, ledger: Ledger, id_: str, state: str | None, **more: bool) -> None:
+    """Note that a result is. state: what it says; it is written again if the record says something else by now."""
+    if ledger.result_written(id_, **more) != state:
+        write_results(app, ledger, [id_])
 
 
 def _run_callbacks(app: Celery, ledger: Ledger, deletion: Deletion, callbacks: dict[str, Any]) -> None:
@@ -265,15 +266,13 @@ def _as_json(app: Celery, value: Any) -> Any:
     return json.loads(app.backend.encode(value))
 
 
-def _message_of(app: Celery, request: Any) -> dict[str, Any]:
-    """The message of a request, as it lay in its queue."""
-    headers = {name: request.get(name) for name in _HEADERS} | (request.headers or {})
-    body = [request.args, request.kwargs, {name: request.get(name) for name in _EMBEDDED}]
-    properties = {**(request.properties or {}), "delivery_tag": request.id, "body_encoding": None}
-    return {
-        "headers": _as_json(app, headers), "properties": properties, "body": app.backend.encode(body),
-        "content-type": "application/json", "content-encoding": "utf-8",
-    }  # fmt: skip
+def _set_aside(app: Celery, ledger: Ledger, request: Any, reason: str) -> bool:
+    """Make a dead letter of the message of a request; whether that worked."""
+    queue = str(request.delivery_info.get("routing_key"))
+    with suppress(LedgerUnavailable):
+        dead_letters.keep(ledger.redis, queue, reason, message_of(request, app.backend.encode))
+        return True
+    return False
 
 
 @contextmanager
@@ -288,12 +287,10 @@ def _accepting(app: Celery, services: Services, request: Any) -> Iterator[None]:
         account = (request.kwargs or {}).get("account", DEFAULT_ACCOUNT)
         services.intake.note_refused(request.id, account, error)
         raise
-    except LedgerRefused as error:
-        # It would be refused again, and hold a slot each time.
-        queue = str(request.delivery_info.get("routing_key"))
-        dead_letters.keep(services.ledger.redis, queue, str(error), _message_of(app, request))
-        raise
     except LedgerUnavailable as error:
+        # What was refused would be refused again, and hold a slot each time.
+        if isinstance(error, LedgerRefused) and _set_aside(app, services.ledger, request, str(error)):
+            raise
         log.warning("request.requeued", error=str(error))
         services.runners.stopping.wait(_REQUEUE_AFTER_SECONDS)
         raise Reject(str(error), requeue=True) from error

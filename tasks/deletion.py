@@ -103,7 +103,8 @@ class _Run:
         if self.claim.kind == "observe":
             # While it waits: which finetune is meant? An API that does not answer is asked again later.
             found = self._look()
-            return found if isinstance(found, Finish) else Finish("observed")
+            unsettled = self.known.unsettled_for(self.watch.now()) or None
+            return found if isinstance(found, Finish) else Finish("observed", delay=unsettled)
         if self.claim.kind == "resolve":
             return self._resolve()
         try:

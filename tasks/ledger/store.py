@@ -210,11 +210,18 @@ class Ledger:
         found = self._json("verify", account=account, findings=list(findings), message=message)
         return list(found.get("review", ()))
 
-    def result_written(self, id_: str, *, callbacks_ran: bool = False) -> None:
-        """The Celery result of this request is written; with `callbacks_ran` its callbacks are done too."""
-        self.redis.zrem(self.keys.results, id_)
-        if callbacks_ran:
-            self.redis.delete(self.keys.callbacks(id_))
+    def result_written(self, id_: str, *, callbacks_ran: bool = False) -> str | None:
+        """The Celery result of this request is written; with `callbacks_ran` its callbacks are done too.
+
+        Answers the state of the record now, which may have changed since it was read.
+        """
+        with self.redis.pipeline(transaction=False) as pipe:
+            pipe.zrem(self.keys.results, id_)
+            if callbacks_ran:
+                pipe.delete(self.keys.callbacks(id_))
+            pipe.hget(self.keys.deletion(id_), "state")
+            state: str | None = pipe.execute()[-1]
+            return state
 
     def result_due_again(self, id_: str) -> None:
         """Look at this result again in a minute: its callbacks have yet to run."""

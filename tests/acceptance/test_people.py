@@ -203,6 +203,22 @@ def test_many_and_protected_finetunes_are_deleted_once_a_person_at_the_terminal_
         assert re.search(shown, script.stderr, re.MULTILINE)
 
 
+def test_a_retry_looks_again_once_its_question_is_answered(env, finetune):
+    # Given a deletion that was cancelled, and a person who is asked whether to retry it,
+    old = asked_for(env, finetune)
+    janitor_here(env, "cancel", old["id"])
+    janitor_here(env, "protect", finetune)
+
+    def agree_late(*_, **__):
+        assert janitor_here(env, "retry", old["id"], "--yes").returncode == 0
+        return True
+
+    # when somebody else retries it meanwhile, then it is refused.
+    with mock.patch("worker.cli.asking.click.confirm", agree_late):
+        done = at_a_terminal(env, "retry", old["id"], types="")
+    assert (done.returncode, "was retried already" in done.stderr) == (2, True)
+
+
 def test_few_that_nobody_protects_are_deleted_without_a_question(env, finetune):
     done = at_a_terminal(env, "delete", finetune, "--in", "1h", types="")
     assert (done.returncode, "Is that right?" in done.stderr) == (0, False)

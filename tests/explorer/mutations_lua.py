@@ -150,7 +150,7 @@ ROWS: tuple[tuple[str, str, str, str, str], ...] = (
      "    hold_if_unsettled(d)\n    remember_try",
      "    remember_try"),
     ("no first observation", "accept.lua", "named:a sibling deletes a newer one that was told apart",
-     "if not d.incarnation then call('ZADD', key.first(d.account),",
+     "if not d.incarnation or d.unclear_at then call('ZADD', key.first(d.account),",
      "if false then call('ZADD', key.first(d.account),"),
     ("a first observation although it is busy", "claim.lua", "named:a refused mark after an unclear attempt",
      "elseif is_busy(d) then call('ZADD', queue, now + input.first_after_ms, id)",

@@ -208,6 +208,13 @@ class TestLateFinish:
         assert (deletion.state, deletion.evidence, deletion.status) == ("deleted", "response", "Deleted")
         assert deletion.finished_at == finished_at
 
+    def test_what_a_person_found_out_before_is_not_beside_it(self, ledger, slow):
+        finish(ledger, claim(ledger), State.REVIEW)
+        ledger.resolve("r1", "kept", "seen in the dashboard", Act("ann", "command"))
+        finish(ledger, slow, "deleted", attempt=1)
+        deletion = get(ledger, "r1")
+        assert (deletion.state, deletion.resolution, deletion.resolved_by) == ("deleted", None, None)
+
     def test_a_200_ends_what_waits_or_runs_again(self, ledger, slow):
         again = claim(ledger)
         finish(ledger, slow, "deleted", attempt=1)

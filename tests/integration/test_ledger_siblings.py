@@ -455,3 +455,25 @@ class TestCleanup:
         due = [self.cleaning(clocked, f"c{n}", finetune_id=f"c-{n}", delay=None) for n in range(30)]
         accept(ledger, *due, *(asking(f"b-{n}", bulk=True) for n in range(3)))
         assert [one.lane for one in claim_all(ledger)] == ["bulk"] * 3
+
+    def test_reports_of_use_that_wait_hold_up_nobody_elses_deletion(self, ledger, clocked, clear):
+        # Given a cleanup's attempt that may have been applied, and one that somebody else asks for.
+        accept(ledger, self.cleaning(clocked, "c1", delay=None))
+        clear()
+        finish(ledger, claim_and_mark(ledger), "back", attempt=1, found={"unclear_at": clocked.at_ms})
+        accept(ledger, asking(id="r1", incarnation="{}"))
+        # When reports of use wait from then on, so that no cleanup may start
+        clocked.after(minutes=1)
+        # Then an observation of the cleanup's settles its attempt, and the other one may run.
+        settling = claim(ledger)
+        assert (settling.id, settling.kind) == ("c1", "observe")
+        finish(ledger, settling, "observed", found={"unclear_at": 0})
+        assert (claim(ledger).id, claim(ledger)) == ("r1", None)
+
+    def test_so_it_is_if_what_a_retry_continues_is_unclear(self, ledger, clocked, clear):
+        accept(ledger, self.cleaning(clocked, "c1", delay=None))
+        clear()
+        finish(ledger, claim_and_mark(ledger), State.REVIEW, attempt=1, found={"unclear_at": clocked.at_ms})
+        accept(ledger, asking(id="c2", retry_of="c1"), asking(id="r1", incarnation="{}"))
+        clocked.after(minutes=1)
+        assert [(one.id, one.kind) for one in claim_all(ledger)] == [("c2", "observe")]

@@ -24,7 +24,7 @@ from tasks.ledger.dead_letters import SEEN_HEADER, list_dead_letters, requeue_de
 from tasks.ledger.queries import Filter, get, get_many, list_deletions
 from tasks.ledger.types import Act
 from tasks.records import NewRequest, State
-from tests.conftest import NOW, claim, finish, register
+from tests.conftest import NOW, PERMITS, claim, claim_and_mark, finish, register
 from worker.message_check import check_message, read
 
 
@@ -381,6 +381,20 @@ def test_what_redis_does_not_take_is_given_back_or_a_dead_letter_but_never_lost(
     assert (letter.queue, f"finetunes.{task}" in letter.text) == ("deletions", True)
 
 
+@pytest.mark.parametrize("task", ["delete", "cancel", "touch"])
+def test_what_redis_refuses_is_given_back_if_it_keeps_no_dead_letter_either(worker, task, monkeypatch):
+    def fails(*_, **__):
+        raise LedgerRefused("as the test says")
+
+    def is_away(*_, **__):
+        raise LedgerUnavailable("as the test says")
+
+    worker.ledger.accept = worker.ledger.cancel = worker.ledger.keep = fails
+    monkeypatch.setattr(worker.ledger.redis, "eval", is_away, raising=False)
+    ended = worker.send(task, "a")
+    assert (ended.state, ended.retval.requeue) == (states.REJECTED, True)
+
+
 def test_a_request_that_redis_refused_is_kept_as_a_message_that_can_be_sent_again(worker):
     # Given a request with all that a message can hold, and a Redis that refuses it
     def fails(*_, **__):
@@ -433,6 +447,34 @@ def test_of_many_only_what_redis_refuses_becomes_a_dead_letter(worker):
     worker.sent.clear()
     assert worker.send("delete_many", ["a", "b", "c"], id="t1", reason="trial", headers={ETA_HEADER: ETA}) is None
     assert worker.sent == []
+
+
+@pytest.mark.parametrize("has_callbacks", [False, True])
+def test_a_result_is_written_anew_if_the_record_changes_meanwhile(worker, clocked, has_callbacks):
+    # Given a deletion that ended in review, and a slow worker that has the API's confirmation
+    link = {"task": "theirs.note", "args": [], "kwargs": {}, "options": {"queue": "theirs"}}
+    worker.send("delete", "a", message={"callbacks": [link] if has_callbacks else None})
+    slow = claim_and_mark(worker.ledger)
+    clocked.after(seconds=31).maintain("default", PERMITS)
+    finish(worker.ledger, claim(worker.ledger), State.REVIEW)
+    if has_callbacks:
+        write_results(worker.app, worker.ledger, ["t1"])
+    store = worker.app.backend.store_result
+
+    def late(*given, **options):
+        worker.app.backend.store_result = store
+        store(*given, **options)
+        # which is written while the result of the review is, by a worker that dies then
+        assert finish(worker.ledger, slow, attempt=1) == "late"
+
+    worker.app.backend.store_result = late
+    # When that result is written, by us or by Celery after the callbacks
+    if has_callbacks:
+        worker.send("delete", "a", headers=worker.sent[-1][1]["headers"])
+    else:
+        write_results(worker.app, worker.ledger, ["t1"])
+    # Then it says what the record says.
+    assert (worker.result()[0], get(worker.ledger, "t1").state) == (states.SUCCESS, State.DELETED)
 
 
 def with_callbacks(worker):

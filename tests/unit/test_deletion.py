@@ -523,6 +523,12 @@ class TestFirstObservation:
         case = Case([], [found], kind="observe", asked_ago=timedelta(hours=2)).carried_out()
         assert case.result == (result, 0)
 
+    def test_an_attempt_that_is_not_settled_yet_is_observed_again(self):
+        # Given a cleanup whose attempt may still be applied: it holds the finetune meanwhile.
+        case = Case([], [THERE], kind="observe", cleanup=True, **UNCLEAR).carried_out()
+        assert (case.result, case.finish.delay) == (("observed", 0), SETTLED_AFTER - timedelta(seconds=5))
+        assert Case([], [THERE], kind="observe", cleanup=True, **SETTLED).carried_out().finish.delay is None
+
     @pytest.mark.parametrize(("found", "delay"), [(THERE, None), (RESET, SETTLED_AFTER), (BUG, SETTLED_AFTER)])
     def test_what_could_not_be_seen_is_observed_again(self, found, delay):
         assert Case([], [found], kind="observe").carried_out().finish.delay == delay

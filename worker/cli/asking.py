@@ -8,11 +8,12 @@ import click
 
 from tasks.cleanup.inventory import protected_among
 from tasks.cleanup.plans import Plan
+from tasks.errors import InvalidRequest
 from tasks.intake import BULK
 from tasks.ledger import Ledger
 from tasks.ledger.holds import Hold, holds
 from tasks.ledger.queries import get_many
-from tasks.records import NewRequest
+from tasks.records import Deletion, NewRequest, State
 from worker.cli.output import note, some
 from worker.cli.times import local
 
@@ -23,10 +24,9 @@ _SHOWN = 5  # holds, one a line
 def agree_to_deletions(ledger: Ledger, requests: Sequence[NewRequest], *, yes: bool) -> bool:
     """Whether to ask for these; a question only if one is protected, or if there are many.
 
-    The retry of a cleanup's deletion keeps what is protected.
+    The retry of a cleanup's deletion keeps what is protected. Raises `InvalidRequest` for what cannot be retried.
     """
-    retried = get_many(ledger, [one.retry_of for one in requests if one.retry_of])
-    cleanups = {one.id for one in retried if one and one.source.startswith("cleanup:")}
+    cleanups = {one.id for one in _retried(ledger, requests) if one.source.startswith("cleanup:")}
     protected: list[str] = []
     kept: list[Hold] = []
     for account, ids in _by_account(requests):
@@ -42,7 +42,9 @@ def agree_to_deletions(ledger: Ledger, requests: Sequence[NewRequest], *, yes: b
     if protected:
         are = "is" if len(protected) == 1 else "are"
         note(f"{some(protected)} {are} protected from cleanups, and not from this request")
-    return True if not protected and len(requests) <= BULK else _agree(_what(requests), yes=yes)
+    agreed = True if not protected and len(requests) <= BULK else _agree(_what(requests), yes=yes)
+    _retried(ledger, requests)  # the question may have been open for long
+    return agreed
 
 
 def agree_to_plan(plan: Plan, due_at: datetime, *, yes: bool) -> bool:
@@ -56,6 +58,17 @@ def when(request: NewRequest) -> str:
     """`at` and the time from which a deletion runs, or `now`."""
     due_at = datetime.now(UTC) + request.delay if request.delay else request.due_at
     return f"at {local(due_at)}" if due_at else "now"
+
+
+def _retried(ledger: Ledger, requests: Iterable[NewRequest]) -> list[Deletion]:
+    """The old deletions of those that are retries; raises `InvalidRequest` for one that cannot be retried."""
+    found = [one for one in get_many(ledger, [one.retry_of for one in requests if one.retry_of]) if one]
+    for one in found:
+        if one.state in (State.DELETED, State.SUPERSEDED) or not one.is_final:
+            raise InvalidRequest(f"{one.id} is {one.state}: only what ended otherwise can be retried")
+        if one.retried_by:
+            raise InvalidRequest(f"{one.id} was retried already: {one.retried_by}")
+    return found
 
 
 def _by_account(requests: Iterable[NewRequest]) -> Iterable[tuple[str, list[str]]]:

@@ -222,9 +222,6 @@ def retry(
         raise click.UsageError("--account needs --state: an id names one deletion, whatever its account")
     session = Session(account)
     old = _named(session.ledger, ids) if state is None else _all_in(session, state, account)
-    for deletion in old:
-        if why := _not_again(deletion):
-            raise InvalidRequest(f"{deletion.id} {why}")
     if not old:
         note("nothing to retry")
         return 0
@@ -262,13 +259,6 @@ def _accept(
 def _named(ledger: Ledger, ids: Ids) -> list[Deletion]:
     """The deletions with these ids; raises `UnknownDeletion`."""
     return [one for one in get_many(ledger, find_all(ledger, ids)) if one]
-
-
-def _not_again(deletion: Deletion) -> str | None:
-    """Why a deletion cannot be retried, None if it can."""
-    if deletion.state in (State.DELETED, State.SUPERSEDED) or not deletion.is_final:
-        return f"is {deletion.state}: only what ended otherwise can be retried"
-    return f"was retried already: {deletion.retried_by}" if deletion.retried_by else None
 
 
 def _all_in(session: Session, state: State, account: str | None) -> list[Deletion]:

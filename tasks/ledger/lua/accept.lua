@@ -43,7 +43,7 @@ local function create(r)
     hold_if_unsettled(d)
     remember_try(d, 'unclear')
   end
-  if not d.incarnation then call('ZADD', key.first(d.account), now + input.first_after_ms, d.id) end
+  if not d.incarnation or d.unclear_at then call('ZADD', key.first(d.account), now + input.first_after_ms, d.id) end
   if given(r.callbacks) then call('SET', key.callbacks(d.id), r.callbacks) end
   call('HINCRBY', key.stats(d.account), 'source:' .. string.match(r.source, '^[^:]*'), 1)
   -- Last: a script has no rollback, and an id without a record is dropped wherever it stands. So if Redis refuses one of these

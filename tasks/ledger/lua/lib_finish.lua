@@ -20,8 +20,8 @@ local function finish(d, outcome)
     status = outcome.status, message = outcome.message, timestamp = outcome.timestamp, evidence = evidence or '',
     deleted_by = outcome.deleted_by, finished_at = was_final and d.finished_at or now, calling = '', next_try_at = '',
   })
-  -- It is in review again and needs a person again. An earlier resolution is kept in the audit log only.
-  if was_final and outcome.state == 'review' then set(d, {resolved_at = '', resolved_by = '', resolution = ''}) end
+  -- What a person found out about the end before is kept in the audit log only.
+  if was_final then set(d, {resolved_at = '', resolved_by = '', resolution = ''}) end
   if was_deleted and outcome.state == 'review' then
     remember_try(d, nil)
     set_first_seen(d, tonumber(d.asked_at))
@@ -44,9 +44,11 @@ local function finish(d, outcome)
   let_sibling_try(d)
 end
 
--- When one that goes back without having been observed is to be observed: nil if it has been.
+-- When one that waits is to be observed meanwhile: nil if it is not. One that has been observed needs no other one. But a
+-- cleanup whose attempt is not settled holds its finetune, and must not hold up others while reports of use hold it up.
 local function time_to_observe(d)
-  return not (d.observed_at or d.incarnation) and now + input.first_after_ms or nil
+  local is_seen, is_unsettled = d.observed_at or d.incarnation, d.cleanup and d.unclear_at
+  return (not is_seen or is_unsettled) and now + input.first_after_ms or nil
 end
 
 -- When one that goes back may run. If it was claimed for a delete or to be resolved, it was due then, so it is due now, even
