@@ -125,7 +125,7 @@ def sibling_deleted(claim: Claim) -> Finish | None:
     for try_ in sorted(claim.tries, key=lambda one: one.mark):
         counts = try_.mark >= claim.accepted and try_.result == "deleted" and try_.has_deleted
         if counts and _met_another(claim, ours, try_) is False:
-            return _by_sibling(try_)
+            return _by_sibling(claim, try_)
     return None
 
 
@@ -144,7 +144,7 @@ def _absent(claim: Claim, known: Known, seen: Observation, now: datetime) -> Fin
         # One that is unclear may have been applied late, to whatever had the name then.
         if try_.finish > claim.accepted and not (try_.result == "deleted" and is_of_another):
             if try_.has_deleted and try_.vantage == seen.vantage and is_of_another is False:
-                return _by_sibling(try_)
+                return _by_sibling(claim, try_)
             tried = f"an attempt of deletion {try_.by} at {try_.vantage or 'another one'} may have removed it"
             why = f"not visible at {seen.vantage}, and {tried}: whether it has is not known"
             return Finish(State.REVIEW, why)
@@ -246,10 +246,12 @@ def _undecided(claim: Claim, known: Known, now: datetime | None, within: timedel
     return Finish(State.REVIEW, f"it waited too long to tell whether this finetune was meant: {why}")
 
 
-def _by_sibling(try_: Try) -> Finish:
+def _by_sibling(claim: Claim, try_: Try) -> Finish:
+    # A sibling that was told nothing takes the place of nothing that this one has seen.
+    is_taken_over = try_.incarnation or not claim.vantage
     return Finish(
         State.DELETED, "another deletion of the same finetune has deleted it", evidence=Evidence.SIBLING,
-        deleted_by=try_.by, incarnation=try_.incarnation or None, vantage=try_.vantage,
+        deleted_by=try_.by, incarnation=try_.incarnation or None, vantage=try_.vantage if is_taken_over else None,
     )  # fmt: skip
 
 

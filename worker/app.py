@@ -98,23 +98,22 @@ class Services:
     def maintenance(self, consume: Callable[[bool], int]) -> Maintenance:
         return Maintenance(
             ledger=self.ledger, readers=self.runners.clients, max_concurrent=self.settings.max_concurrent,
-            entry=self._entry, consume=consume,
+            entry=self._entry(), consume=consume,
             wake=partial(celery_tasks.wake, self.app), run=partial(self.runners.run, begun=True),
             write_results=self.runners.write_results,
             every=self.settings.maintenance_every, stopping=self.stopping,
         )  # fmt: skip
 
-    def _entry(self, stuck: int) -> str:
-        """This process's entry in the list of workers."""
-        file = self.settings.policy_file
-        policies = {"policies": [digest_of(file)]} if file else {}
-        return worker_entry(
-            f"{socket.gethostname()}:{os.getpid()}", version("finetune-janitor"), stuck,
+    def _entry(self) -> Callable[[int], str]:
+        """What this process tells of itself: what it was started as, and which policies it has now."""
+        entry = partial(
+            worker_entry, f"{socket.gethostname()}:{os.getpid()}", version("finetune-janitor"),
             accounts=self.settings.accounts,
             # What `-Q` and `-X` left; queues of other applications are not noted.
             queues=set(QUEUES) & set(self.app.amqp.queues.consume_from),
-            **policies,
         )  # fmt: skip
+        file = self.settings.policy_file
+        return (lambda stuck: entry(stuck, policies=[digest_of(file)])) if file else entry
 
 
 def create_app(settings: Settings, url: str | None = None) -> Celery:

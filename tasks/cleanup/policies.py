@@ -30,6 +30,7 @@ _MISTAKEN = re.compile(r".*\.\*.*|[^?*\[]*[_-]")  # `prod-.*`; `prod-` alone, wh
 # For what people write. One that fits nothing deletes nothing, but `[!a]` would fit nearly all.
 _TEXT = re.compile(r"(?:[^\[\]]|\[[A-Za-z0-9_-]+\])+")
 _LEAST_UNUSED = timedelta(days=2)
+UNREADABLE = "unreadable"  # instead of a digest
 
 
 class PolicyError(InvalidRequest):
@@ -50,11 +51,12 @@ def read_policies(file: Path | None) -> tuple[Policy, ...]:
 
 
 def digest_of(file: Path) -> str:
-    """Differs for files that differ; workers tell each other by it whether they have the same policies."""
+    """The same for files that schedule the same policies: by it, workers tell what they have. Or `UNREADABLE`."""
     try:
-        return hashlib.sha256(read_file(file).encode()).hexdigest()[:16]
-    except (OSError, ValueError):
-        return "unreadable"
+        scheduled = sorted(policy.digest for policy in read_policies(file) if policy.schedule)
+    except InvalidRequest:
+        return UNREADABLE
+    return hashlib.sha256(" ".join(scheduled).encode()).hexdigest()[:16]
 
 
 def parse_policies(text: str) -> tuple[Policy, ...]:

@@ -432,6 +432,12 @@ def test_what_was_accepted_is_told_in_any_encoding(env, finetune, encoding, read
     assert rb"\u4e2d" in table.stdout
     (record,) = map(json.loads, lines.stdout.decode(read_as).splitlines())
     assert record["finetune_id"] == name
+    # CSV has no escapes, so it is UTF-8.
+    exported = subprocess.run(
+        [sys.executable, "-m", "worker.cli", "export", "--format", "csv"],
+        env={**env, "PYTHONIOENCODING": encoding}, capture_output=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert name in exported.stdout.decode()
 
 
 @pytest.mark.parametrize("columns", ["0", "3"])

@@ -14,7 +14,7 @@ import trustme
 
 from tasks.api.client import Listing
 from tasks.api.errors import KeyRefused, NotSent
-from tasks.cleanup.policies import digest_of
+from tasks.cleanup.policies import UNREADABLE, digest_of
 from tasks.ledger import Ledger
 from tasks.ledger.dead_letters import keep
 from tasks.ledger.queries import Filter, list_deletions, workers_seen
@@ -190,7 +190,15 @@ def another_version(ledger, **_):
 
 
 def other_policies(ledger, **_):
-    for name, digest in (("two", "11d1"), ("three", "22d2")):
+    policies_of_workers(ledger, "11d1", "22d2")
+
+
+def unreadable_policies(ledger, **_):
+    policies_of_workers(ledger, UNREADABLE, UNREADABLE)
+
+
+def policies_of_workers(ledger, *digests):
+    for name, digest in zip(("two", "three"), digests, strict=True):
         ledger.housekeep([worker_entry(f"{name}:2", VERSION, policies=[digest])], alive_for=EVER)
 
 
@@ -271,7 +279,8 @@ FAULTS = [
     (key_of_nobody_for_later, 0, "key billing", "warning", "no running worker has its key", "BFL_API_KEY_BILLING"),
     (review, 1, "reviews", "error", "another finetune was named", "`janitor list --open-reviews`"),
     (another_version, 0, "workers", "warning", "two:2 0.0.1", "bring all to one version"),
-    (other_policies, 1, "workers", "error", "their policy files differ", "JANITOR_POLICY_FILE"),
+    (other_policies, 1, "workers", "error", "their policies differ", "JANITOR_POLICY_FILE"),
+    (unreadable_policies, 1, "workers", "error", "cannot read its policies", "`janitor cleanup check`"),
     (no_beat, 0, "beat", "warning", "no beat is seen", "`janitor beat`"),
     (silent_beat, 0, "beat", "warning", "10m old", "`janitor beat`"),
     (dead_letter, 0, "dead letters", "warning", "'not JSON'", "`janitor dead-letters list`"),

@@ -257,6 +257,8 @@ QUERIES = [
     ("/v1/deletions?account=nobody", 403, "may not use the account 'nobody': only default"),
     ("/v1/deletions?account=Nobody!", 422, "the account 'Nobody!' is not a name"),
     ("/v1/deletions?finetune_id=", 422, "the finetune id is empty"),
+    ("/v1/deletions?finetune_id=caf%E9", 422, "is not UTF-8"),
+    ("/v1/deletions/caf%E9", 422, "is not UTF-8"),
     ("/v1/deletions/nope", 404, UNKNOWN),
     ("/v1/deletions/nope?wait=5", 404, UNKNOWN),
     ("/v1/deletions/nope?wait=61", 422, "query.wait is '61': Input should be less than or equal to 60"),

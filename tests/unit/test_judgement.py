@@ -318,9 +318,13 @@ def test_what_a_sibling_has_deleted_is_taken_over():
 
 
 def test_what_this_one_has_seen_stays_if_the_sibling_was_told_nothing():
-    found = sibling_deleted(claimed(tries=(trying(11, 12),), incarnation=SEEN))
+    found = sibling_deleted(claimed(tries=(trying(11, 12, vantage=ELSEWHERE),), incarnation=SEEN, vantage=HERE))
     assert found is not None
-    assert found.incarnation is None
+    assert (found.incarnation, found.vantage) == (None, None)
+    # If this one has seen nothing, the place of that attempt is all there is.
+    found = sibling_deleted(claimed(tries=(trying(11, 12, vantage=ELSEWHERE),)))
+    assert found is not None
+    assert (found.incarnation, found.vantage) == (None, ELSEWHERE)
 
 
 @pytest.mark.parametrize("days", [-400, -1, 0, 1, 400])

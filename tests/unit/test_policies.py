@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tasks.cleanup.policies import Policy, PolicyError, parse_policies, read_policies
+from tasks.cleanup.policies import UNREADABLE, Policy, PolicyError, digest_of, parse_policies, read_policies
 from tasks.errors import InvalidRequest
 
 EXAMPLE = Path(__file__).parents[2] / "docs" / "how-to" / "policies.example.toml"
@@ -151,3 +151,17 @@ def test_the_file_is_named_with_what_is_wrong_in_it(tmp_path):
 def test_a_policy_for_a_pattern_needs_no_age():
     (policy,) = parse_policies("[[policy]]\nname = 'a'\nmatch = 'tmp-*'\n")
     assert policy.match == ("tmp-*",)
+
+
+def test_workers_have_the_same_policies_if_what_is_scheduled_is_the_same(tmp_path):
+    def digest(text):
+        (tmp_path / "policies.toml").write_text(text)
+        return digest_of(tmp_path / "policies.toml")
+
+    one, two, unscheduled = (
+        f"[[policy]]\nname = '{name}'\nolder_than = '30d'\n{more}"
+        for name, more in (("a", "schedule = '0 3 * * *'\n"), ("b", "schedule = '0 3 * * *'\n"), ("c", ""))
+    )
+    assert digest(one + two) == digest(f"# a comment\n{two}{one}{unscheduled}")
+    assert digest(one + two) != digest(one)
+    assert digest("[[policy") == UNREADABLE

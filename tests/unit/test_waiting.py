@@ -12,14 +12,16 @@ from celery.beat import Scheduler
 
 from tasks.api.client import BflClient
 from tasks.api.errors import ApiError
+from tasks.cleanup.policies import UNREADABLE
 from tasks.durations import iso
 from tasks.errors import LedgerUnavailable
 from tasks.ledger.queries import Stop, get, get_many
 from tasks.ledger.types import Act
+from tasks.maintenance import TOUCHES
 from tasks.records import Deletion, State
 from tasks.waiting import Around, Place, Worker, explained, read_entry, why
 from tests.conftest import NOW, accept, asking, claim, finish
-from worker.app import configuration
+from worker.app import Services, configuration
 from worker.cli import following
 from worker.doctor.retries import retries
 from worker.settings import Settings
@@ -209,6 +211,24 @@ def test_beat_is_seen_as_soon_as_it_starts_and_if_its_clock_is_behind():
     assert tick.is_due().is_due
     # A worker whose clock is half an hour ahead of beat's does not take the tick for an old one.
     assert timedelta(seconds=tick.options["expires"]) > timedelta(minutes=30)
+
+
+def test_a_worker_tells_of_itself_what_it_started_with(tmp_path, monkeypatch):
+    # Given a worker
+    app = Celery(set_as_current=False)
+    app.conf.task_queues = configuration(Settings(), "redis://localhost")["task_queues"]
+    services = Services(Settings(policy_file=tmp_path / "policies.toml"), "redis://localhost", app)
+    entry = services.maintenance(lambda _: 0).entry
+    before = read_entry(entry(0))
+    # that takes no requests for a while, since Redis is full, and whose package is replaced under it,
+    app.amqp.queues.deselect(TOUCHES)
+    monkeypatch.setattr("worker.app.version", lambda _: "9.9")
+    (tmp_path / "policies.toml").write_text("")
+    # then only what is so for a while has changed.
+    after_ = read_entry(entry(3))
+    assert (after_.version, after_.facts["queues"]) == (before.version, before.facts["queues"])
+    assert (before.facts["policies"], after_.facts["stuck"]) == (UNREADABLE, "3")
+    assert after_.facts["policies"] != UNREADABLE
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """What people and scripts see: tables in local time, JSON in UTC, one record a line; messages go to stderr."""
 
 import csv
+import io
 import json
 import os
 import sys
@@ -125,7 +126,12 @@ def print_csv(deletions: Iterable[Deletion]) -> None:
 
 
 def print_rows(columns: Sequence[str], rows: Iterable[Record]) -> None:
-    """These columns of the rows as CSV, with a heading; no cell is a formula."""
+    """These columns of the rows as CSV, with a heading; no cell is a formula.
+
+    It is UTF-8: CSV has no escapes, and a name must not become another one.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
     writer = csv.DictWriter(sys.stdout, columns, extrasaction="ignore")
     writer.writeheader()
     for row in rows:

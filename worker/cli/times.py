@@ -85,7 +85,7 @@ def _in_zone(moment: datetime, zone: str) -> datetime:
     # The name that tables show: of this machine's zone, in the hour that comes twice of the right one.
     for here in (moment.replace(fold=fold).astimezone() for fold in (0, 1)):
         if here.tzname() == zone:
-            return here
+            return here if here.replace(tzinfo=None) == moment else _only(moment, None)
     try:
         there = ZoneInfo(zone)
     except (KeyError, ValueError, OSError):  # OSError: a folder of zones, such as Europe
@@ -98,5 +98,7 @@ def _only(moment: datetime, zone: tzinfo | None) -> datetime:
     """The one moment when clocks there show this time. zone: None for the local one."""
     early, late = (moment.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
     if early != late:
-        raise InvalidRequest("clocks are changed then, so it comes twice or never; add an offset such as +01:00")
+        exists = early.astimezone(zone).replace(tzinfo=None) == moment
+        why = "clocks are set back then, so it comes twice" if exists else "clocks skip it"
+        raise InvalidRequest(f"{why}: add an offset such as +01:00")
     return early

@@ -8,6 +8,7 @@ from typing import Any
 from redis.exceptions import NoPermissionError
 
 from tasks.celery_tasks import DELETIONS
+from tasks.cleanup.policies import UNREADABLE
 from tasks.errors import LedgerUnavailable
 from tasks.ledger import Ledger
 from tasks.ledger.queries import each
@@ -46,8 +47,10 @@ def _workers(workers: list[Worker], *, is_work: bool) -> Finding:
         (not workers, "error" if is_work else "warning", _START),
         (stuck, "error", f"tasks of some run far too long and keep their slots ({stuck}); see slot.stuck in the "
          "worker's log, and restart it"),
-        (len(policies) > 1, "error", "their policy files differ, so scheduled cleanups do not run: give all the "
-         "file that JANITOR_POLICY_FILE names on one of them"),
+        (UNREADABLE in policies, "error", "one cannot read its policies, so scheduled cleanups may not run: "
+         "`janitor cleanup check` there says why"),
+        (len(policies) > 1, "error", "their policies differ, so scheduled cleanups may not run: give all the same "
+         "JANITOR_POLICY_FILE"),
         (differ, "warning", f"this command is {ours}; bring all to one version"),
     )  # fmt: skip
 

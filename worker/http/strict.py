@@ -24,8 +24,8 @@ def ambiguous(scope: Scope) -> str | None:
     What is not UTF-8 would be read as another name, and of what is given twice the last one would count.
     """
     try:
-        for part in ("raw_path", "query_string"):
-            unquote_to_bytes(scope[part]).decode()
+        for part in (scope.get("raw_path") or b"", scope["query_string"]):
+            unquote_to_bytes(part.decode("ascii")).decode()
     except UnicodeDecodeError:
         return "the path or the query is not UTF-8: percent-encode names as UTF-8, such as %C3%A9 for \u00e9"
     if scope["method"] != "POST":  # filters of lists may be repeated
