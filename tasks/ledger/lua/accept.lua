@@ -7,6 +7,8 @@
 -- Answer: {answers = ['accepted' | 'known' | 'conflict', ...], wake = [accounts to publish a wake-up for]}.
 -- This script has no leave to write when Redis is full: what cannot be kept must not be accepted.
 
+local RECORD_GONE = 'withdrawn: the record that it retries is no longer kept'
+
 -- A retry goes on with what the old deletion knew: which finetune was meant, and an attempt that may still be applied. One of a
 -- cleanup stays a cleanup's, so that use and protection keep the finetune.
 local function continue_old(r, fields)
@@ -79,6 +81,7 @@ for i, r in ipairs(input.requests) do
     local d = create(r)
     created[#created + 1] = r.id
     if d.cleanup then keep_from_cleanup(d, given(r.known_use)) end
+    if given(r.retry_of) and not d.retry_of then withdraw(d, '', '', '', RECORD_GONE) end
   end
   accounts[r.account] = true
 end
