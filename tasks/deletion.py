@@ -266,7 +266,7 @@ class _Run:
         verdict = self.ledger.mark(self.claim, self.progress(), self.marks, fresh_until)
         self.on_mark()
         self.watch.compare(verdict.now)
-        if verdict.word == "go":
+        if verdict.word == "go" and self.lines:  # without any, the counts come with the finish
             self.lines, self.counts = [], Counter()
         if verdict.word in ("go", "stale"):
             return verdict.word == "go"

@@ -257,6 +257,13 @@ class TestLateFinish:
         finish(ledger, claimed, "back", attempt=1, lines=(THIRD_ATTEMPT,))
         assert len(get(ledger, "r1").attempts) == 3
 
+    def test_an_observation_is_counted_once_though_the_answer_to_the_mark_was_lost(self, ledger):
+        accept(ledger, asking(id="r1"))
+        claimed, seen = claim(ledger), {"observation:present": 1}
+        ledger.mark(claimed, progress(claimed, counts=seen), 1, LATER)
+        ledger.finish(claimed, Finish("back"), progress(claimed, counts=seen))
+        assert ledger.redis.hget(ledger.keys.stats("default"), "observation:present") == "1"
+
     def test_deleted_by_a_late_observation_is_no_fact(self, ledger, slow):
         finish(ledger, claim(ledger), State.FAILED)
         finish(ledger, slow, "deleted", evidence=Evidence.READ_BACK)

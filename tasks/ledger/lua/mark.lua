@@ -27,7 +27,7 @@ if now > input.fresh_until and d.mark_of ~= mark_of then return answer('stale') 
 call('ZADD', key.leases(d.account, d.running_lane), now + input.lease_ms, d.id)
 if d.mark_of ~= mark_of then
   if given(input.made) then note_made(d, input.token .. '/' .. input.made) end
-  add_attempts(d, input.attempts, input.counts)
+  if input.attempts[1] then add_attempts(d, input.attempts, input.counts) end
   set(d, {mark = next_number(), mark_of = mark_of})
 end
 set(d, input.findings)
