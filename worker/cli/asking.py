@@ -43,7 +43,8 @@ def agree_to_deletions(ledger: Ledger, requests: Sequence[NewRequest], *, yes: b
         are = "is" if len(protected) == 1 else "are"
         note(f"{some(protected)} {are} protected from cleanups, and not from this request")
     agreed = True if not protected and len(requests) <= BULK else _agree(_what(requests), yes=yes)
-    _retried(ledger, requests)  # the question may have been open for long
+    if agreed:
+        _retried(ledger, requests)  # again: the question may have been open for long
     return agreed
 
 
