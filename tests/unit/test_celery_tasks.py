@@ -477,6 +477,21 @@ def test_a_result_is_written_anew_if_the_record_changes_meanwhile(worker, clocke
     assert (worker.result()[0], get(worker.ledger, "t1").state) == (states.SUCCESS, State.DELETED)
 
 
+def test_a_success_is_not_taken_back_if_verification_ends_while_it_is_written(worker, clocked):
+    worker.send("delete", "a")
+    finish(worker.ledger, claim_and_mark(worker.ledger), attempt=1)
+    store = worker.app.backend.store_result
+
+    def late(*given, **options):
+        store(*given, **options)
+        found = {"id": "t1", "finished_at": clocked.at_ms, "word": "still_there"}
+        worker.ledger.verify("default", [found], "it is still there")
+
+    worker.app.backend.store_result = late
+    write_results(worker.app, worker.ledger, ["t1"])
+    assert (worker.result()[0], get(worker.ledger, "t1").state) == (states.SUCCESS, State.REVIEW)
+
+
 def with_callbacks(worker):
     """An accepted request with a `link`, carried out; the nonce of the message that is to run it."""
     worker.send("delete", "a")
