@@ -26,7 +26,7 @@ from tasks.ledger import dead_letters
 from tasks.ledger.queries import get, get_many
 from tasks.ledger.store import Ledger
 from tasks.maintenance import TOUCHES
-from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, State, check_request_id
+from tasks.records import DEFAULT_ACCOUNT, Deletion, NewRequest, check_request_id
 from tasks.runner import Runners
 from tasks.text import one_line
 from tasks.waiting import WAKEUPS
@@ -206,8 +206,7 @@ def _write_result(app: Celery, ledger: Ledger, id_: str) -> None:
 
 def _written(app: Celery, ledger: Ledger, id_: str, state: str | None, **more: bool) -> None:
     """Note that a result is. state: what it says; it is written again if the record says something else by now."""
-    is_same = ledger.result_written(id_, **more) == state
-    if not is_same and state != State.DELETED:  # that is not taken back, even if verification finds it untrue
+    if ledger.result_written(id_, **more) != state:  # Celery's backend never takes a SUCCESS back
         write_results(app, ledger, [id_])
 
 
