@@ -3,18 +3,27 @@
 import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime, timedelta
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from tasks.durations import ACCEPTED_TIME, LONGEST, parse_time
+import structlog
+
+from tasks.cleanup.inventory import protected_among
+from tasks.durations import ACCEPTED_TIME, LONGEST, iso, parse_time
 from tasks.errors import InvalidRequest, LedgerUnavailable
 from tasks.intake import BULK, digest_of
 from tasks.ledger import Ledger
+from tasks.ledger.dead_letters import SEEN_HEADER
 from tasks.ledger.queries import get_many
 from tasks.ledger.types import Act
 from tasks.records import NewRequest, check_finetune_id, check_line
 from tasks.text import one_line
 
+# What were Celery's eta and expires. Our transport moves them: no worker holds a message until its eta, and an
+# accepted request that is repeated later does not end as revoked.
+ETA_HEADER, EXPIRES_HEADER = "janitor_eta", "janitor_expires"
+log = structlog.get_logger()
 _OPTIONS = (
     "account", "reason", "requested_by", "labels", "due_at", "delay_seconds", "requested_at", "missing_ok",
 )  # fmt: skip
@@ -98,13 +107,43 @@ def callbacks_of(request: Any) -> dict[str, Any] | None:
     return {name: getattr(request, kept) for name, kept in _CALLBACKS.items()}
 
 
+def warn_protected(ledger: Ledger, requests: Sequence[NewRequest]) -> None:
+    """Log which of these finetunes are protected. That keeps cleanups away; a request goes ahead."""
+    account, ids = requests[0].account, [request.finetune_id for request in requests]
+    with suppress(LedgerUnavailable):
+        for id_ in protected_among(ledger, account, ids):
+            log.warning("request.protected", finetune=id_, account=account)
+
+
+def header(request: Any, name: str) -> str:
+    """A header of a message that holds text; empty if there is none."""
+    found = request.get(name) or (request.headers or {}).get(name)
+    return found if isinstance(found, str) else ""
+
+
+def times(request: Any) -> tuple[str, str]:
+    """When it is due, and since when its message is here, as headers say."""
+    return header(request, ETA_HEADER), header(request, SEEN_HEADER)
+
+
+def headers(eta: str, seen: str) -> dict[str, str | None]:
+    """The headers of a message that is sent in place of the current one."""
+    return {ETA_HEADER: eta or None, SEEN_HEADER: seen or iso(datetime.now(UTC))}
+
+
+def has_expired(request: Any) -> bool:
+    """Whether its time to be accepted has passed; the clock is this process's own, as it is for Celery."""
+    expires = header(request, EXPIRES_HEADER)
+    return bool(expires) and parse_time(expires) < datetime.now(UTC)
+
+
 def message_of(request: Any, encode: Callable[[Any], Any]) -> dict[str, Any]:
     """The message of a request, as it lay in its queue. encode: Celery's, of a value as JSON."""
-    headers = {name: request.get(name) for name in _HEADERS} | (request.headers or {})
+    kept = {name: request.get(name) for name in _HEADERS} | (request.headers or {})
     body = [request.args, request.kwargs, {name: request.get(name) for name in _EMBEDDED}]
     properties = {**(request.properties or {}), "delivery_tag": request.id, "body_encoding": None}
     return {
-        "headers": json.loads(encode(headers)), "properties": properties, "body": encode(body),
+        "headers": json.loads(encode(kept)), "properties": properties, "body": encode(body),
         "content-type": "application/json", "content-encoding": "utf-8",
     }  # fmt: skip
 

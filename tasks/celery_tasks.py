@@ -10,16 +10,27 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Protocol
 
 import structlog
 from celery import Celery, Task, states
 from celery.exceptions import Ignore, Reject
 
-from tasks.by_name import act_by_name, by_name, by_name_many, callbacks_of, message_of, only, send_each
-from tasks.cleanup.inventory import protected_among, report_use
-from tasks.durations import iso
+from tasks.by_name import (
+    act_by_name,
+    by_name,
+    by_name_many,
+    callbacks_of,
+    has_expired,
+    header,
+    headers,
+    message_of,
+    only,
+    send_each,
+    times,
+    warn_protected,
+)  # fmt: skip
+from tasks.cleanup.inventory import report_use
 from tasks.errors import DeletionNotDone, IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
 from tasks.intake import Intake, conflict
 from tasks.ledger import dead_letters
@@ -34,7 +45,6 @@ from tasks.waiting import WAKEUPS
 log = structlog.get_logger()
 
 DELETIONS = "deletions"
-ETA_HEADER = "janitor_eta"  # what was Celery's eta; our transport moves it, so that no worker holds the message
 AGAIN_HEADER = "janitor_again"  # of a message that runs callbacks: the nonce that proves it is ours
 ROUTES = {
     "finetunes.delete": {"queue": DELETIONS},
@@ -80,14 +90,12 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         def after_return(self, status: str, retval: Any, *_: Any, **__: Any) -> None:
             # Last of all, so that after a crash before it the callbacks run by another message. The same if Celery
             # could not publish one: then it comes here with that error, in place of the outcome.
-            ended = status == states.SUCCESS or isinstance(retval, DeletionNotDone)
-            if ended and self.request.id in runs_callbacks:
-                record = retval.args[0] if isinstance(retval, DeletionNotDone) else retval
-                _written(app, services().ledger, self.request.id, record["state"], callbacks_ran=True)
+            if self.request.id in runs_callbacks:
+                _callbacks_ran(app, services().ledger, self.request.id, status, retval)
 
     @app.task(name="finetunes.delete", bind=True, base=Delete, **_ANSWERING)
     def delete(self: Any, *given: Any, **options: Any) -> dict[str, Any]:
-        id_, nonce, (eta, seen) = self.request.id, _header(self.request, AGAIN_HEADER), _times(self.request)
+        id_, nonce, (eta, seen) = self.request.id, header(self.request, AGAIN_HEADER), times(self.request)
         runs_callbacks.discard(id_)
         with _accepting(app, services(), self.request):
             if nonce:
@@ -99,24 +107,24 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
                 return outcome(services().ledger, id_)
             request = by_name(id_, only("finetune_id", given, options), options, eta=eta, seen=seen)
             callbacks = _as_json(app, callbacks_of(self.request))
-            conflicts = accept(services(), [replace(request, callbacks=callbacks)])
+            conflicts = accept(self, services(), [replace(request, callbacks=callbacks)])
         _raise_first(app, id_, conflicts)
         services().runners.run(request.account, begun=False)
-        warn_protected(services(), [request])
+        warn_protected(services().ledger, [request])
         raise Ignore
 
     @app.task(name="finetunes.delete_many", bind=True, **_ANSWERING)
     def delete_many(self: Any, *given: Any, **options: Any) -> list[str]:
-        id_, (eta, seen) = self.request.id, _times(self.request)
+        id_, (eta, seen) = self.request.id, times(self.request)
         with _accepting(app, services(), self.request):
             requests = by_name_many(id_, only("finetune_ids", given, options), options, eta=eta, seen=seen)
             conflicts: list[IdConflict] = []
             try:
-                conflicts = accept(services(), requests, wake=True)
+                conflicts = accept(self, services(), requests, wake=True)
             except LedgerRefused:
-                send_each(app.send_task, services().ledger, requests, options, _headers(eta, seen))
+                send_each(app.send_task, services().ledger, requests, options, headers(eta, seen))
         _raise_first(app, id_, conflicts)
-        warn_protected(services(), requests)
+        warn_protected(services().ledger, requests)
         return [request.id for request in requests]
 
     @app.task(name="finetunes.cancel", bind=True, **_ANSWERING)
@@ -149,11 +157,22 @@ def register(app: Celery, services: Callable[[], Services]) -> None:
         services().tick()
 
 
-def accept(services: Services, requests: Sequence[NewRequest], *, wake: bool = False) -> list[IdConflict]:
+def _end_if_expired(task: Any, ledger: Ledger, id_: str) -> None:
+    """End a request that is not on record and whose time has passed, with Celery's own result for that."""
+    if has_expired(task.request) and get_many(ledger, [id_])[0] is None:
+        log.info("request.expired", deletion=id_)
+        task.backend.mark_as_revoked(task.request.id, "expired", request=task.request)
+        raise Ignore
+
+
+def accept(
+    task: Any, services: Services, requests: Sequence[NewRequest], *, wake: bool = False
+) -> list[IdConflict]:
     """Accept by-name requests; the errors of those whose ids were used before with other arguments.
 
     Without `wake` the caller goes on as a runner; if it has no key for the account, another worker is woken.
     """
+    _end_if_expired(task, services.ledger, requests[0].id)
     account, has_key = requests[0].account, str(requests[0].account) in services.runners.clients
     accepted = services.intake.accept(requests, wake=wake or not has_key)
     pairs = zip(requests, accepted, strict=True)
@@ -161,14 +180,6 @@ def accept(services: Services, requests: Sequence[NewRequest], *, wake: bool = F
     for id_, error in conflicts:
         services.intake.note_refused(id_, account, error)
     return [error for _, error in conflicts]
-
-
-def warn_protected(services: Services, requests: Sequence[NewRequest]) -> None:
-    """Log which of these finetunes are protected. That keeps cleanups away; a request goes ahead."""
-    account, ids = requests[0].account, [request.finetune_id for request in requests]
-    with suppress(LedgerUnavailable):
-        for id_ in protected_among(services.ledger, account, ids):
-            log.warning("request.protected", finetune=id_, account=account)
 
 
 def wake(app: Celery, account: str) -> bool:
@@ -227,27 +238,18 @@ def _run_callbacks(app: Celery, ledger: Ledger, deletion: Deletion, callbacks: d
     ledger.result_due_again(id_)
 
 
+def _callbacks_ran(app: Celery, ledger: Ledger, id_: str, status: str, result: Any) -> None:
+    if status == states.SUCCESS or isinstance(result, DeletionNotDone):
+        record = result.args[0] if isinstance(result, DeletionNotDone) else result
+        _written(app, ledger, id_, record["state"], callbacks_ran=True)
+
+
 def outcome(ledger: Ledger, id_: str) -> dict[str, Any]:
     """The record, for the message that runs callbacks; raises `DeletionNotDone` with it."""
     result = _result(get(ledger, id_))[1]
     if isinstance(result, DeletionNotDone):
         raise result
     return result
-
-
-def _header(request: Any, name: str) -> str:
-    found = request.get(name) or (request.headers or {}).get(name)
-    return found if isinstance(found, str) else ""
-
-
-def _times(request: Any) -> tuple[str, str]:
-    """When it is due, and since when its message is here, as headers say."""
-    return _header(request, ETA_HEADER), _header(request, dead_letters.SEEN_HEADER)
-
-
-def _headers(eta: str, seen: str) -> dict[str, str | None]:
-    """The headers of a message that is sent in place of the current one."""
-    return {ETA_HEADER: eta or None, dead_letters.SEEN_HEADER: seen or iso(datetime.now(UTC))}
 
 
 def _result(deletion: Deletion) -> tuple[str, dict[str, Any] | DeletionNotDone]:

@@ -51,13 +51,18 @@ def install() -> None:
     TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
     concurrency.ALIASES["threads"] = "worker.thread_pool:TaskPool"  # type: ignore[attr-defined] # not in the stubs
     control.Panel.data.update(
-        dict.fromkeys(("revoke", "revoke_by_stamped_headers", "terminate"), _revokes_nothing)
+        dict.fromkeys(("revoke", "revoke_by_stamped_headers", "terminate"), _revokes_nothing), hello=_hello
     )
 
 
 def _revokes_nothing(*_: Any, **__: Any) -> dict[str, str]:
     log.warning("revoke.refused")
     return {"error": "this worker revokes nothing: send finetunes.cancel"}
+
+
+def _hello(state: Any, **_: Any) -> dict[str, Any]:
+    """Celery's takes over what another worker has revoked."""
+    return {"revoked": [], "clock": state.app.clock.forward()}
 
 
 def unforeseen(what: str, error: BaseException) -> str:

@@ -14,9 +14,9 @@ from inspect import signature
 from typing import Any
 
 from celery.app.task import Context
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 
-from tasks.celery_tasks import ETA_HEADER
+from tasks.by_name import ETA_HEADER, EXPIRES_HEADER
 from tasks.durations import iso, parse_time
 from tasks.text import shown
 from worker.message_callbacks import check_signatures
@@ -55,15 +55,15 @@ def check_message(raw: Any, queue: str) -> dict[str, Any]:
     """The message as kombu and Celery can take it; raises `RefusedMessage`.
 
     raw: the envelope of kombu's virtual transports, out of its JSON. queue: where it lay. What comes back has its
-    `eta` as the header `janitor_eta`, so that Celery holds it in no timer; a body that is not compressed; and
-    `queue` as the place to which it is given back, whatever the sender wrote there.
+    `eta` and `expires` in headers of ours, so that Celery holds it in no timer and ends no repetition; a body that
+    is not compressed; and `queue` as the place to which it is given back, whatever the sender wrote there.
     """
     envelope = ENVELOPE.check(raw, "the message")
     properties = PROPERTIES.check(envelope.get("properties"), "properties")
     headers = _checked_headers(envelope.get("headers"))
     body = _body(envelope, properties.get("body_encoding"), headers.pop("compression", None))
     _check_parts(body, headers["task"])
-    _move_eta(headers)
+    _move_times(headers)
     place = properties.get("delivery_info") or {}
     # Without an exchange, it goes back to the queue by name: a forged one would lead to another key.
     back = {"exchange": "", "routing_key": queue, "redelivered": bool(place.get("redelivered"))}
@@ -112,6 +112,11 @@ def _check_parts(body: bytes, task: str) -> None:
     parts = _from_json(body, "the body")
     if not BODY.fits(parts):
         raise RefusedMessage(f"the body is {shown(parts)}: give {BODY.words}, as Celery's message protocol 2 does")
+    # What runs the callbacks is our own encoding of them, which escapes what is not ASCII.
+    if len(body) > MOST_BODY // 8 and len(dumps(parts)) > MOST_BODY:
+        raise RefusedMessage(
+            f"the body has more than {MOST_BODY:,} bytes if it is written in ASCII: send smaller parts"
+        )
     arguments, options, embedded = parts
     if task in _ARGUMENTS:
         try:
@@ -134,14 +139,15 @@ def _decompressed(body: bytes, compression: str) -> bytes:
     return plain
 
 
-def _move_eta(headers: dict[str, Any]) -> None:
+def _move_times(headers: dict[str, Any]) -> None:
     eta, deferred = headers.pop("eta", None), headers.pop(ETA_HEADER, None)
     if eta or deferred:
         if headers["task"] not in DEFERRABLE:
             raise RefusedMessage(f"{headers['task']} takes no eta or countdown: send it when it is to happen")
         headers[ETA_HEADER] = iso(parse_time(eta or deferred))
-    if headers.get("expires"):
-        headers["expires"] = iso(parse_time(headers["expires"]))
+    expires = headers.pop("expires", None) or headers.pop(EXPIRES_HEADER, None)
+    if expires:
+        headers[EXPIRES_HEADER if headers["task"] in DEFERRABLE else "expires"] = iso(parse_time(expires))
 
 
 def _from_json(data: bytes, what: str) -> Any:

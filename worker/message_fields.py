@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from types import UnionType
 from typing import Any, NamedTuple
 
-from tasks.celery_tasks import ETA_HEADER, ROUTES
+from tasks.by_name import ETA_HEADER, EXPIRES_HEADER
+from tasks.celery_tasks import ROUTES
 from tasks.durations import ACCEPTED_TIME, parse_time
 from tasks.ledger.dead_letters import SEEN_HEADER
 from tasks.text import is_line, shown
@@ -95,9 +96,9 @@ PROPERTIES = Fields("the property", {
 HEADERS = Fields("the header", {
     "task": NAME, "id": ID, "root_id": ID, "parent_id": ID, "group": ID, "group_index": COUNT, "shadow": NAME,
     "lang": TEXT, "meth": TEXT, "origin": TEXT, "argsrepr": TEXT, "kwargsrepr": TEXT,
-    "eta": TIME, ETA_HEADER: TIME, SEEN_HEADER: TIME, "expires": TIME, "retries": COUNT,
-    "timelimit": LIMITS, "ignore_result": FLAG, "replaced_task_nesting": COUNT, "stamped_headers": WORDS,
-    "stamps": OBJECT, "headers": OBJECT, "redelivered": FLAG, "compression": TEXT,
+    "eta": TIME, ETA_HEADER: TIME, SEEN_HEADER: TIME, "expires": TIME, EXPIRES_HEADER: TIME,
+    "retries": COUNT, "timelimit": LIMITS, "ignore_result": FLAG, "replaced_task_nesting": COUNT,
+    "stamped_headers": WORDS, "stamps": OBJECT, "headers": OBJECT, "redelivered": FLAG, "compression": TEXT,
 }, needed=("task", "id"))  # fmt: skip
 EMBEDDED = Fields(
     "the option", {"callbacks": LIST, "errbacks": LIST, "chain": LIST, "chord": OBJECT}, only=True

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -225,6 +226,14 @@ def test_a_request_that_expires_before_it_is_read_is_never_accepted(app, api, en
 
 def test_expires_holds_only_until_a_request_is_accepted(app, finetune):
     result = app.send_task("finetunes.delete", [finetune], {"delay_seconds": 3}, queue="deletions", expires=2)
+    assert result.get(timeout=60)["state"] == "deleted"
+
+
+def test_an_accepted_request_that_comes_again_after_its_time_does_not_expire(app, finetune):
+    ask = partial(app.send_task, "finetunes.delete", [finetune], {"delay_seconds": 3}, queue="deletions")
+    result = ask()
+    wait_until_read(app)
+    ask(task_id=result.id, expires=-1)
     assert result.get(timeout=60)["state"] == "deleted"
 
 

@@ -16,8 +16,9 @@ from kombu.utils.json import dumps, loads
 from structlog.testing import capture_logs
 
 from tasks import celery_tasks
-from tasks.by_name import by_name, by_name_many, callbacks_of
-from tasks.celery_tasks import AGAIN_HEADER, ETA_HEADER, wake, write_results
+from tasks.by_name import ETA_HEADER, EXPIRES_HEADER, by_name, by_name_many, callbacks_of
+from tasks.celery_tasks import AGAIN_HEADER, wake, write_results
+from tasks.durations import iso
 from tasks.errors import IdConflict, InvalidRequest, LedgerRefused, LedgerUnavailable
 from tasks.intake import BULK, Intake
 from tasks.ledger.dead_letters import SEEN_HEADER, list_dead_letters, requeue_dead_letters
@@ -339,6 +340,23 @@ def test_many_answer_with_their_ids_and_wake_a_runner(worker):
     assert (worker.woken, worker.runners.started) == (["default"], [])
 
 
+@pytest.mark.parametrize("task", ["delete", "delete_many"])
+def test_a_request_that_expired_is_not_accepted_and_one_that_was_accepted_does_not_expire(worker, task):
+    given, expired = (
+        ("a" if task == "delete" else ["a"]),
+        {EXPIRES_HEADER: iso(datetime.now(UTC) - timedelta(hours=1))},
+    )
+    # Given a request that comes after its time, then it is not accepted.
+    worker.send(task, given, id="late", headers=expired)
+    assert (worker.result("late")[0], list_deletions(worker.ledger, Filter())[0]) == (states.REVOKED, [])
+    # Given one that was accepted in time, when it comes again after it, then nothing changes.
+    worker.send(task, given)
+    before = worker.result()
+    worker.send(task, given, headers=expired)
+    assert worker.result() == before
+    assert len(list_deletions(worker.ledger, Filter())[0]) == 1
+
+
 def test_a_cancel_answers_and_has_the_result_of_the_deletion_written(worker):
     worker.send("delete", "a", id="d1")
     worker.send("cancel", "d1", id="c1")
@@ -402,8 +420,8 @@ def test_a_request_that_redis_refused_is_kept_as_a_message_that_can_be_sent_agai
 
     worker.ledger.accept = fails
     link = {"task": "theirs.note", "args": [], "kwargs": {"at": NOW}, "options": {"queue": "theirs"}}
-    message = {"callbacks": [link], "root_id": "r1", "group": "g1", "expires": "2030-01-01T00:00:00.000Z"}
-    ours = {ETA_HEADER: "2026-03-01T13:00:00.000Z", "traceparent": "x"}
+    message = {"callbacks": [link], "root_id": "r1", "group": "g1", "expires": None}
+    ours = {ETA_HEADER: "2026-03-01T13:00:00.000Z", EXPIRES_HEADER: "2030-01-01T00:00:00.000Z", "traceparent": "x"}
     worker.send("delete", "a", reason="trial", headers=ours, message=message)
     (letter,) = list_dead_letters(worker.ledger)
     # When its letter is sent again
@@ -417,7 +435,7 @@ def test_a_request_that_redis_refused_is_kept_as_a_message_that_can_be_sent_agai
         {"callbacks": [link], "errbacks": None, "chain": None, "chord": None},
     ]
     wanted = {"task": "finetunes.delete", "id": "t1", "root_id": "r1", "group": "g1", SEEN_HEADER: letter.at}
-    wanted |= {"expires": message["expires"]} | ours
+    wanted |= ours
     assert {name: value for name, value in again["headers"].items() if value} == wanted
 
 
