@@ -30,7 +30,7 @@ from worker import redis_url
 from worker.kombu_transport import install
 from worker.lifecycle import follow, slots
 from worker.message_fields import QUEUES, TASKS
-from worker.settings import Account, Settings, terms
+from worker.settings import Account, Settings, SettingsError, terms
 
 _PREFORK = re.compile(r" (-P ?|--pool[ =])prefork\b")  # the option of `celery worker`
 Reader = TypeVar("Reader", bound=BflReader)
@@ -57,6 +57,13 @@ class App(Celery):
         url = self.callbacks_url or ""
         place, options = redis_url.celery_url(url), redis_url.celery_options(url)
         return self.connection_for_write(place, transport_options=options)
+
+
+# Celery reads them before any setting of an application.
+_CELERYS_OWN = frozenset({
+    "CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND",
+    "CELERY_CONFIG_MODULE",
+})  # fmt: skip
 
 
 @dataclass
@@ -117,8 +124,13 @@ class Services:
 
 
 def create_app(settings: Settings, url: str | None = None) -> Celery:
-    """A Celery app for workers, beat and producers; raises `LedgerUnavailable` if no Redis is named."""
+    """A Celery app for workers, beat and producers; raises `LedgerUnavailable` if no Redis is named.
+
+    Raises `SettingsError` if a variable of Celery's own would name another one.
+    """
     url = url or redis_url.redis_url(settings)
+    for name in _CELERYS_OWN & os.environ.keys():
+        raise SettingsError(f"{name} is set, and Celery would prefer it to REDIS_URL: unset it for the janitor")
     install()
     place = redis_url.celery_url(url)
     app = App("finetunes", broker=place, backend=place, set_as_current=False)

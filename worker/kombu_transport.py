@@ -7,6 +7,7 @@ As it comes, kombu 5.7 ends the worker on an envelope that it cannot read, and l
   message comes again after the visibility timeout, and a repeated request changes nothing.
 - A message that Redis is too full to note in `unacked` goes back to its queue; kombu has popped it and forgets it.
 - A server that is no longer the master is left (`worker.redis_url.following`), by the result backend too.
+- A callback that could not be published makes no failure of its deletion.
 - Celery's `revoke` is refused: it would write a final result while the deletion goes on, and drop its callbacks.
 """
 
@@ -27,6 +28,9 @@ from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps
 from redis.exceptions import RedisError, ResponseError
 
+from tasks.by_name import header
+from tasks.celery_tasks import AGAIN_HEADER
+from tasks.errors import DeletionNotDone
 from tasks.ledger import dead_letters
 from tasks.text import one_line
 from worker.message_check import check_message, read
@@ -209,6 +213,14 @@ class Backend(RedisBackend):
         super().__init__(*arguments, **options)
         base = self.connparams.get("connection_class", redis.Connection)
         self.connparams["connection_class"] = following(base, self._drop_idle)
+
+    def mark_as_failure(  # type: ignore[override] # what is not named is passed on
+        self, task_id: str, exc: Any, traceback: Any = None, request: Any = None, **more: Any
+    ) -> Any:
+        """Not if only a callback could not be published: the next try does that, a minute later."""
+        if request and header(request, AGAIN_HEADER) and not isinstance(exc, DeletionNotDone):
+            return None
+        return super().mark_as_failure(task_id, exc, traceback, request, **more)
 
     def _drop_idle(self) -> None:
         self.client.connection_pool.disconnect(inuse_connections=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import _thread
+import os
 import sys
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,7 +25,7 @@ from worker.doctor.settings import check_policies
 from worker.health import Heart
 from worker.kombu_transport import set_aside, unforeseen
 from worker.logs import configure as configure_logs
-from worker.settings import Settings, SettingsError, require_accounts
+from worker.settings import Settings, SettingsError, require_accounts, unused_urls
 from worker.thread_pool import SlotWatch, TaskPool
 
 if TYPE_CHECKING:
@@ -110,6 +111,8 @@ def _check_worker(services: Services, *, instance: Any, **_: Any) -> None:
             f" out, or give {slots(settings)} or more, so that requests are accepted while all threads are busy"
         )
     check_policies(settings)
+    if unused := unused_urls(os.environ, settings.accounts):
+        log.warning("settings.unused", variables=unused)
     _check_redis(services, strict=settings.strict)
     _check_schema(services.ledger)
     services.cleaner  # noqa: B018 -- made here, before any thread asks for it

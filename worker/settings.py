@@ -174,17 +174,34 @@ def read_accounts(environ: Mapping[str, str], *, allow_api_url: bool = False) ->
         if match is None or not environ[variable].strip():
             continue
         name = (match["name"] or DEFAULT_ACCOUNT).lower()
+        if name.endswith("_file"):
+            raise SettingsError(f"{variable} is not a setting: did you mean BFL_API_KEY_FILE_{name[:-5].upper()}?")
         if name == "file" or not is_account(name):
             raise SettingsError(f"{variable} names the account {name!r}: give letters, digits and _, at most 40")
         if name in accounts:
             raise SettingsError(f"{variable} and another variable both give the key of account {name!r}: keep one")
-        wanted = "BFL_API_URL" + (f"_{name.upper()}" if match["name"] else "")
-        url_variable = next((one for one in environ if one.upper() == wanted), wanted)
-        url = environ.get(url_variable, "").strip() or DEFAULT_API_URL
+        url_variable, url = _url_of(name, environ)
         key = _read_key(variable, environ[variable], is_file=bool(match["file"]))
         url = _checked_url(url_variable, url, allow_any=allow_api_url)
         accounts[name] = Account(name, key, variable, url, url_variable)
     return accounts
+
+
+def unused_urls(environ: Mapping[str, str], accounts: Mapping[str, Account]) -> list[str]:
+    """The variables that name a base URL, of which no account here makes use; none if there are no accounts."""
+    used = {account.url_variable for account in accounts.values()}
+    urls = (name for name, value in environ.items() if name.upper().startswith("BFL_API_URL") and value.strip())
+    return sorted(name for name in urls if accounts and name not in used)
+
+
+def _url_of(account: str, environ: Mapping[str, str]) -> tuple[str, str]:
+    """The base URL of an account, after the variable that names it."""
+    wanted = [f"BFL_API_URL_{account.upper()}", *(["BFL_API_URL"] if account == DEFAULT_ACCOUNT else [])]
+    given = [name for name in environ if name.upper() in wanted and environ[name].strip()]
+    if len(given) > 1:
+        raise SettingsError(f"{given[0]} and {given[1]} both give the URL of account {account!r}: keep one")
+    variable = given[0] if given else wanted[-1]
+    return variable, environ.get(variable, "").strip() or DEFAULT_API_URL
 
 
 def read_text(variable: str, file: str | Path) -> str:

@@ -86,7 +86,7 @@ class BflReader:
         if not (key.isascii() and key.isprintable() and key == key.strip()):
             why = "has a space at an end, or characters that are not ASCII"
             raise ValueError(f"the API key for {self.host} {why}")
-        self.vantage = f"{self.host} {hashlib.sha256(key.encode()).hexdigest()[:8]}"
+        self.vantage = f"{self.host}{urlsplit(self._url).path} {hashlib.sha256(key.encode()).hexdigest()[:8]}"
         self._key = key
         self._where = f"{self.host} (set {url_variable} to use another host)"
         self._transport = Transport(self._url, timeouts or Timeouts(), ca_bundle)

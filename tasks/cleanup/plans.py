@@ -25,7 +25,7 @@ from tasks.records import MAX_TEXT_LENGTH, Deletion, NewRequest, Plain, State, f
 
 APPLY_WITHIN = timedelta(hours=24)
 _WITHDRAWN = "withdrawn by "
-_CLOCKS_DIFFER = timedelta(minutes=5)  # at most: Redis's, and that of who applies a plan
+CLOCKS_DIFFER = timedelta(minutes=5)  # at most: Redis's when a plan is made, and when it is applied
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Plan(Plain):
     """What a policy would do with each finetune of its account.
 
     policy_digest: of the policy as it was then. created_at: when its survey began. blocked: why it must not be
-    applied. applied_at: when its first deletions were asked for. warnings: what may be mistyped in the policy.
+    applied. applied_at: when apply began. warnings: what may be mistyped in the policy.
     needs_use: whether the policy asks for use. max_percent: of the policy.
     """
 
@@ -157,7 +157,7 @@ def check_plan(
             "make a new plan with `janitor cleanup plan`, or give the file that made it with --file"
         )
     age, again = now - plan.created_at, f"`janitor cleanup plan --policy {plan.policy}` makes a new one"
-    if age < -_CLOCKS_DIFFER:
+    if age < -CLOCKS_DIFFER:
         # Its ages are too great, and it would stay fresh for too long.
         raise PlanRefused(f"plan {plan.id} is of {iso(plan.created_at)}, and it is {iso(now)}: {again}")
     if age > APPLY_WITHIN:
@@ -190,9 +190,9 @@ def apply_plan(
         if why := _blocked_by_now(ledger, plan):
             done = f"{start} of its {len(requests)} deletions were asked for"
             raise PlanRefused(f"plan {plan.id} was blocked meanwhile, {done}: {why}")
-        accepted += intake.accept(requests[start : start + BATCH], act=act)
-        # With the first part, so that one that dies after it is not told as not applied, and can be completed.
+        # First, so that one that dies after its first part is not told as not applied.
         ledger.redis.hsetnx(ledger.keys.plan(plan.id), "applied_at", str(ledger.now_ms()))
+        accepted += intake.accept(requests[start : start + BATCH], act=act)
     deletions = get_many(ledger, [request.id for request in requests])
     return [_applied(*one) for one in zip(requests, accepted, deletions, strict=True)]
 

@@ -127,8 +127,11 @@ class Cleaner(Surveyor):
             window = last_window(policy.schedule, now)
             # Without its key the run is left to others. Until one makes it, it is overdue.
             if self._is_due(policy, window) and policy.account in self.readers:
+                before = redis.hget(keys.policy_runs, policy.name)
                 self._run(policy, window, now, read)
-                redis.hset(keys.policy_runs, policy.name, noted(policy, window))
+                # If it stood still for longer than its lease, another process may have made a later run.
+                if redis.hget(keys.policy_runs, policy.name) == before:
+                    redis.hset(keys.policy_runs, policy.name, noted(policy, window))
         finally:
             if redis.get(lease) == ours:
                 redis.delete(lease)

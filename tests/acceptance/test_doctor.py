@@ -109,6 +109,10 @@ def policies_that_are_not_there(env, **_):
     env["JANITOR_POLICY_FILE"] = "/nope"
 
 
+def url_of_nobody(env, **_):
+    env["BFL_API_URL_EMEE"] = "https://api.eu.bfl.ai"
+
+
 def callbacks_by_http(env, **_):
     env["JANITOR_CALLBACKS_URL"] = "http://x"
 
@@ -261,6 +265,7 @@ FAULTS = [
     (wrong_key_in_a_file, 1, "api default", "error", "the key is refused: ", "correct BFL_API_KEY_FILE"),
     (key_with_a_space, 1, "settings", "error", "BFL_API_KEY must hold one key", "without spaces"),
     (policies_that_are_not_there, 1, "settings", "error", "JANITOR_POLICY_FILE: /nope", "cannot be read"),
+    (url_of_nobody, 0, "settings", "warning", "no account here uses BFL_API_URL_EMEE", "correct the name"),
     (callbacks_by_http, 1, "settings", "error", "JANITOR_CALLBACKS_URL", "give redis://"),
     (tokens_that_are_none, 1, "settings", "error", "JANITOR_TOKENS_FILE", "`janitor tokens new NAME`"),
     (dead_host, 3, "api default", "unreachable", "refused", "test another one with BFL_API_URL"),

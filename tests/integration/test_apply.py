@@ -203,6 +203,29 @@ def test_a_retry_says_that_it_keeps_what_a_cleanup_would_keep(cleaner, ledger, c
     assert "kept: it is protected" in done.stdout
 
 
+def test_a_cancel_of_a_plan_finds_its_deletions_though_the_clock_was_set_back(cleaner, ledger, clocked, redis_url):
+    cleaner.plan(OLD)
+    clocked.after(hours=1)
+    plan = cleaner.plan(OLD)
+    clocked.after(minutes=-2)
+    assert len(applied(cleaner, plan)) == 2
+    done = janitor_here({"REDIS_URL": redis_url}, "cancel", "--plan", plan.id)
+    assert "the plan is withdrawn; 2 of its 2 deletions have not ended\n" in done.stderr
+
+
+def test_a_plan_whose_apply_dies_at_once_is_not_told_as_not_applied(cleaner, ledger, monkeypatch):
+    plan, accept = cleaner.plan(OLD), ledger.accept
+
+    def accept_and_die(*given, **more):
+        accept(*given, **more)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ledger, "accept", accept_and_die)
+    with pytest.raises(KeyboardInterrupt):
+        applied(cleaner, plan)
+    assert get_plan(ledger, plan.id).applied_at
+
+
 def test_a_plan_that_was_withdrawn_asks_for_nothing_more(cleaner, ledger, api, monkeypatch):
     # Given a plan whose apply writes one deletion at a time, and a person who says no after the first one,
     monkeypatch.setattr(plans, "BATCH", 1)

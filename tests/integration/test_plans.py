@@ -209,7 +209,7 @@ def test_a_full_redis_still_shows_plans_and_finetunes(cleaner, ledger):
         assert get_plan(ledger, plan.id) == plan
         assert list_plans(ledger) == [replace(plan, items=())]
         assert load(ledger, "default").seen.keys() == set("abcdef")
-        with pytest.raises(errors.LedgerUnavailable, match="of memory left"):
+        with pytest.raises(errors.LedgerUnavailable, match="Redis is full"):
             applied(cleaner, plan)
     finally:
         ledger.redis.config_set("maxmemory", 0)

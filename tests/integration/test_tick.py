@@ -215,6 +215,24 @@ def test_a_run_that_another_worker_is_making_is_left_to_it(ledger, api, clocked,
     assert len(lists) == 1
 
 
+def test_a_run_that_stood_still_does_not_undo_the_note_of_a_later_one(ledger, api, clocked, monkeypatch):
+    tick(ledger, api, [DAILY])
+    due, lists, listed = next_window(clocked), [], BflReader.my_finetunes
+
+    def list_a_day_later(reader):
+        lists.append(reader)
+        if len(lists) == 1:  # its lease has ended, and another worker makes the next run
+            due.redis.delete(due.keys.policy_lease(DAILY.name))
+            tick(next_window(clocked), api, [DAILY])
+        return listed(reader)
+
+    monkeypatch.setattr(BflReader, "my_finetunes", list_a_day_later)
+    tick(due, api, [DAILY])
+    # Given a run that goes on after a later one, then the later one is not made again.
+    tick(due, api, [DAILY])
+    assert len(lists) == 2
+
+
 def test_plan_mode_asks_for_nothing_and_apply_mode_for_the_plan(ledger, api, clocked):
     both = [DAILY, replace(DAILY, name="apply", mode="apply")]
     tick(ledger, api, both)

@@ -80,12 +80,12 @@ def test_a_delete_is_sent_as_the_contract_says(wire):
     assert answer == module.Answer("success", "gone", "2026-03-01", http_status=200, seconds=0.5)
 
 
-def test_a_vantage_is_the_host_and_a_tag_of_the_key():
+def test_a_vantage_is_the_host_and_path_and_a_tag_of_the_key():
     one, other = client(url="https://API.bfl.ai/"), client("another-key")
     assert one.host == other.host == "api.bfl.ai"
     assert one.vantage == "api.bfl.ai 4de62712"
     assert one.vantage != other.vantage
-    assert client(url="http://user:pass@127.0.0.1:8000/prefix").vantage == "127.0.0.1:8000 4de62712"
+    assert client(url="http://user:pass@127.0.0.1:8000/prefix").vantage == "127.0.0.1:8000/prefix 4de62712"
     assert KEY not in repr(one) + one.vantage
     assert "pass" not in repr(client(url="http://user:pass@127.0.0.1"))
 

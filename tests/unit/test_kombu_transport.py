@@ -14,17 +14,22 @@ from typing import Any
 import pytest
 import redis
 from celery import Celery, chain, chord, group, signature
+from celery.app.task import Context
 from celery.app.trace import build_tracer, reset_worker_optimizations, setup_worker_optimizations
+from celery.backends.redis import RedisBackend
 from celery.worker import state
 from celery.worker.strategy import default
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kombu.exceptions import OperationalError
 from kombu.transport import virtual
 from kombu.transport.virtual.base import Base64, Message
 from kombu.utils.json import dumps
 
+from tasks.celery_tasks import AGAIN_HEADER
+from tasks.errors import DeletionNotDone
 from tasks.ledger.keys import TEMPLATES
-from worker.kombu_transport import Unacknowledged
+from worker.kombu_transport import Backend, Unacknowledged
 from worker.message_check import MOST_BODY, MOST_BYTES, check_message, read
 from worker.message_fields import TASKS, RefusedMessage
 
@@ -499,3 +504,16 @@ def test_an_acknowledgement_that_redis_does_not_answer_frees_its_slot(settle):
     # Then the next message can come
     assert qos.can_consume()
     qos._on_collect.cancel()
+
+
+def test_a_callback_that_could_not_be_published_makes_no_failure_of_its_deletion(monkeypatch):
+    told = []
+    monkeypatch.setattr(RedisBackend, "mark_as_failure", lambda _, id_, *__, **___: told.append(id_))
+    backend = object.__new__(Backend)
+    for id_, error, headers in [
+        ("ours", OperationalError("not now"), {AGAIN_HEADER: "nonce"}),
+        ("theirs", OperationalError("not now"), {}),
+        ("ended", DeletionNotDone({}), {AGAIN_HEADER: "nonce"}),
+    ]:  # fmt: skip
+        backend.mark_as_failure(id_, error, request=Context(headers=headers))
+    assert told == ["theirs", "ended"]

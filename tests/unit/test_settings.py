@@ -6,7 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from worker.settings import DEFAULT_API_URL, Account, SettingsError, load_settings, read_accounts, terms
+from worker.app import create_app
+from worker.settings import (
+    DEFAULT_API_URL,
+    Account,
+    SettingsError,
+    load_settings,
+    read_accounts,
+    terms,
+    unused_urls,
+)
 
 KEY, OTHER_KEY = "5ecret-key", "0ther-key"
 
@@ -214,3 +223,38 @@ def test_a_moment_without_reports_of_use_counts_until_the_look_after_the_next(ev
     monkeypatch.setenv("JANITOR_MAINTENANCE_EVERY", every)
     found = terms(load_settings())
     assert found.reports_clear_for == timedelta(seconds=counts_for)
+
+
+def test_the_url_of_the_default_account_has_two_spellings():
+    for key in ("BFL_API_KEY", "BFL_API_KEY_DEFAULT"):
+        for url in ("BFL_API_URL", "BFL_API_URL_DEFAULT"):
+            accounts = read_accounts({key: KEY, url: "https://api.eu.bfl.ai"})
+            assert (accounts["default"].url, accounts["default"].url_variable) == ("https://api.eu.bfl.ai", url)
+    both = {
+        "BFL_API_KEY": KEY,
+        "BFL_API_URL": "https://api.eu.bfl.ai",
+        "BFL_API_URL_DEFAULT": "https://api.bfl.ai",
+    }
+    assert "both give the URL of account 'default': keep one" in refused(read_accounts, both)
+
+
+def test_a_url_that_no_account_uses_is_found_where_there_are_keys():
+    urls = {
+        "BFL_API_URL_EMEE": "https://api.eu.bfl.ai",
+        "BFL_API_URL": "http://127.0.0.1:8899",
+        "BFL_API_URL_X": "",
+    }
+    environ = {"BFL_API_KEY_EMEA": KEY, **urls}
+    assert unused_urls(environ, read_accounts(environ)) == ["BFL_API_URL", "BFL_API_URL_EMEE"]
+    assert unused_urls(urls, read_accounts(urls)) == []
+
+
+def test_the_name_of_an_account_comes_after_file():
+    assert "did you mean BFL_API_KEY_FILE_EU?" in refused(read_accounts, {"BFL_API_KEY_EU_FILE": "/run/key"})
+
+
+@pytest.mark.parametrize("name", ["CELERY_BROKER_URL", "CELERY_RESULT_BACKEND", "CELERY_CONFIG_MODULE"])
+def test_a_variable_that_celery_would_prefer_is_refused(environ, monkeypatch, name):
+    environ(REDIS_URL="redis://localhost:1")
+    monkeypatch.setenv(name, "redis://elsewhere:1")
+    assert f"{name} is set, and Celery would prefer it to REDIS_URL" in refused(create_app, load_settings())

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import click
 
-from tasks.cleanup.plans import get_plan, withdraw
+from tasks.cleanup.plans import CLOCKS_DIFFER, get_plan, withdraw
 from tasks.errors import InvalidRequest
 from tasks.intake import BULK
 from tasks.ledger import Ledger
@@ -277,7 +277,8 @@ def _of_plan(ledger: Ledger, plan_id: str, act: Act) -> list[Found]:
         return []
     # First: an apply may be under way, and a crashed one is made again.
     withdraw(ledger, plan, act)
-    where = Filter(account=plan.account, states=tuple(UNFINISHED), since=plan.created_at)  # none is older than it
+    since = plan.created_at - CLOCKS_DIFFER  # none is older
+    where = Filter(account=plan.account, states=tuple(UNFINISHED), since=since)
     listed, _ = list_deletions(ledger, where, limit=sys.maxsize)
     found = [Found(one.id) for one in listed if one.source == f"cleanup:{plan.id}"]
     note(f"the plan is withdrawn; {len(found)} of its {plan.deletions} deletions have not ended")
