@@ -1,5 +1,6 @@
 """The Celery app: standard Celery, each unusual setting with its reason."""
 
+import hashlib
 import os
 import re
 import socket
@@ -116,11 +117,17 @@ class Services:
         entry = partial(
             worker_entry, f"{socket.gethostname()}:{os.getpid()}", version("finetune-janitor"),
             accounts=self.settings.accounts,
+            urls=[f"{name}:{hash_of(one.url)}" for name, one in self.settings.accounts.items()],
             # What `-Q` and `-X` left; queues of other applications are not noted.
             queues=set(QUEUES) & set(self.app.amqp.queues.consume_from),
         )  # fmt: skip
         file = self.settings.policy_file
         return (lambda stuck: entry(stuck, policies=[digest_of(file)])) if file else entry
+
+
+def hash_of(url: str) -> str:
+    """Tells base URLs apart, in a worker's entry."""
+    return hashlib.sha256(url.lower().encode()).hexdigest()[:8]
 
 
 def create_app(settings: Settings, url: str | None = None) -> Celery:

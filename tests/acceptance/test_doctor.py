@@ -201,6 +201,13 @@ def unreadable_policies(ledger, **_):
     policies_of_workers(ledger, UNREADABLE, UNREADABLE)
 
 
+def other_urls(ledger, **_):
+    for name, tag in (("two", "11d1"), ("three", "22d2")):
+        ledger.housekeep(
+            [worker_entry(f"{name}:2", VERSION, urls=[f"emea:{tag}", "default:33f3"])], alive_for=EVER
+        )
+
+
 def policies_of_workers(ledger, *digests):
     for name, digest in zip(("two", "three"), digests, strict=True):
         ledger.housekeep([worker_entry(f"{name}:2", VERSION, policies=[digest])], alive_for=EVER)
@@ -285,6 +292,7 @@ FAULTS = [
     (review, 1, "reviews", "error", "another finetune was named", "`janitor list --open-reviews`"),
     (another_version, 0, "workers", "warning", "two:2 0.0.1", "bring all to one version"),
     (other_policies, 1, "workers", "error", "their policies differ", "JANITOR_POLICY_FILE"),
+    (other_urls, 1, "workers", "error", "different base URLs for account emea", "the same BFL_API_URL"),
     (unreadable_policies, 1, "workers", "error", "cannot read its policies", "`janitor cleanup check`"),
     (no_beat, 0, "beat", "warning", "no beat is seen", "`janitor beat`"),
     (silent_beat, 0, "beat", "warning", "10m old", "`janitor beat`"),
@@ -330,7 +338,10 @@ def test_a_worker_tells_which_queues_and_accounts_it_has(env, store, ledger, tmp
         code, found = findings(env)
     # then doctor knows that nobody reads that.
     facts = {"queues": "deletions", "accounts": "billing,default", "policies": digest_of(policies)}
-    assert (seen.facts, seen.version) == (facts, VERSION)
+    urls = dict(one.split(":") for one in seen.facts["urls"].split(","))
+    assert (seen.facts, seen.version) == (facts | {"urls": seen.facts["urls"]}, VERSION)
+    assert sorted(urls) == ["billing", "default"]
+    assert urls["billing"] != urls["default"], "one of them has no URL of its own"
     assert (code, found["messages"]["level"]) == (1, "error")
     assert "no worker reads touches and wakeups" in found["messages"]["message"]
 

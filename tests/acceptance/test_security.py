@@ -188,6 +188,7 @@ FORBIDDEN: dict[str, list[tuple[Any, ...]]] = {
         ("GET", "janitor:2:schema"), ("SMEMBERS", "janitor:2:accounts"), ("LPUSH", "janitor:2:dead-letters", "x"),
         ("RPOP", "deletions"), ("LRANGE", "deletions", 0, -1), ("LPUSH", "wakeups", "x"), ("KEYS", "*"),
         ("SCAN", 0), ("SET", "celery-task-meta-some-id", "x"), ("DEL", "celery-task-meta-some-id"),
+        ("LPUSH", "celery-task-meta-some-id", "x"), ("SADD", "celery-task-meta-some-id", "x"),
         ("EVAL", "return 1", 0), ("CONFIG", "GET", "*"), ("CONFIG", "SET", "appendonly", "no"), ("FLUSHALL",),
         ("PUBLISH", "celery-task-meta-x", "x"), ("PUBLISH", "/0.celery.pidbox", "x"), ("CLIENT", "LIST"),
         ("SADD", "_kombu.binding.reply.celery.pidbox", "x"), ("SUBSCRIBE", "/0.celery.pidbox"), ("ACL", "LIST"),
