@@ -71,12 +71,12 @@ class SlotWatch:
         What is late at one look only is not counted: it may have waited for Redis, or the process stood still.
         """
         now = self.clock()
-        started = {request: since for request, since in [*self.running.items()] if request.name != _UNBOUNDED}
+        started = {request: since for request, since in [*self.running.items()] if request.type != _UNBOUNDED}
         late = [one for one, since in started.items() if now - since > self.longest.total_seconds()]
         self._late = {one: self._late.get(one, now) for one in late}
         stuck = {one for one, seen in self._late.items() if now - seen >= _SURE_AFTER_SECONDS}
         for one in stuck - self._told:
-            log.error("slot.stuck", task=one.name, id=one.id, seconds=round(now - started[one]))
+            log.error("slot.stuck", task=one.type, id=one.id, seconds=round(now - started[one]))
         self._told = stuck
         return len(stuck)
 
@@ -85,7 +85,7 @@ def _release(request: Any, future: Future[None]) -> None:
     error = None if future.cancelled() else future.exception()
     if error is None:
         return
-    log.error("task.not_finished", task=request.name, id=request.id, exc_info=error)
+    log.error("task.not_finished", task=request.type, id=request.id, exc_info=error)
     try:
         if not request.acknowledged:
             _settle(request, error)

@@ -13,8 +13,9 @@ from worker.thread_pool import SlotWatch
 class Request:
     """As Celery's, hashable by what it is."""
 
-    name: str
+    type: str
     id: str = "some-id"
+    name: str = "finetunes.tick"  # what its sender calls it in the header `shadow`
 
 
 class Slots:
