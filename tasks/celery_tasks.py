@@ -212,10 +212,10 @@ def _write_result(app: Celery, ledger: Ledger, id_: str) -> None:
         if callbacks := ledger.callbacks(id_):
             _run_callbacks(app, ledger, deletion, callbacks)
             return
-    _written(app, ledger, id_, deletion.state if deletion else None)
+    _note_written(app, ledger, id_, deletion.state if deletion else None)
 
 
-def _written(app: Celery, ledger: Ledger, id_: str, state: str | None, **more: bool) -> None:
+def _note_written(app: Celery, ledger: Ledger, id_: str, state: str | None, **more: bool) -> None:
     """Note that a result is. state: what it says; it is written again if the record says something else by now."""
     if ledger.result_written(id_, **more) != state:  # Celery's backend never takes a SUCCESS back
         write_results(app, ledger, [id_])
@@ -241,7 +241,7 @@ def _run_callbacks(app: Celery, ledger: Ledger, deletion: Deletion, callbacks: d
 def _callbacks_ran(app: Celery, ledger: Ledger, id_: str, status: str, result: Any) -> None:
     if status == states.SUCCESS or isinstance(result, DeletionNotDone):
         record = result.args[0] if isinstance(result, DeletionNotDone) else result
-        _written(app, ledger, id_, record["state"], callbacks_ran=True)
+        _note_written(app, ledger, id_, record["state"], callbacks_ran=True)
 
 
 def outcome(ledger: Ledger, id_: str) -> dict[str, Any]:

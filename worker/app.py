@@ -61,10 +61,10 @@ class App(Celery):
 
 
 # Celery reads them before any setting of an application.
-_CELERYS_OWN = frozenset({
+_CELERYS_OWN = (
     "CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND",
     "CELERY_CONFIG_MODULE",
-})  # fmt: skip
+)  # fmt: skip
 
 
 @dataclass
@@ -117,7 +117,7 @@ class Services:
         entry = partial(
             worker_entry, f"{socket.gethostname()}:{os.getpid()}", version("finetune-janitor"),
             accounts=self.settings.accounts,
-            urls=[f"{name}:{hash_of(one.url)}" for name, one in self.settings.accounts.items()],
+            urls=[f"{name}:{_tag(one.url)}" for name, one in self.settings.accounts.items()],
             # What `-Q` and `-X` left; queues of other applications are not noted.
             queues=set(QUEUES) & set(self.app.amqp.queues.consume_from),
         )  # fmt: skip
@@ -125,8 +125,8 @@ class Services:
         return (lambda stuck: entry(stuck, policies=[digest_of(file)])) if file else entry
 
 
-def hash_of(url: str) -> str:
-    """Tells base URLs apart, in a worker's entry."""
+def _tag(url: str) -> str:
+    """Differs for base URLs that differ; a URL itself may not stand in a worker's entry."""
     return hashlib.sha256(url.lower().encode()).hexdigest()[:8]
 
 
@@ -136,7 +136,7 @@ def create_app(settings: Settings, url: str | None = None) -> Celery:
     Raises `SettingsError` if a variable of Celery's own would name another one.
     """
     url = url or redis_url.redis_url(settings)
-    for name in _CELERYS_OWN & os.environ.keys():
+    for name in filter(os.environ.get, _CELERYS_OWN):  # an empty one counts as not set, to Celery too
         raise SettingsError(f"{name} is set, and Celery would prefer it to REDIS_URL: unset it for the janitor")
     install()
     place = redis_url.celery_url(url)

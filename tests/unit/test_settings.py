@@ -3,6 +3,7 @@
 import os
 from datetime import timedelta
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -258,3 +259,8 @@ def test_a_variable_that_celery_would_prefer_is_refused(environ, monkeypatch, na
     environ(REDIS_URL="redis://localhost:1")
     monkeypatch.setenv(name, "redis://elsewhere:1")
     assert f"{name} is set, and Celery would prefer it to REDIS_URL" in refused(create_app, load_settings())
+    # An empty one is none: it goes on to what comes next.
+    monkeypatch.setenv(name, "")
+    monkeypatch.setattr("worker.app.install", Mock(side_effect=StopIteration))
+    with pytest.raises(StopIteration):
+        create_app(load_settings())

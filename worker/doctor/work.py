@@ -42,14 +42,14 @@ def _workers(workers: list[Worker], *, is_work: bool) -> Finding:
     shown = ", ".join(f"{one.name} {one.version}" for one in workers)
     policies = {one.facts.get("policies") for one in workers} - {None}
     urls = {url for one in workers for url in one.facts.get("urls", "").split(",") if url}
-    asked = [name for name, count in sorted(Counter(url.split(":")[0] for url in urls).items()) if count > 1]
+    ambiguous = [name for name, count in sorted(Counter(url.split(":")[0] for url in urls).items()) if count > 1]
     stuck = ", ".join(f"{one.name}: {one.facts['stuck']}" for one in workers if "stuck" in one.facts)
     return judged(
         "workers", f"worker processes: {shown}" if workers else "no worker is seen",
         (not workers, "error" if is_work else "warning", _START),
         (stuck, "error", f"tasks of some run far too long and keep their slots ({stuck}); see slot.stuck in the "
          "worker's log, and restart it"),
-        (asked, "error", f"they have different base URLs for account {', '.join(asked)}: give all the "
+        (ambiguous, "error", f"they have different base URLs for account {', '.join(ambiguous)}: give all the "
          "same BFL_API_URL"),
         (UNREADABLE in policies, "error", "one cannot read its policies, so scheduled cleanups may not run: "
          "`janitor cleanup check` there says why"),
